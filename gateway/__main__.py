@@ -1,0 +1,5 @@
+"""`python -m gateway` runs the service."""
+
+from gateway.server import main
+
+main()

@@ -1,0 +1,171 @@
+"""API: the routes. This table is the allow-list: what is not in it is 404 or 405, and the engine never sees it."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import __version__, schema
+from gateway.errors import BadRequest, InternalError, MethodNotAllowed, ModelNotFound, NotFound, StackError
+from gateway.exchange import Kind
+from gateway.health import Health
+from gateway.middleware import respond
+from gateway.pipeline import Pipeline
+from gateway.relay import ClientLeft, Relay
+from gateway.routing import Models
+from gateway.settings import Settings
+
+Relays = set[Relay]  # those running now
+
+_bearer = HTTPBearer(auto_error=False, description="One of STACK_API_KEYS.")  # for the schema; Pipeline decides
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schema.ErrorEnvelope, "description": text}
+    for status, text in {
+        400: "The request is wrong; `param` names the field.",
+        401: "No key, or one that isn't known.",
+        404: "No such model.",
+        413: "The body is too large.",
+        502: "The engine's reply can't be used.",
+        503: "The engine can't be reached, is loading its model, or has too much to do. See Retry-After.",
+        504: "The engine was too slow.",
+    }.items()
+}
+
+
+def add_routes(
+    app: FastAPI, settings: Settings, pipeline: Pipeline, models: Models, health: Health, relays: Relays
+) -> None:
+    """Give the app its routes and make every error leave as an OpenAI envelope."""
+
+    def relayed(path: str, kind: Kind, document: Callable[..., Any], answer: type, *, streams: bool) -> None:
+        """A route documented by `document`'s signature and served as a bare ASGI app.
+
+        FastAPI's own request handling would cost more CPU than the whole relay (ARCHITECTURE.md, "Decisions").
+        """
+        ok: dict[str, Any] = {"model": answer, "description": "The answer, the engine's own."}
+        if streams:
+            ok["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        route = APIRoute(
+            path,
+            document,
+            methods=["POST"],
+            response_model=None,
+            responses={200: ok, **_ERRORS},
+            dependencies=[Depends(_bearer)],
+            tags=["OpenAI"],
+        )
+        route.app = _relay_app(kind, pipeline, relays)
+        app.router.routes.append(route)
+
+    relayed("/v1/chat/completions", "chat", chat_completions, schema.ChatCompletion, streams=True)
+    relayed("/v1/completions", "completion", completions, schema.Completion, streams=True)
+    relayed("/v1/embeddings", "embedding", embeddings, schema.Embeddings, streams=False)
+
+    async def require_key(request: Request, _: Annotated[Any, Depends(_bearer)]) -> None:
+        pipeline.authenticate(dict(request.scope["headers"]))
+
+    keyed: dict[str, Any] = {"dependencies": [Depends(require_key)], "tags": ["OpenAI"]}
+
+    @app.get("/v1/models", responses={401: _ERRORS[401]}, **keyed)
+    async def list_models() -> schema.ModelList:
+        """Every model name that can be used here, aliases included."""
+        return schema.ModelList(data=[schema.Model(**entry) for entry in await models.entries()])
+
+    @app.get("/v1/models/{model:path}", responses={401: _ERRORS[401], 404: _ERRORS[404]}, **keyed)
+    async def get_model(model: str) -> schema.Model:
+        """One model. Its name may hold slashes and colons, escaped (`org%2Fname`) or not."""
+        for entry in await models.entries():
+            if entry["id"] == model:
+                return schema.Model(**entry)
+        raise ModelNotFound(f"The model '{model[:200]}' does not exist here.", param="model")
+
+    @app.get("/health", tags=["health"])
+    async def get_health() -> dict[str, str]:
+        """What this is. Cheap: the engine is not asked."""
+        return {
+            "status": "ok",
+            "backend": settings.llm_base_url,
+            "engine": settings.llm_backend,
+            "model": settings.llm_model,
+            "version": __version__,
+        }
+
+    @app.get("/livez", tags=["health"])
+    async def livez() -> dict[str, str]:
+        """The process answers. Never asks the engine."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"], responses={503: {"model": schema.ErrorEnvelope}})
+    async def readyz() -> Response:
+        """A request would be answered now. Asks the engine, at most once a second."""
+        if trouble := await health.trouble():
+            return Response(trouble.envelope(), 503, _headers(trouble))
+        return JSONResponse({"status": "ok"})
+
+    @app.exception_handler(StackError)
+    async def on_stack_error(_: Request, exc: StackError) -> Response:
+        return Response(exc.envelope(), exc.status, _headers(exc))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, exc: HTTPException) -> Response:
+        where = f"{request.method[:16]} {request.scope['path'][:200]}"
+        if exc.status_code == 405:
+            allow = (exc.headers or {}).get("Allow", "")
+            return await on_stack_error(request, MethodNotAllowed(f"{where}: use {allow}.", allow=allow))
+        if exc.status_code == 404:
+            return await on_stack_error(request, NotFound(f"{where}: there is nothing here. See /docs."))
+        return await on_stack_error(request, BadRequest(str(exc.detail)))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, exc: RequestValidationError) -> Response:
+        first = exc.errors()[0]
+        return await on_stack_error(request, BadRequest(str(first["msg"]), param=str(first["loc"][-1])))
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, _: Exception) -> Response:
+        return await on_stack_error(request, InternalError("Something went wrong in the gateway. Its log says what."))
+
+
+def _headers(error: StackError) -> dict[str, str]:
+    return {**error.headers, "content-type": "application/json"}
+
+
+def _relay_app(kind: Kind, pipeline: Pipeline, relays: Relays) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            relay = await pipeline.open(kind, scope, receive)
+            relays.add(relay)
+            try:
+                await relay.run(receive, send)
+            finally:
+                relays.discard(relay)
+        except ClientLeft:
+            pass  # nobody is there to be told
+        except StackError as exc:
+            await respond(send, exc)
+
+    return app
+
+
+# These three exist for their signatures and texts: the OpenAPI schema is made from them.
+
+
+def chat_completions(body: schema.ChatRequest) -> None:
+    """Answer a conversation; with `stream`, token by token as server-sent events that end with `[DONE]`.
+
+    Unknown fields go to the engine untouched. A stream that can't be finished ends with an error event.
+    """
+
+
+def completions(body: schema.CompletionRequest) -> None:
+    """Continue a text."""
+
+
+def embeddings(body: schema.EmbeddingRequest) -> None:
+    """Turn texts into vectors. Whether a model can is the engine's matter."""

@@ -1,0 +1,144 @@
+"""Logs: one flat JSON object per line on stdout; ours, uvicorn's, gunicorn's and asyncio's alike.
+
+Lines go into a bounded buffer that one daemon thread empties. A reader that stalls costs lines, which are
+counted and reported once it reads again; it never stalls the gateway (with a handler that writes
+directly, a blocked pipe froze the event loop and SIGTERM had no effect).
+"""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import orjson
+from pythonjsonlogger.orjson import OrjsonFormatter
+
+MAX_BACKLOG = 4 * 1024 * 1024  # bytes that may wait for a slow reader
+ATOMIC = 4096  # bytes; POSIX PIPE_BUF on Linux: a write up to this size is never mixed with another process's
+BATCH = 0.005  # seconds; lines of that long go out together
+
+
+class Sink:
+    """The only writer of a file descriptor. Any thread may call `write`; whole lines only, in order."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+        atexit.register(self.flush)
+
+    def _reset(self) -> None:  # a thread and its locks don't survive a fork
+        self._lines: deque[bytes] = deque()
+        self._taken_in = self._written = self._dropped = 0
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def write(self, line: bytes) -> None:
+        """Queue one line, newline included; drop and count it when the backlog is full."""
+        if self._taken_in - self._written > MAX_BACKLOG:
+            self._dropped += 1
+            return
+        self._taken_in += len(line)
+        self._lines.append(line)
+        if not self._wake.is_set():
+            self._wake.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+                self._thread.start()
+
+    def flush(self, timeout: float = 2.0) -> None:
+        """Wait until everything queued is written, at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self._written < self._taken_in and time.monotonic() < deadline:
+            time.sleep(BATCH)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            time.sleep(BATCH)
+            self._wake.clear()
+            while self._lines:
+                if self._dropped:
+                    dropped, self._dropped = self._dropped, 0
+                    self._put(_line("log_lines_dropped", "warning", {"count": dropped}))
+                batch = [self._lines.popleft()]
+                size = len(batch[0])
+                while self._lines and size + len(self._lines[0]) <= ATOMIC:
+                    batch.append(self._lines.popleft())
+                    size += len(batch[-1])
+                self._put(b"".join(batch))
+                self._written += size
+
+    def _put(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # somebody made the pipe non-blocking
+                time.sleep(BATCH)
+            except OSError:  # the reader is gone: there is nobody to tell
+                return
+
+
+_sink = Sink(1)
+
+
+def event(name: str, fields: dict[str, Any]) -> None:
+    """Write one line of our own at INFO: `msg` is the event's name. Costs about 4 µs."""
+    if _events.isEnabledFor(logging.INFO):
+        _sink.write(_line(name, "info", fields))
+
+
+def content(name: str, fields: dict[str, Any]) -> None:
+    """Write prompts or outputs, at DEBUG. The caller has checked STACK_LOG_CONTENT."""
+    if _events.isEnabledFor(logging.DEBUG):
+        _sink.write(_line(name, "debug", fields))
+
+
+_events = logging.getLogger("stack")
+
+
+def _line(name: str, level: str, fields: dict[str, Any]) -> bytes:
+    return orjson.dumps({"ts": time.time_ns() // 1_000_000, "level": level, "msg": name} | fields, default=str) + b"\n"
+
+
+_RESERVED = [*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message"]
+
+
+class _Formatter(OrjsonFormatter):
+    """Everybody else's records, in the same form."""
+
+    def __init__(self) -> None:
+        super().__init__(rename_fields={"exc_info": "error"}, reserved_attrs=_RESERVED)
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        log_data |= {
+            "ts": int(record.created * 1000),
+            "level": record.levelname.lower(),
+            "msg": record.getMessage().strip(),
+            "logger": record.name,
+        }
+        super().add_fields(log_data, record, message_dict)
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _sink.write(self.format(record).encode() + b"\n")
+
+
+def configure(level: str) -> None:
+    """Send every logger of the process through the sink. Called before gunicorn or uvicorn make their own handlers."""
+    handler = _Handler()
+    handler.setFormatter(_Formatter())
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
+    for name in ("stack", "gunicorn.error", "uvicorn.error"):
+        logging.getLogger(name).setLevel(level)
+    logging.captureWarnings(True)
+
+
+def flush() -> None:
+    """Write out what is queued, within two seconds."""
+    _sink.flush()

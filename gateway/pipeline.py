@@ -1,0 +1,135 @@
+"""Pipeline: one request from its headers to a Relay, top to bottom. The order is a security property."""
+
+import asyncio
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope
+
+from gateway.errors import BadRequest, TooLarge, UnsupportedEncoding
+from gateway.exchange import Exchange, Kind
+from gateway.keys import Key, Keys
+from gateway.relay import ClientLeft, Patience, Relay
+from gateway.routing import Models
+from gateway.settings import Settings
+from gateway.upstream import Upstream
+
+_CONTENT = {"chat": "messages", "completion": "prompt", "embedding": "input"}
+
+
+class Pipeline:
+    """What stands between a request and the engine: authenticate → read → understand → route → relay."""
+
+    def __init__(self, settings: Settings, upstream: Upstream, models: Models) -> None:
+        self._keys = Keys(settings.accepted_keys())
+        self._models = models
+        self._upstream = upstream
+        self._patience = Patience.of(settings)
+        self._max_body = settings.stack_max_body_bytes
+        self._log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
+
+    def authenticate(self, headers: dict[bytes, bytes]) -> Key:
+        """Who is calling. Raises InvalidKey. Every endpoint that needs a key asks here and nowhere else."""
+        return self._keys.authenticate(headers.get(b"authorization"))
+
+    async def open(self, kind: Kind, scope: Scope, receive: Receive) -> Relay:
+        """Turn a request into a Relay that is ready to run. Raises StackError; the engine has not been called yet."""
+        headers = dict(scope["headers"])
+        key = self.authenticate(headers)
+        started = asyncio.get_running_loop().time()
+        body = parse(await self._read(headers, receive))
+        size = check(kind, body)
+        body["model"] = model = await self._models.resolve(body.get("model"))
+        stream = bool(body.get("stream"))
+        wants_usage = stream and _ask_for_usage(body)
+        exchange = Exchange(
+            request_id=scope["request_id"],
+            kind=kind,
+            key_id=key.id,
+            model=model,
+            stream=stream,
+            wants_usage=wants_usage,
+            size=size,
+            body=_dump(body),
+            started=started,
+        )
+        return Relay(exchange, self._upstream, self._patience, log_content=self._log_content)
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"identity", b""):
+            raise UnsupportedEncoding("Send the body without Content-Encoding.")
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > self._max_body):
+            raise TooLarge(f"The body is larger than {self._max_body} bytes.")
+        message = await receive()
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            parts = [body]
+        else:
+            parts, size = [message["body"]], len(message["body"])
+            while message.get("more_body"):
+                message = await receive()
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > self._max_body:
+                    raise TooLarge(f"The body is larger than {self._max_body} bytes.")
+        if message["type"] == "http.disconnect":
+            raise ClientLeft("The client closed the connection.")
+        return b"".join(parts)
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """A request's body as an object. Raises BadRequest.
+
+    orjson is strict where engines differ: NaN, infinities, lone surrogates, a BOM, UTF-16 and nesting beyond
+    1024 are refused. Of duplicate names the last wins, and as the body is written anew the engine can't see
+    another one than was checked here.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest(f"The body is not valid JSON: {exc}.") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.")
+    return body
+
+
+def check(kind: Kind, body: dict[str, Any]) -> int:
+    """Check the fields the gateway itself relies on; all others pass untouched. Returns how many messages, prompts or
+    inputs there are. Raises BadRequest that names the field."""
+    model = body.get("model")
+    if model is not None and (not isinstance(model, str) or not model):
+        raise BadRequest("'model' must be the name of a model, or be left out.", param="model")
+    if not isinstance(body.get("stream"), bool | None):
+        raise BadRequest("'stream' must be true or false.", param="stream")
+    if not isinstance(body.get("stream_options"), dict | None):
+        raise BadRequest("'stream_options' must be an object.", param="stream_options")
+    field = _CONTENT[kind]
+    content = body.get(field)
+    if content is None:
+        raise BadRequest(f"'{field}' is missing.", param=field)
+    if kind == "chat":
+        if not isinstance(content, list) or not content:
+            raise BadRequest("'messages' must be a list with at least one message.", param=field)
+        for index, message in enumerate(content):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise BadRequest(f"'messages[{index}]' must be an object with a 'role'.", param=f"messages[{index}]")
+    elif not isinstance(content, str | list):
+        raise BadRequest(f"'{field}' must be a string or a list.", param=field)
+    # A list of numbers is one prompt in tokens, anything else in a list is one prompt each.
+    return len(content) if isinstance(content, list) and not (content and isinstance(content[0], int)) else 1
+
+
+def _ask_for_usage(body: dict[str, Any]) -> bool:
+    """Have the engine count the stream's tokens; returns whether the caller asked for that too."""
+    options = body.get("stream_options") or {}
+    body["stream_options"] = options | {"include_usage": True}
+    return options.get("include_usage") is True
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # orjson writes some 250 levels
+        raise BadRequest("The body is nested too deeply.") from None

@@ -1,0 +1,162 @@
+"""Tap: reads an engine's server-sent events as they pass and says which bytes may be forwarded.
+
+Nothing is forwarded before its event is whole and found sound, so a client never sees half a frame,
+broken JSON or invalid UTF-8: official clients crash on those, and lose a last event without its blank
+line. What is forwarded is the engine's own bytes. Event syntax: WHATWG HTML, section 9.2.6.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from gateway.errors import EngineError
+from gateway.exchange import Usage
+
+MAX_EVENT = 8 * 1024 * 1024  # bytes; an event larger than this is an engine gone wrong
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+_NEWLINE = re.compile(rb"\r\n|\n|\r")
+# A blank line ends an event. The atomic group keeps one CRLF from being read as two line ends.
+_EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")
+
+
+class EngineFault(EngineError):
+    """The engine reported an error inside its stream. `error` is its `error` member as it came."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__("The engine reported an error in its stream.")
+        self.error = error
+
+
+class Tap:
+    """One stream's reader. Feed it what arrives; it returns what to send on.
+
+    After a feed, `started` says whether a data event has been seen, `done` whether `[DONE]` has, and
+    `usage`, `finish_reason`, `tokens` (events with content, an estimate of tokens) what was learned.
+    """
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self.started = False
+        self.has_content = False
+        self.done = False
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.tokens = 0
+        self._hide_usage = hide_usage
+        self._rest = b""
+        self._open: set[int] = set()  # choices that have begun and not finished
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is whole: every choice that began has its finish_reason."""
+        return self.finish_reason is not None and not self._open
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they arrived and return the bytes of whole, sound events to forward (maybe none).
+
+        Raises EngineFault for an error event and EngineError for a broken one; sound events that came before
+        it in `data` are then in `self.held`, for the caller to forward first.
+        """
+        buffer = self._rest + data if self._rest else data
+        keep = start = 0  # buffer[keep:start] is sound and not yet handed out
+        out: list[bytes] = []
+        self.held = b""
+        try:
+            for end in self._event_ends(buffer):
+                if self.done:
+                    break
+                if not self._read(buffer[start:end]):
+                    out.append(buffer[keep:start])
+                    keep = end
+                start = end
+        except EngineError:
+            self.held = b"".join([*out, buffer[keep:start]])
+            raise
+        self._rest = buffer[start:]
+        if len(self._rest) > MAX_EVENT:
+            raise EngineError(f"The engine sent an event of more than {MAX_EVENT} bytes.", code="engine_broken_stream")
+        if not out:
+            return buffer[keep:start]
+        return b"".join([*out, buffer[keep:start]])
+
+    def end(self) -> None:
+        """The engine closed its stream. Raises EngineError unless the answer is whole."""
+        if not self.started:
+            raise EngineError("The engine's answer held no data.", code="engine_broken_stream")
+        if not self.complete:
+            raise EngineError(
+                "The engine ended its stream before the answer was complete.", code="engine_broken_stream"
+            )
+
+    @staticmethod
+    def _event_ends(buffer: bytes) -> Iterator[int]:
+        if b"\r" not in buffer:  # every known engine
+            end = buffer.find(b"\n\n")
+            while end >= 0:
+                yield end + 2
+                end = buffer.find(b"\n\n", end + 2)
+        else:
+            for match in _EVENT_END.finditer(buffer):
+                yield match.end()
+
+    def _read(self, event: bytes) -> bool:
+        """Learn from one whole event; False means: don't forward it."""
+        if event.startswith(b"data: ") and b"\n" not in event[:-2] and b"\r" not in event:
+            data: bytes | None = event[6:-2]
+        else:
+            data = self._data(event)
+        if data is None:  # comments and other fields
+            try:
+                event.decode()
+            except UnicodeDecodeError:
+                raise EngineError("The engine sent invalid UTF-8.", code="engine_broken_stream") from None
+            return self.started  # the head isn't out yet: nothing to keep alive
+        if data.strip() == b"[DONE]":
+            self.end()
+            self.done = True
+            return True
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise EngineError("The engine sent a frame that is not valid JSON.", code="engine_broken_stream") from None
+        if not isinstance(chunk, dict):
+            raise EngineError("The engine sent a frame that is not an object.", code="engine_broken_stream")
+        if chunk.get("error"):
+            raise EngineFault(chunk["error"])
+        self.started = True
+        return self._learn(chunk)
+
+    @staticmethod
+    def _data(event: bytes) -> bytes | None:
+        """The event's data lines joined by newlines; None when it has none."""
+        lines = [line for line in _NEWLINE.split(event) if line.startswith(b"data")]
+        values = [line[4:].removeprefix(b":").removeprefix(b" ") for line in lines if line[4:5] in (b":", b"")]
+        return b"\n".join(values) if values else None
+
+    def _learn(self, chunk: dict[str, Any]) -> bool:
+        choices = chunk.get("choices")
+        if usage := chunk.get("usage"):
+            self.usage = Usage.of(usage) or self.usage
+            if not choices and self._hide_usage:
+                return False
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                continue
+            index = choice.get("index", 0)
+            delta = choice.get("delta")
+            if choice.get("text") or (isinstance(delta, dict) and _has_content(delta)):
+                self.has_content = True
+                self.tokens += 1
+            if reason := choice.get("finish_reason"):
+                self.finish_reason = reason
+                self._open.discard(index)
+            else:
+                self._open.add(index)
+        return True
+
+
+def _has_content(delta: dict[str, Any]) -> bool:
+    return any(value for name, value in delta.items() if name != "role")
