@@ -34,6 +34,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         502: "The engine's reply can't be used.",
         503: "The engine can't be reached, is loading its model, or has too much to do. See Retry-After.",
         504: "The engine was too slow.",
+        "default": "Any other error has the same shape.",
     }.items()
 }
 

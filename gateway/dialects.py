@@ -38,7 +38,7 @@ _LOADING = ("loading model", "model is loading")
 
 
 def refusal(status: int, body: bytes) -> StackError:
-    """An engine's answer with status ≥ 400, as ours. Its text is passed on only where it speaks of the request."""
+    """An engine's answer with any status but 200, as ours. Its text is passed on only where it speaks of the request."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -71,7 +71,7 @@ def _refusal(status: int, error: Any) -> StackError:
         return EngineTimeout("The engine took too long to answer.")
     if status == 501:
         return EngineRefused(message or "This engine does not support this endpoint.", status=400, code="unsupported")
-    if status >= 500:
+    if status >= 500 or status < 400:
         return EngineError("The engine failed to answer.")
     if any(phrase in kind for phrase in _TOO_LONG):
         return BadRequest(message, code="context_length_exceeded", param="messages")

@@ -21,7 +21,7 @@ from gateway.errors import Draining, EngineError, EngineTimeout, StackError
 from gateway.exchange import Exchange, Usage
 from gateway.settings import Settings
 from gateway.sse import DONE, PING, EngineFault, Tap
-from gateway.upstream import Upstream
+from gateway.upstream import Reply, Upstream
 
 FAREWELL = 1.0  # seconds an error frame may take to reach a client that reads slowly
 
@@ -119,10 +119,10 @@ class Relay:
     async def _stream(self) -> None:
         tap = Tap(hide_usage=not self._exchange.wants_usage)
         async with self._upstream.post(self._exchange) as reply:
-            if reply.status >= 400:
+            if reply.status != 200:
                 raise dialects.refusal(reply.status, await reply.read())
             try:
-                while data := await reply.next():
+                while data := await self._next(reply, tap):
                     sound = tap.feed(data)
                     if tap.started:
                         self._heard_at = self._loop.time()
@@ -143,10 +143,19 @@ class Relay:
                 self._usage, self._counted, self._finish_reason = tap.usage, tap.tokens, tap.finish_reason
             await reply.finish()
 
+    @staticmethod
+    async def _next(reply: Reply, tap: Tap) -> bytes:
+        try:
+            return await reply.next()
+        except EngineError:
+            if tap.complete:  # everything was said; only the goodbye is missing
+                return b""
+            raise
+
     async def _block(self) -> None:
         async with self._upstream.post(self._exchange) as reply:
             body = await reply.read()
-        if reply.status >= 400:
+        if reply.status != 200:
             raise dialects.refusal(reply.status, body)
         try:
             answer = orjson.loads(body)

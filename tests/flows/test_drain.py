@@ -1,0 +1,141 @@
+"""Stopping and reloading lose nothing that can be kept, and say so about the rest."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import MESSAGES, FakeEngine, GatewayProcess, events, running_gateway, text_of, wait_for
+
+CHAT = "/v1/chat/completions"
+
+
+class Stream(threading.Thread):
+    """A streaming request in a thread: what it has got so far, and how it ended."""
+
+    def __init__(self, gateway: GatewayProcess, script: list[Any], mark: str) -> None:
+        super().__init__(daemon=True)
+        self.body = {"messages": MESSAGES, "stream": True, "user": mark, "script": script}
+        self.gateway = gateway
+        self.text = ""
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self.gateway.client() as client, client.stream("POST", CHAT, json=self.body) as answer:
+                for piece in answer.iter_text():
+                    self.text += piece
+        except httpx.HTTPError as exc:
+            self.error = exc
+
+    def chunks(self) -> list[Any]:
+        self.join(60)
+        assert not self.is_alive()
+        assert self.error is None, self.error
+        return events(self.text)
+
+
+def gated(mark: str) -> list[Any]:
+    return [["role"], ["token", "before "], ["gate", mark], ["token", "after"], ["finish", "stop"], ["done"], ["end"]]
+
+
+@contextmanager
+def streams_under_way(gateway: GatewayProcess, mark: str, count: int = 10) -> Iterator[list[Stream]]:
+    streams = [Stream(gateway, gated(mark), mark) for _ in range(count)]
+    wait_for(lambda: all("before" in stream.text for stream in streams))
+    yield streams
+
+
+def test_sigterm_drains_then_stops_accepting_then_exits_0(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    with running_gateway(tmp_path / "log", engine.url, STACK_DRAIN_DELAY="2", STACK_GRACE="30") as gateway:
+        with streams_under_way(gateway, mark) as streams:
+            gateway.process.send_signal(signal.SIGTERM)
+            with gateway.client() as client:  # during the delay: not ready, but still answering
+                draining = wait_for(lambda: (it := client.get("/readyz")).status_code == 503 and it)
+                assert draining.json()["error"]["code"] == "draining"
+                assert client.post(CHAT, json={"messages": MESSAGES}).status_code == 200
+
+            def refused() -> bool:
+                try:
+                    httpx.get(gateway.url + "/livez")
+                except httpx.TransportError:
+                    return True
+                return False
+
+            wait_for(refused)
+            engine.release(mark)
+            for stream in streams:
+                assert text_of(stream.chunks()) == "before after"
+                assert stream.chunks()[-1] == "[DONE]"
+        assert gateway.process.wait(30) == 0
+        assert gateway.log()[-1]["msg"] == "Shutting down: Master"  # the last lines are written
+
+
+def test_streams_past_the_grace_end_with_an_error_frame(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    with (
+        running_gateway(tmp_path / "log", engine.url, STACK_GRACE="1") as gateway,
+        streams_under_way(gateway, mark) as streams,
+    ):
+        assert gateway.stop() == 0
+        for stream in streams:
+            chunks = stream.chunks()
+            assert text_of(chunks) == "before "
+            assert chunks[-2]["error"]["code"] == "draining"
+            assert chunks[-1] == "[DONE]"
+    assert engine.wait_seen(mark, "hung_up")
+
+
+def test_sighup_takes_new_keys_and_keeps_streams(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nfirst-key-0123456789\n")
+    settings = {"STACK_API_KEYS": "", "STACK_API_KEYS_FILE": str(keys)}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+
+        def status(key: str) -> int:
+            return httpx.get(gateway.url + "/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+        assert (status("first-key-0123456789"), status("second-key-0123456789")) == (200, 401)
+        old = gateway.workers()
+        body = {"messages": MESSAGES, "stream": True, "user": mark, "script": gated(mark)}
+        headers = {"authorization": "Bearer first-key-0123456789"}
+        with httpx.stream("POST", gateway.url + CHAT, json=body, headers=headers, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert any("before" in line for line in lines)
+            keys.write_text("second-key-0123456789\n")
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(set(gateway.workers()) - set(old)) == 2)
+            wait_for(lambda: status("second-key-0123456789") == 200 and status("first-key-0123456789") == 401)
+            engine.release(mark)
+            rest = list(lines)
+        assert any("after" in line for line in rest)
+        assert "data: [DONE]" in rest
+
+        keys.write_text("bad key with spaces\n")
+        gateway.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: any("the old ones stay in force" in line["msg"] for line in gateway.log()))
+        assert status("second-key-0123456789") == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_takes_only_its_own_streams(
+    engine: FakeEngine, tmp_path: Path, mark: str, number: int
+) -> None:
+    import os
+
+    with running_gateway(tmp_path / "log", engine.url) as gateway, streams_under_way(gateway, mark) as streams:
+        before = gateway.workers()
+        os.kill(before[0], number)
+        wait_for(lambda: len(gateway.workers()) == 2 and before[0] not in gateway.workers())
+        engine.release(mark)
+        for stream in streams:
+            stream.join(60)
+            whole = text_of(events(stream.text)) == "before after"
+            assert whole or stream.error is not None  # never a clean end without the whole answer
+        with gateway.client() as client:
+            wait_for(lambda: client.post(CHAT, json={"messages": MESSAGES}).status_code == 200)
