@@ -24,18 +24,18 @@ from gateway.settings import Settings
 Relays = set[Relay]  # those running now
 
 _bearer = HTTPBearer(auto_error=False, description="One of STACK_API_KEYS.")  # for the schema; Pipeline decides
+_TEXTS: dict[int | str, str] = {
+    400: "The request is wrong; `param` names the field.",
+    401: "No key, or one that isn't known.",
+    404: "No such model.",
+    413: "The body is too large.",
+    502: "The engine's reply can't be used.",
+    503: "The engine can't be reached, is loading its model, or has too much to do. See Retry-After.",
+    504: "The engine was too slow.",
+    "default": "Any other error has the same shape.",
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schema.ErrorEnvelope, "description": text}
-    for status, text in {
-        400: "The request is wrong; `param` names the field.",
-        401: "No key, or one that isn't known.",
-        404: "No such model.",
-        413: "The body is too large.",
-        502: "The engine's reply can't be used.",
-        503: "The engine can't be reached, is loading its model, or has too much to do. See Retry-After.",
-        504: "The engine was too slow.",
-        "default": "Any other error has the same shape.",
-    }.items()
+    status: {"model": schema.ErrorEnvelope, "description": text} for status, text in _TEXTS.items()
 }
 
 

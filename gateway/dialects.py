@@ -38,7 +38,7 @@ _LOADING = ("loading model", "model is loading")
 
 
 def refusal(status: int, body: bytes) -> StackError:
-    """An engine's answer with any status but 200, as ours. Its text is passed on only where it speaks of the request."""
+    """An engine's answer with any status but 200, as ours. Its text is passed on only if it is about the request."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:

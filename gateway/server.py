@@ -11,7 +11,6 @@ import mmap
 import signal
 import sys
 import time
-from types import FrameType
 from typing import Any, ClassVar
 
 from gunicorn.app.base import BaseApplication
@@ -79,16 +78,19 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         super().init_signals()
         # uvicorn raises SIGTERM again once it has stopped; with the default action the worker would die of it,
         # skipping atexit and the last log lines.
-        signal.signal(signal.SIGTERM, self._ignore)
+        self._serving = False
+        signal.signal(signal.SIGTERM, self._on_term)
 
-    def _ignore(self, sig: int, frame: FrameType | None) -> None:
-        pass
+    def _on_term(self, *_: object) -> None:
+        if not self._serving:
+            sys.exit(0)  # told to stop while still starting
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         server = UvicornServer(config=self.config)
         self._install_sigquit_handler()
         watch = asyncio.create_task(self._watch(server, self.wsgi))
+        self._serving = True
         try:
             await server.serve(sockets=self.sockets)
         finally:

@@ -156,7 +156,8 @@ class Settings(EngineSettings):
                 what = f"the placeholder '{PLACEHOLDER_KEY}'" if PLACEHOLDER_KEY in weak else "a short key"
                 raise ValueError(
                     f"STACK_API_KEYS: holds {what}, and the port is published on {self.reachable_from}, "
-                    f"beyond this machine. Use keys of {MIN_KEY_LENGTH} characters or more (openssl rand -hex 24), or publish on 127.0.0.1."
+                    f"beyond this machine. Use keys of {MIN_KEY_LENGTH} characters or more (openssl rand -hex 24), "
+                    "or publish on 127.0.0.1."
                 )
         for key in keys:
             if not re.fullmatch(r"[\x21-\x7e]+", key):

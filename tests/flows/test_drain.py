@@ -1,5 +1,6 @@
 """Stopping and reloading lose nothing that can be kept, and say so about the rest."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -126,8 +127,6 @@ def test_sighup_takes_new_keys_and_keeps_streams(engine: FakeEngine, tmp_path: P
 def test_a_worker_that_dies_takes_only_its_own_streams(
     engine: FakeEngine, tmp_path: Path, mark: str, number: int
 ) -> None:
-    import os
-
     with running_gateway(tmp_path / "log", engine.url) as gateway, streams_under_way(gateway, mark) as streams:
         before = gateway.workers()
         os.kill(before[0], number)

@@ -104,7 +104,7 @@ def test_control_characters_in_a_path_stay_escaped(gateway: GatewayProcess, mark
 
 
 def test_a_stalled_log_reader_stalls_nobody(engine: FakeEngine) -> None:
-    """stdout is a pipe that nobody reads until the end: requests go on, lines are dropped and counted, SIGTERM works."""
+    """Nobody reads stdout until the end: requests go on, lines are dropped and counted, SIGTERM works."""
     port = free_port()
     env = environment(engine.url, STACK_BIND=f"127.0.0.1:{port}", STACK_WORKERS="1", STACK_LOG_LEVEL="DEBUG")
     env |= {"STACK_LOG_CONTENT": "true"}

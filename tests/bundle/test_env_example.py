@@ -1,0 +1,53 @@
+""".env.example is complete, and names nothing that does not exist."""
+
+import re
+
+from gateway.settings import Settings
+from tests.bundle.conftest import ROOT
+from tests.bundle.test_compose import merged
+
+TEXT = (ROOT / ".env.example").read_text()
+NAMES = re.findall(r"^#([A-Z][A-Z0-9_]*)=", TEXT, re.MULTILINE)
+
+
+def used_in_compose_files() -> set[str]:
+    """Every ${NAME}, and every name that is passed on from the shell because it has no value."""
+    used: set[str] = set()
+    for file in ROOT.glob("compose*.yaml"):
+        text = file.read_text()
+        used |= set(re.findall(r"\$\{([A-Z0-9_]+)", text)) | set(re.findall(r"^ +([A-Z0-9_]+):$", text, re.MULTILINE))
+    return used
+
+
+def test_it_names_every_setting_once_and_nothing_else() -> None:
+    fields = {name.upper() for name in Settings.model_fields}
+    assert sorted(NAMES) == sorted(fields | used_in_compose_files() | {"COMPOSE_FILE"})
+
+
+def test_copied_as_it_is_it_changes_nothing() -> None:
+    assert not re.findall(r"^[^#\n].*$", TEXT, re.MULTILINE)
+
+
+def test_every_setting_is_explained() -> None:
+    """A comment stands above each group of names."""
+    for block in re.split(r"\n\n+", TEXT):
+        if re.search(r"^#[A-Z]", block, re.MULTILINE):
+            assert block.startswith("# "), block
+
+
+def test_the_defaults_it_states_are_the_real_ones() -> None:
+    stated = dict(re.findall(r"^#([A-Z][A-Z0-9_]*)=(.*)$", TEXT, re.MULTILINE))
+    used = {}
+    for file in ROOT.glob("compose*.yaml"):
+        for name, default in re.findall(r"\$\{([A-Z0-9_]+):-([^${}]*)\}", file.read_text()):
+            used.setdefault(name, set()).add(default)
+    for name, defaults in used.items():
+        # The model and its aliases differ between engines; the example shows Ollama's, the first.
+        assert stated[name] in defaults or name == "STACK_MODEL_ALIASES", name
+
+    passed_on = merged("ollama")["services"]["gateway"]["environment"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default()
+        if passed_on.get(name.upper(), "") is None and isinstance(default, int | float | str):
+            value = stated[name.upper()]
+            assert (type(default)(value) if not isinstance(default, bool) else value == "true") == default, name

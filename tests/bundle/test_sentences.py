@@ -1,0 +1,133 @@
+"""Where something can't be had, `make up` stops with one sentence that says what to do, before it changed anything."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bundle.conftest import Tree, write_program
+
+
+def refuses(tree: Tree, *parts: str, **env: str) -> None:
+    """`make up` fails, its last line is a sentence with these parts, and nothing was recorded."""
+    before = tree.dotenv.read_text() if tree.dotenv.exists() else None
+    ran = tree.run("scripts/up", **env)
+    last = ran.stdout.rstrip().splitlines()[-1]
+    assert ran.returncode == 1, ran.stdout
+    assert last.startswith("stack: "), ran.stdout
+    assert last.endswith((".", ".)")), last
+    for part in parts:
+        assert part in last, last
+    assert (tree.dotenv.read_text() if tree.dotenv.exists() else None) == before
+
+
+def test_docker_is_not_installed(tree: Tree, programs: Path) -> None:
+    refuses(tree, "Docker is not installed", "https://docs.docker.com/get-docker/", PATH=str(programs))
+
+
+def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
+    socket_path = f"unix://{tmp_path}/docker.sock"
+    refuses(tree, "does not answer", socket_path, "systemctl start docker", DOCKER_HOST=socket_path)
+
+
+def test_docker_is_not_for_this_user(tree: Tree, programs: Path) -> None:
+    denied = "permission denied while trying to connect to the Docker daemon socket"
+    write_program(programs / "docker", f"echo {denied} >&2; exit 1\n")
+    refuses(tree, "may not talk to the Docker daemon", "usermod -aG docker", PATH=str(programs))
+
+
+@pytest.fixture
+def not_root(programs: Path) -> str:
+    """A PATH with this machine's docker for a user who, asked, isn't root, and so can't install or build a base."""
+    write_program(programs / "id", "echo 1000\n")
+    docker = shutil.which("docker")
+    assert docker
+    (programs / "docker").symlink_to(docker)
+    return str(programs)
+
+
+def test_compose_is_too_old(tree: Tree, not_root: str) -> None:
+    docker = Path(not_root) / "docker"
+    real = docker.resolve()
+    write_program(docker, f'[ "$1 $2" = "compose version" ] && echo v2.23.3 && exit\nexec {real} "$@"\n')
+    refuses(tree, "Docker Compose 2.24 or newer is needed (v2.23.3 is here)", PATH=not_root)
+
+
+def test_no_registry_and_no_way_to_build_a_base_image(tree: Tree, not_root: str, closed_port: str) -> None:
+    """Only where the base image isn't there already, so with a Docker that never heard of it."""
+    docker = Path(not_root) / "docker"
+    real = docker.resolve()
+    write_program(docker, f'case "$*" in "image inspect stack-base"*) exit 1 ;; esac\nexec {real} "$@"\n')
+    images = {"OLLAMA_IMAGE": f"{closed_port}/ollama:1.2.3", "PYTHON_IMAGE": f"{closed_port}/python:3.13.0"}
+    refuses(tree, "docker load", "PYTHON_IMAGE", "OLLAMA_IMAGE", PATH=not_root, **images)
+
+
+def test_an_unknown_engine(tree: Tree) -> None:
+    refuses(tree, "ENGINE=llama is not known", "ollama, vllm or tiny", ENGINE="llama")
+
+
+@pytest.mark.parametrize(("engine", "variable"), [("ollama", "OLLAMA_IMAGE"), ("vllm", "VLLM_IMAGE")])
+def test_the_engine_asked_for_has_no_registry(tree: Tree, closed_port: str, engine: str, variable: str) -> None:
+    image = f"{closed_port}/{engine}:1.2.3"
+    refuses(tree, image, "docker load", variable, "ENGINE=tiny make up", ENGINE=engine, **{variable: image})
+
+
+def test_an_engine_chosen_earlier_is_not_given_up_either(tree: Tree, closed_port: str) -> None:
+    tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml\nOLLAMA_IMAGE={closed_port}/ollama:1.2.3\n")
+    refuses(tree, "No registry answers", "ENGINE=tiny make up")
+    tree.dotenv.unlink()
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_port_is_taken_by_a_program(tree: Tree, taken_port: int, host: str) -> None:
+    address = f"{host}:{taken_port}"
+    another = f"STACK_PUBLISH={host}:{taken_port + 1}"
+    refuses(tree, f"Port {taken_port} is taken by", "(pid ", another, STACK_PUBLISH=address)
+
+
+@pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_an_address_that_is_none(tree: Tree, address: str) -> None:
+    refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "meant"),
+    [
+        ("STACK_WORKRES=3", "STACK_WORKRES", "STACK_WORKERS"),
+        ("export LLM_MODLE=qwen3:0.6b", "LLM_MODLE", "LLM_MODEL"),
+        ("VLLM_MAX_NUM_SEQ=8", "VLLM_MAX_NUM_SEQ", "VLLM_MAX_NUM_SEQS"),
+    ],
+)
+def test_a_setting_with_a_typo(tree: Tree, line: str, name: str, meant: str) -> None:
+    tree.dotenv.write_text(f"STACK_LOG_LEVEL=DEBUG\n{line}\n")
+    refuses(tree, f"sets {name}", f"did you mean {meant}?")
+    tree.dotenv.unlink()
+
+
+def test_chat_without_a_question_and_without_a_stack(tree: Tree) -> None:
+    assert 'make chat Q="' in tree.run("scripts/chat").stdout
+    assert "The stack is not up: run 'make up' first." in tree.run("scripts/chat", "Hello?").stdout
+
+
+def test_chat_hands_the_question_over_as_typed(tree: Tree, programs: Path) -> None:
+    """Quotes, dollar signs and spaces: neither make nor the shell takes them for its own."""
+    write_program(
+        programs / "docker",
+        """case "$1 $2" in
+        "compose version") echo 2.40.0 ;;
+        "compose ps") echo 0123abcd ;;
+        "compose exec") for word; do last=$word; done; printf '%s\\n' "$last" ;;
+        esac
+        """,
+    )
+    question = """What's  2+2, if a "cup" costs $5 or `ten`?"""
+    make = shutil.which("make") or "make"
+    assert tree.run(make, "--silent", "chat", f"Q={question}", PATH=str(programs)).stdout == question + "\n"

@@ -1,0 +1,128 @@
+"""`make up` on real containers: what it decides, what it writes down, what it prints, and that all of it works."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.bundle.conftest import NOT_COPIED, ROOT, Tree
+
+
+def post(base_url: str, key: str, path: str, **body: Any) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(base_url + path, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def said_by(output: str) -> tuple[str, str]:
+    """The base URL and the key that `make up` printed."""
+    found = re.search(r"^    base URL +(\S+)\n    key +(\S+)$", output, re.MULTILINE)
+    assert found, output
+    return found[1], found[2]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, python_image: str) -> Iterator[Tree]:
+    """The tiny stack, started by Compose itself in a fresh clone: no .env, nothing set but the port and the base."""
+    tree = Tree(shutil.copytree(ROOT, tmp_path_factory.mktemp("up") / "clone", ignore=NOT_COPIED))
+    files = ("-f", "compose.yaml", "-f", "compose.tiny.yaml")
+    try:
+        ran = tree.run(
+            "docker", "compose", *files, "up", "--wait", STACK_PUBLISH="127.0.0.1:0", PYTHON_IMAGE=python_image
+        )
+        assert ran.returncode == 0, ran.stdout
+        assert not tree.dotenv.exists()
+        yield tree
+    finally:
+        tree.remove_everything()
+
+
+def port_of(tree: Tree) -> int:
+    return int(tree.run("docker", "compose", "port", "gateway", "9000").stdout.rpartition(":")[2])
+
+
+def test_the_stack_needs_no_dotenv(up: Tree) -> None:
+    base_url = f"http://127.0.0.1:{port_of(up)}/v1"
+    status, text = post(base_url, "dev-key", "/chat/completions", messages=[{"role": "user", "content": "Hi"}])
+    assert status == 200, text
+
+
+def test_make_chat_prints_the_answer(up: Tree) -> None:
+    ran = up.run("make", "--silent", "chat", "Q=What is 2+2?")
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout.strip()
+
+
+def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
+    ran = tree.run("scripts/up", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}")
+    assert ran.returncode == 1
+    assert f"is taken by the container {up.project}-gateway-1" in ran.stdout
+
+
+def test_a_registry_that_hangs_is_one_that_does_not_answer(tree: Tree, black_hole: str) -> None:
+    """From a fresh clone to an answer, the default engine's registry a black hole; then once more, in seconds."""
+    silent = {"OLLAMA_IMAGE": f"{black_hole}/ollama/ollama:0.0.1", "PYTHON_IMAGE": f"{black_hole}/python:3.13.0"}
+    began = time.monotonic()
+    ran = tree.run("scripts/up", STACK_PUBLISH="127.0.0.1:0", **silent)
+    if os.geteuid() != 0:
+        assert "load the images ('docker load')" in ran.stdout
+        return
+    assert ran.returncode == 0, ran.stdout
+    assert time.monotonic() - began < 150
+    assert "no image registry answers: falling back to the tiny engine" in ran.stdout
+    base_url, key = said_by(ran.stdout)
+    assert key == "dev-key"
+    status, text = post(
+        base_url, key, "/chat/completions", model="llama3.1:8b", messages=[{"role": "user", "content": "Hi"}]
+    )
+    assert (status, json.loads(text)["model"]) == (200, "SmolLM2-135M-Instruct"), text
+
+    assert "COMPOSE_FILE=compose.yaml:compose.tiny.yaml" in tree.dotenv.read_text().splitlines()
+    assert "PYTHON_IMAGE=stack-base:trixie" in tree.dotenv.read_text().splitlines()
+    assert stat.S_IMODE(tree.dotenv.stat().st_mode) == 0o600
+    assert "engine" in tree.run("docker", "compose", "ps", "--services").stdout
+
+    began = time.monotonic()
+    again = tree.run("scripts/up", STACK_PUBLISH="127.0.0.1:0")
+    assert again.returncode == 0, again.stdout
+    assert said_by(again.stdout) == (base_url, key)
+    assert "registry" not in again.stdout
+    assert time.monotonic() - began < 15
+
+
+def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) -> None:
+    """And keeps every other line of .env."""
+    kept = "# mine\nexport STACK_LOG_LEVEL='DEBUG'\n\nSTACK_PUBLISH=0.0.0.0:0\nCOMPOSE_FILE=compose.yaml\n"
+    tree.dotenv.write_text(kept + f"PYTHON_IMAGE={python_image}")
+    ran = tree.run("scripts/up", ENGINE="tiny")
+    assert ran.returncode == 0, ran.stdout
+    base_url, key = said_by(ran.stdout)
+    assert len(key) >= 40
+
+    kept = kept.replace("COMPOSE_FILE=compose.yaml\n", "COMPOSE_FILE=compose.yaml:compose.tiny.yaml\n")
+    assert tree.dotenv.read_text() == (kept + f"PYTHON_IMAGE={python_image}\nSTACK_API_KEYS_FILE=.secrets/api_keys\n")
+    file = tree.path / ".secrets/api_keys"
+    assert file.read_text().strip() == key
+    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o444, 0o700)
+
+    question = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    assert post(base_url, key, "/chat/completions", **question)[0] == 200
+    assert post(base_url, "dev-key", "/chat/completions", **question)[0] == 401
+
+    down = tree.run("scripts/down")
+    assert down.returncode == 0, down.stdout
+    assert not tree.run("docker", "ps", "--all", "--quiet", "--filter", f"name={tree.project}").stdout
+    assert said_by(tree.run("scripts/up").stdout)[1] == key

@@ -1,0 +1,102 @@
+"""Restarts under way. Last in the alphabet among the stack's tests that share it, and each leaves it running."""
+
+import json
+import threading
+from typing import Any
+
+import httpx
+
+from tests.processes import AUTH, events, text_of, wait_for
+from tests.stack.conftest import Stack
+
+LONG = {
+    "messages": [{"role": "user", "content": "Write a very long story about a dragon."}],
+    "stream": True,
+    "temperature": 0,
+    "ignore_eos": True,
+}
+
+
+class Stream(threading.Thread):
+    """A long streaming answer, collected in a thread."""
+
+    def __init__(self, stack: Stack, max_tokens: int) -> None:
+        super().__init__(daemon=True)
+        self.url = stack.url + "/v1/chat/completions"
+        self.body: dict[str, Any] = LONG | {"max_tokens": max_tokens}
+        self.text = ""
+        self.error: Exception | None = None
+        self.start()
+        wait_for(lambda: '"content":"' in self.text, deadline=60)
+
+    def run(self) -> None:
+        try:
+            with httpx.stream("POST", self.url, json=self.body, headers=AUTH, timeout=120) as answer:
+                for piece in answer.iter_text():
+                    self.text += piece
+        except httpx.HTTPError as exc:
+            self.error = exc
+
+    def chunks(self) -> list[Any]:
+        self.join(120)
+        assert not self.is_alive()
+        assert self.error is None, self.error
+        return events(self.text)
+
+
+def ask(stack: Stack) -> str:
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json={"messages": LONG["messages"], "max_tokens": 5})
+    assert answer.status_code == 200, answer.text
+    content: str = answer.json()["choices"][0]["message"]["content"]
+    return content
+
+
+def test_engine_restart_under_a_stream(stack: Stack) -> None:
+    stream = Stream(stack, 3000)
+    stack.container("engine").restart(timeout=5)
+    chunks = stream.chunks()
+    assert chunks[-1] == "[DONE]"
+    assert chunks[-2]["error"]["code"] == "engine_broken_stream"  # an honest end, not a clean one
+    stack.wait_until_ready()
+    assert ask(stack)
+
+
+def test_engine_gone_is_503_and_its_return_is_noticed(stack: Stack) -> None:
+    engine = stack.container("engine")
+    engine.stop(timeout=5)
+    with stack.client() as client:
+        answer = client.post("/v1/chat/completions", json={"messages": LONG["messages"]})
+        assert answer.status_code in (503, 504)
+        wait_for(lambda: client.get("/readyz").status_code == 503)
+        assert client.get("/livez").status_code == 200
+    engine.start()
+    stack.wait_until_ready()
+    assert ask(stack)
+
+
+def test_sigterm_during_a_stream_loses_nothing(stack: Stack) -> None:
+    """`docker stop` of the gateway in the middle of an answer: the whole answer still arrives."""
+    stream = Stream(stack, 200)
+    stack.container("gateway").stop(timeout=120)
+    chunks = stream.chunks()
+    assert chunks[-1] == "[DONE]"
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert text_of(chunks)
+    state = stack.container("gateway").attrs["State"]
+    assert state["ExitCode"] == 0
+    assert not state["OOMKilled"]
+    stack.container("gateway").start()
+    stack.wait_until_ready()
+    assert ask(stack)
+
+
+def test_gateway_restart_under_a_stream(stack: Stack) -> None:
+    stream = Stream(stack, 200)
+    stack.container("gateway").restart(timeout=120)
+    chunks = stream.chunks()
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    stack.wait_until_ready()
+    assert ask(stack)
+    lines = [json.loads(line) for line in stack.container("gateway").logs().decode().splitlines()]
+    assert any(line["msg"] == "draining" for line in lines)
