@@ -167,7 +167,8 @@ def test_leaving_frees_the_engines_slot(stack: Stack) -> None:
     body |= {"ignore_eos": True}
     busy = "import json, urllib.request as u; print(sum(s['is_processing'] for s in json.load(u.urlopen('http://127.0.0.1:8080/slots'))))"
     with stack.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        next(line for line in answer.iter_lines() if '"content":"' in line)
+        lines = answer.iter_lines()  # kept: httpx closes the response with its iterator
+        assert any('"content":"' in line for line in lines)
         assert stack.python("engine", busy) == "1"
     deadline = time.monotonic() + 5 * 2.0
     while stack.python("engine", busy) != "0":

@@ -1,0 +1,71 @@
+"""The README is true: its examples are run against the real stack, and each command in it is run by some test."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from gateway.settings import Settings
+from tests.processes import KEY, ROOT
+from tests.stack.conftest import Stack
+
+README = (ROOT / "README.md").read_text()
+
+# Commands of the README's `sh` blocks, and the test that runs each.
+RUN_BY = {
+    "make up": "tests/bundle/test_up.py",
+    "make test": ".ci/run",
+    'make chat Q="Why is the sky blue?"': "tests/bundle/test_up.py",
+    "make logs": "tests/bundle/test_up.py",
+    "make down": "tests/bundle/test_up.py",
+    "make check": "scripts/test",
+    "make bench-quick": "bench/README.md",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def run(stack: Stack, command: list[str], text: str) -> str:
+    text = text.replace("http://127.0.0.1:9000", stack.url).replace("dev-key", KEY)
+    done = subprocess.run([*command, text], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_curl_example(stack: Stack) -> None:
+    (example,) = blocks("bash")
+    assert run(stack, ["bash", "-euc"], example).rstrip().endswith("data: [DONE]")
+
+
+def test_the_python_example(stack: Stack) -> None:
+    (example,) = blocks("python")
+    assert run(stack, [sys.executable, "-c"], example).strip()
+
+
+def test_the_javascript_example(stack: Stack) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed here")
+    (example,) = blocks("js")
+    assert run(stack, [node, "--input-type=module", "-e"], example).strip()
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    commands = {line for block in blocks("sh") for line in block.splitlines() if line}
+    assert commands == set(RUN_BY)
+    for command, where in RUN_BY.items():
+        words = [command.split(" Q=")[0], "scripts/" + command.split()[1], command.split()[1]]
+        assert any(word in (ROOT / where).read_text() for word in words), (command, where)
+
+
+def test_every_setting_in_the_table_exists_with_that_default() -> None:
+    rows = re.findall(r"^\| `((?:LLM|STACK)_\w+)` \| ([^|]*)\|", README, re.MULTILINE)
+    assert len(rows) > 5
+    for name, default in rows:
+        field = Settings.model_fields[name.lower()]
+        if re.fullmatch(r"`[\d.:]+` ?", default) and field.default is not None:
+            assert default.strip(" `") == str(field.default).removesuffix(".0"), name
