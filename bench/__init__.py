@@ -1,0 +1,1 @@
+"""Benchmarks: what the gateway costs beside nginx and beside the engine alone. They import nothing of the gateway."""

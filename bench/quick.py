@@ -1,0 +1,137 @@
+"""What the gateway costs, beside nginx (the floor) and the engine alone, in one run: `python -m bench.quick`.
+
+The service under test has one core to itself; wrk, the paced client and the mock engine share another.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from http.client import HTTPException
+from pathlib import Path
+from typing import NoReturn
+
+from bench import chat, load, report, service
+from bench.service import BenchError, Service
+
+SUBJECTS = ("nginx", "direct", "gateway")
+ROUNDS = 3
+CONNECTIONS = 32  # of wrk, where it isn't one
+PACED = {"connections": 100, "streams_each": 4}
+SETTLE_S = 0.1  # after each load, for what a service still does behind its answers
+GIVE_UP_S = 180  # for the whole run
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+
+Figures = dict[str, float]  # by the keys of report.FIGURES
+
+
+def blocking(subject: Service, seconds: int = 2) -> Figures:
+    lines, before = subject.log_lines, subject.cpu_s()
+    done = load.run_wrk(subject.port, chat.BLOCKING, chat.BLOCKING_REPLY, connections=CONNECTIONS, seconds=seconds)
+    return {
+        "blocking_cpu_ms": _spent(subject, before) / done.requests * 1e3,
+        "blocking_per_s": done.requests / done.seconds,
+        "log_lines": (subject.log_lines - lines) / done.requests,
+    }
+
+
+def alone(subject: Service) -> Figures:
+    done = load.run_wrk(subject.port, chat.BLOCKING, chat.BLOCKING_REPLY, connections=1, seconds=1)
+    return {"alone_per_s": done.requests / done.seconds, "alone_p50_ms": done.p50_ms}
+
+
+def streams(subject: Service, seconds: int = 2) -> Figures:
+    before = subject.cpu_s()
+    done = load.run_wrk(subject.port, chat.STREAM, chat.STREAM_REPLY, connections=CONNECTIONS, seconds=seconds)
+    return {"stream_cpu_ms": _spent(subject, before) / done.requests * 1e3}
+
+
+def paced(subject: Service) -> Figures:
+    before = subject.cpu_s()
+    tokens = load.run_paced(subject.port, **PACED)
+    return {"paced_cpu_us": _spent(subject, before) / tokens * 1e6, "rss_mb": subject.rss_mb()}
+
+
+def _spent(subject: Service, before: float) -> float:
+    time.sleep(SETTLE_S)
+    return subject.cpu_s() - before
+
+
+def warm_up(subject: Service) -> Figures:
+    """Check its answers, load it for two seconds, and forget the figures."""
+    load.check_answers(subject.port)
+    blocking(subject, seconds=1)
+    streams(subject, seconds=1)
+    return {}
+
+
+def measure(names: list[str], test_core: int, load_core: int) -> report.Rounds:
+    """Start the subjects and measure them in turn, so that a busy moment of the machine hits them alike."""
+    rounds: report.Rounds = {name: defaultdict(list) for name in names}
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        mock = stack.enter_context(service.mock(load_core))
+        running = {"direct": mock}
+        if "nginx" in names:
+            running["nginx"] = stack.enter_context(service.nginx(test_core, mock.port, scratch))
+        if "gateway" in names:
+            running["gateway"] = stack.enter_context(service.gateway(test_core, mock.port))
+
+        def turn(step: Callable[[Service], Figures]) -> None:
+            for name in names:
+                mock.pin(test_core if name == "direct" else load_core)
+                for figure, value in step(running[name]).items():
+                    rounds[name][figure].append(value)
+
+        print("warm-up", file=sys.stderr)
+        turn(warm_up)
+        for number in range(ROUNDS):
+            print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
+            for step in (blocking, alone, streams, paced):
+                turn(step)
+        for name in names:
+            load.check_answers(running[name].port)
+    return rounds
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON. Exits 1 with a sentence where the run is worth nothing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.quick", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round to FILE")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="all, unless told otherwise")
+    arguments = parser.parse_args()
+    os.environ["PATH"] += ":/usr/sbin"  # where Debian keeps nginx, and not in every user's PATH
+    if missing := [tool for tool in ("nginx", "wrk") if not shutil.which(tool)]:
+        sys.exit(f"bench: {' and '.join(missing)} not found. On Debian: apt-get install nginx-light wrk")
+    load_core, test_core = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    if load_core == test_core:
+        sys.exit("bench: needs two cores, one for the service under test and one for the load.")
+    for number in SIGNALS:
+        signal.signal(number, _give_up)
+    signal.alarm(GIVE_UP_S)
+    os.sched_setaffinity(0, {load_core})  # ours, and inherited by wrk
+    try:
+        rounds = measure(arguments.subjects, test_core, load_core)
+    except (BenchError, OSError, HTTPException, subprocess.SubprocessError) as exc:
+        sys.exit(f"bench: {type(exc).__name__}: {exc}")
+    print(report.table(rounds))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report.as_json(rounds), indent=2) + "\n")
+
+
+def _give_up(number: int, _frame: object) -> NoReturn:
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # a second Ctrl-C must not stop the stopping of the services
+    sys.exit(f"bench: gave up at {signal.Signals(number).name}; a run may take {GIVE_UP_S} s")
+
+
+if __name__ == "__main__":
+    main()
