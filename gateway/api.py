@@ -1,12 +1,11 @@
 """API: the routes. This table is the allow-list: what is not in it is 404 or 405, and the engine never sees it."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,20 +38,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_routes(
-    app: FastAPI, settings: Settings, pipeline: Pipeline, models: Models, health: Health, relays: Relays
-) -> None:
+def add_routes(app: FastAPI, settings: Settings, pipeline: Pipeline, models: Models, health: Health) -> None:
     """Give the app its routes and make every error leave as an OpenAI envelope."""
 
-    def relayed(path: str, kind: Kind, document: Callable[..., Any], answer: type, *, streams: bool) -> None:
-        """A route documented by `document`'s signature and served as a bare ASGI app.
-
-        FastAPI's own request handling would cost more CPU than the whole relay (ARCHITECTURE.md, "Decisions").
-        """
+    for path, (_, document, answer, streams) in RELAYED.items():
         ok: dict[str, Any] = {"model": answer, "description": "The answer, the engine's own."}
         if streams:
             ok["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
-        route = APIRoute(
+        app.add_api_route(
             path,
             document,
             methods=["POST"],
@@ -61,12 +54,6 @@ def add_routes(
             dependencies=[Depends(_bearer)],
             tags=["OpenAI"],
         )
-        route.app = _relay_app(kind, pipeline, relays)
-        app.router.routes.append(route)
-
-    relayed("/v1/chat/completions", "chat", chat_completions, schema.ChatCompletion, streams=True)
-    relayed("/v1/completions", "completion", completions, schema.Completion, streams=True)
-    relayed("/v1/embeddings", "embedding", embeddings, schema.Embeddings, streams=False)
 
     async def require_key(request: Request, _: Annotated[Any, Depends(_bearer)]) -> None:
         pipeline.authenticate(dict(request.scope["headers"]))
@@ -137,24 +124,36 @@ def _headers(error: StackError) -> dict[str, str]:
     return {**error.headers, "content-type": "application/json"}
 
 
-def _relay_app(kind: Kind, pipeline: Pipeline, relays: Relays) -> ASGIApp:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+class RelayRoutes:
+    """Serves POST to the relayed paths as bare ASGI, everything else by FastAPI.
+
+    FastAPI's handling of a request would cost a quarter of the whole relay (ARCHITECTURE.md, "Decisions"); the routes
+    are registered with it all the same, for the schema and the 405s.
+    """
+
+    def __init__(self, app: ASGIApp, pipeline: Pipeline, relays: Relays) -> None:
+        self._app = app
+        self._pipeline = pipeline
+        self._relays = relays
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in RELAYED:
+            await self._app(scope, receive, send)
+            return
         try:
-            relay = await pipeline.open(kind, scope, receive)
-            relays.add(relay)
+            relay = await self._pipeline.open(RELAYED[scope["path"]].kind, scope, receive)
+            self._relays.add(relay)
             try:
                 await relay.run(receive, send)
             finally:
-                relays.discard(relay)
+                self._relays.discard(relay)
         except ClientLeft:
             pass  # nobody is there to be told
         except StackError as exc:
             await respond(send, exc)
 
-    return app
 
-
-# These three exist for their signatures and texts: the OpenAPI schema is made from them.
+# These three exist for their signatures and texts: the OpenAPI schema is made from them. RelayRoutes does the work.
 
 
 def chat_completions(body: schema.ChatRequest) -> None:
@@ -170,3 +169,17 @@ def completions(body: schema.CompletionRequest) -> None:
 
 def embeddings(body: schema.EmbeddingRequest) -> None:
     """Turn texts into vectors. Whether a model can is the engine's matter."""
+
+
+class Relayed(NamedTuple):
+    kind: Kind
+    document: Callable[..., None]
+    answer: type
+    streams: bool
+
+
+RELAYED = {
+    "/v1/chat/completions": Relayed("chat", chat_completions, schema.ChatCompletion, streams=True),
+    "/v1/completions": Relayed("completion", completions, schema.Completion, streams=True),
+    "/v1/embeddings": Relayed("embedding", embeddings, schema.Embeddings, streams=False),
+}

@@ -56,9 +56,9 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
         static_url="/docs/static",
         redirect_slashes=False,
     )
-    api.add_routes(fastapi, settings, pipeline, models, health, relays)
+    api.add_routes(fastapi, settings, pipeline, models, health)
 
-    app: ASGIApp = fastapi
+    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays)
     if settings.stack_cors_origins:
         app = CORSMiddleware(
             app,

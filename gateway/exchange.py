@@ -18,7 +18,7 @@ class Exchange:
     wants_usage: bool  # the caller asked for a usage chunk; the gateway asks the engine for one in any case
     size: int  # messages, prompts or inputs in the request
     body: bytes  # JSON for the engine
-    started: float  # loop time, seconds
+    started: float  # time.monotonic(), seconds
 
 
 @dataclass(frozen=True, slots=True)

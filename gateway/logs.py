@@ -111,7 +111,7 @@ class _Formatter(OrjsonFormatter):
     """Everybody else's records, in the same form."""
 
     def __init__(self) -> None:
-        super().__init__(rename_fields={"exc_info": "error"}, reserved_attrs=_RESERVED)
+        super().__init__([], rename_fields={"exc_info": "error"}, reserved_attrs=_RESERVED)
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         log_data |= {

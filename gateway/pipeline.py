@@ -1,6 +1,6 @@
 """Pipeline: one request from its headers to a Relay, top to bottom. The order is a security property."""
 
-import asyncio
+import time
 from typing import Any
 
 import orjson
@@ -36,7 +36,7 @@ class Pipeline:
         """Turn a request into a Relay that is ready to run. Raises StackError; the engine has not been called yet."""
         headers = dict(scope["headers"])
         key = self.authenticate(headers)
-        started = asyncio.get_running_loop().time()
+        started = time.monotonic()
         body = parse(await self._read(headers, receive))
         size = check(kind, body)
         body["model"] = model = await self._models.resolve(body.get("model"))

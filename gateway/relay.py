@@ -10,6 +10,7 @@ finished ends with an error frame and `[DONE]`: clients take a bare end of strea
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -118,14 +119,14 @@ class Relay:
 
     async def _stream(self) -> None:
         tap = Tap(hide_usage=not self._exchange.wants_usage)
-        async with self._upstream.post(self._exchange) as reply:
+        with await self._upstream.post(self._exchange) as reply:
             if reply.status != 200:
                 raise dialects.refusal(reply.status, await reply.read())
             try:
                 while data := await self._next(reply, tap):
                     sound = tap.feed(data)
                     if tap.started:
-                        self._heard_at = self._loop.time()
+                        self._heard_at = time.monotonic()
                         if self._first_token_at is None and tap.has_content:
                             self._first_token_at = self._heard_at
                     if sound:
@@ -153,7 +154,7 @@ class Relay:
             raise
 
     async def _block(self) -> None:
-        async with self._upstream.post(self._exchange) as reply:
+        with await self._upstream.post(self._exchange) as reply:
             body = await reply.read()
         if reply.status != 200:
             raise dialects.refusal(reply.status, body)
@@ -215,7 +216,7 @@ class Relay:
 
     def _tick(self) -> None:
         """Look at the clock; come back when the next thing is due. One timer per exchange, not one per chunk."""
-        now, patience, started = self._loop.time(), self._patience, self._exchange.started
+        now, patience, started = time.monotonic(), self._patience, self._exchange.started
         due = started + patience.total
         if now >= due:
             return self._halt(EngineTimeout(f"The answer took longer than {patience.total:g} seconds."))
@@ -231,7 +232,7 @@ class Relay:
             if now >= self._heard_at + patience.idle:
                 return self._halt(EngineTimeout(f"The engine fell silent for {patience.idle:g} seconds."))
             due = min(due, self._heard_at + patience.idle)
-        self._timer = self._loop.call_at(due, self._tick)
+        self._timer = self._loop.call_later(due - now, self._tick)
         return None
 
     def _halt(self, reason: StackError) -> None:

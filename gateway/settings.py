@@ -126,6 +126,8 @@ class Settings(EngineSettings):
     stack_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     stack_log_content: bool = False
 
+    _accepted_keys: tuple[str, ...] = ()
+
     @property
     def reachable_from(self) -> str:
         """The host address the port is published on. A container can't see that: STACK_PUBLISH says it."""
@@ -137,7 +139,10 @@ class Settings(EngineSettings):
         return ipaddress.ip_address(self.reachable_from).is_loopback
 
     def accepted_keys(self) -> tuple[str, ...]:
-        """Every key in force, in plain text: STACK_API_KEYS and the secrets file (one per line, or comma-separated)."""
+        """Every key in force, in plain text: STACK_API_KEYS and what the secrets file held when this was loaded."""
+        return self._accepted_keys
+
+    def _read_keys(self) -> tuple[str, ...]:
         listed = [key.get_secret_value() for key in self.stack_api_keys]
         text = _read_secret(self.stack_api_keys_file)
         listed += [key for line in text.splitlines() if not line.lstrip().startswith("#") for key in _split(line)]
@@ -145,7 +150,7 @@ class Settings(EngineSettings):
 
     @model_validator(mode="after")
     def _check_keys(self) -> "Settings":
-        keys = self.accepted_keys()
+        keys = self._accepted_keys = self._read_keys()
         if not self.on_loopback:
             if not keys:
                 raise ValueError(

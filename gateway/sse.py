@@ -6,7 +6,6 @@ line. What is forwarded is the engine's own bytes. Event syntax: WHATWG HTML, se
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -61,14 +60,20 @@ class Tap:
         it in `data` are then in `self.held`, for the caller to forward first.
         """
         buffer = self._rest + data if self._rest else data
-        keep = start = 0  # buffer[keep:start] is sound and not yet handed out
+        plain = b"\r" not in buffer  # every known engine
         out: list[bytes] = []
         self.held = b""
+        keep = start = 0  # buffer[keep:start] is sound and not yet handed out
         try:
-            for end in self._event_ends(buffer):
-                if self.done:
+            while not self.done:
+                end = buffer.find(b"\n\n", start) + 2 if plain else _end_of_event(buffer, start)
+                if end < 2:
                     break
-                if not self._read(buffer[start:end]):
+                if plain and buffer.startswith(b"data: {", start) and buffer.find(b"\n", start, end - 2) < 0:
+                    forward = self._chunk(buffer[start + 6 : end - 2])
+                else:
+                    forward = self._event(buffer[start:end])
+                if not forward:
                     out.append(buffer[keep:start])
                     keep = end
                 start = end
@@ -91,23 +96,9 @@ class Tap:
                 "The engine ended its stream before the answer was complete.", code="engine_broken_stream"
             )
 
-    @staticmethod
-    def _event_ends(buffer: bytes) -> Iterator[int]:
-        if b"\r" not in buffer:  # every known engine
-            end = buffer.find(b"\n\n")
-            while end >= 0:
-                yield end + 2
-                end = buffer.find(b"\n\n", end + 2)
-        else:
-            for match in _EVENT_END.finditer(buffer):
-                yield match.end()
-
-    def _read(self, event: bytes) -> bool:
-        """Learn from one whole event; False means: don't forward it."""
-        if event.startswith(b"data: ") and b"\n" not in event[:-2] and b"\r" not in event:
-            data: bytes | None = event[6:-2]
-        else:
-            data = self._data(event)
+    def _event(self, event: bytes) -> bool:
+        """Learn from one whole event of any form; False means: don't forward it."""
+        data = _data(event)
         if data is None:  # comments and other fields
             try:
                 event.decode()
@@ -118,45 +109,58 @@ class Tap:
             self.end()
             self.done = True
             return True
+        return self._chunk(data)
+
+    def _chunk(self, data: bytes) -> bool:
+        """Learn from one event's data; False means: don't forward it."""
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             raise EngineError("The engine sent a frame that is not valid JSON.", code="engine_broken_stream") from None
-        if not isinstance(chunk, dict):
+        if type(chunk) is not dict:
             raise EngineError("The engine sent a frame that is not an object.", code="engine_broken_stream")
-        if chunk.get("error"):
-            raise EngineFault(chunk["error"])
+        if error := chunk.get("error"):
+            raise EngineFault(error)
         self.started = True
-        return self._learn(chunk)
-
-    @staticmethod
-    def _data(event: bytes) -> bytes | None:
-        """The event's data lines joined by newlines; None when it has none."""
-        lines = [line for line in _NEWLINE.split(event) if line.startswith(b"data")]
-        values = [line[4:].removeprefix(b":").removeprefix(b" ") for line in lines if line[4:5] in (b":", b"")]
-        return b"\n".join(values) if values else None
-
-    def _learn(self, chunk: dict[str, Any]) -> bool:
         choices = chunk.get("choices")
         if usage := chunk.get("usage"):
             self.usage = Usage.of(usage) or self.usage
             if not choices and self._hide_usage:
                 return False
-        for choice in choices if isinstance(choices, list) else ():
-            if not isinstance(choice, dict):
-                continue
-            index = choice.get("index", 0)
-            delta = choice.get("delta")
-            if choice.get("text") or (isinstance(delta, dict) and _has_content(delta)):
-                self.has_content = True
-                self.tokens += 1
-            if reason := choice.get("finish_reason"):
-                self.finish_reason = reason
-                self._open.discard(index)
-            else:
-                self._open.add(index)
+        if type(choices) is list:
+            for choice in choices:
+                if type(choice) is dict:
+                    self._choice(choice)
         return True
 
+    def _choice(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index", 0)
+        if type(index) is not int:
+            index = 0
+        if reason := choice.get("finish_reason"):
+            self.finish_reason = reason
+            self._open.discard(index)
+        elif index not in self._open:
+            self._open.add(index)
+        delta = choice.get("delta")
+        if type(delta) is dict:
+            # Text; or a tool call, reasoning, a refusal: anything but the role.
+            made = delta.get("content") or any(value for name, value in delta.items() if name != "role")
+        else:
+            made = choice.get("text")
+        if made:
+            self.has_content = True
+            self.tokens += 1
 
-def _has_content(delta: dict[str, Any]) -> bool:
-    return any(value for name, value in delta.items() if name != "role")
+
+def _end_of_event(buffer: bytes, start: int) -> int:
+    """Where the event that begins at `start` ends; 0 if its end isn't here yet."""
+    match = _EVENT_END.search(buffer, start)
+    return match.end() if match else 0
+
+
+def _data(event: bytes) -> bytes | None:
+    """The event's data lines joined by newlines; None when it has none."""
+    lines = [line for line in _NEWLINE.split(event) if line.startswith(b"data")]
+    values = [line[4:].removeprefix(b":").removeprefix(b" ") for line in lines if line[4:5] in (b":", b"")]
+    return b"\n".join(values) if values else None

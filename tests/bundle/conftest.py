@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -39,6 +40,17 @@ class Tree:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
+    @contextmanager
+    def running(self, *command: str) -> Iterator[Iterator[str]]:
+        """A command that does not end by itself, as the lines it says; it is stopped at the end."""
+        environment = clean_environment(COMPOSE_PROJECT_NAME=self.project)
+        with subprocess.Popen(command, cwd=self.path, env=environment, text=True, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            try:
+                yield iter(process.stdout.readline, "")
+            finally:
+                process.terminate()
+
     @property
     def dotenv(self) -> Path:
         return self.path / ".env"
@@ -47,9 +59,10 @@ class Tree:
         """Containers, networks, volumes and the images that were built, whatever the engine was."""
         for files in (["compose.yaml", *overrides] for overrides in OVERRIDES.values()):
             options = [option for file in files for option in ("-f", file)]
-            self.run(
-                "docker", "compose", *options, "down", "--remove-orphans", "--volumes", "--rmi", "local", "-t", "1"
-            )
+            self.run("docker", "compose", *options, "down", "--volumes", "--rmi", "local", "--timeout", "1")
+        # An image whose name the next engine took has none any more.
+        mine = f"label=com.docker.compose.project={self.project}"
+        self.run("docker", "image", "prune", "--force", "--filter", mine)
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,8 @@ def image(python_image: str) -> Iterator[str]:
     subprocess.run(["docker", "rmi", "--force", name], check=True, capture_output=True)
 
 
-def test_the_model_is_fetched_and_served_and_a_second_up_fetches_nothing(
-    tree: Tree, image: str, python_image: str
-) -> None:
-    """The download breaks off once, and goes on where it stopped."""
+def test_from_fetching_the_model_to_switching_the_engine(tree: Tree, image: str, python_image: str) -> None:
+    """A download that breaks off goes on where it stopped; a second `up` fetches nothing; ENGINE=tiny takes over."""
     settings = {"OLLAMA_IMAGE": image, "PYTHON_IMAGE": python_image, "LLM_MODEL": "flaky:1"}
     ran = tree.run("scripts/up", STACK_PUBLISH="127.0.0.1:0", **settings)
     assert ran.returncode == 0, ran.stdout
@@ -37,6 +35,7 @@ def test_the_model_is_fetched_and_served_and_a_second_up_fetches_nothing(
     assert "flaky:1: 1.00 of 5.00 GB (20%)" in log
     assert "flaky:1: interrupted (read: connection reset by peer)" in log
     assert log.count("(20%)") == 1
+    assert "flaky:1: 3.00 of 5.00 GB (60%)" in log
     assert "waiting for the model flaky:1" in tree.run("docker", "compose", "logs", "engine", **settings).stdout
 
     status, text = post(*said_by(ran.stdout), "/chat/completions", messages=[{"role": "user", "content": "Who?"}])
@@ -47,7 +46,14 @@ def test_the_model_is_fetched_and_served_and_a_second_up_fetches_nothing(
     again = tree.run("scripts/up", STACK_PUBLISH="127.0.0.1:0", **settings)
     assert again.returncode == 0, again.stdout
     log = tree.run("docker", "compose", "logs", "--no-log-prefix", "provision", **settings).stdout
-    assert log == "flaky:1: already here\n"
+    assert "flaky:1: already here" in log
+    assert "pulling" not in log
+
+    tiny = tree.run("scripts/up", STACK_PUBLISH="127.0.0.1:0", ENGINE="tiny", PYTHON_IMAGE=python_image)
+    assert tiny.returncode == 0, tiny.stdout
+    running = tree.run("docker", "ps", "--all", "--filter", f"name={tree.project}", "--format", "{{.Names}}").stdout
+    assert set(running.split()) == {f"{tree.project}-engine-1", f"{tree.project}-gateway-1"}
+    assert "COMPOSE_FILE=compose.yaml:compose.tiny.yaml" in tree.dotenv.read_text().splitlines()
 
 
 def test_a_model_that_does_not_exist_ends_with_a_sentence(tree: Tree, image: str, python_image: str) -> None:

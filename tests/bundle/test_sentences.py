@@ -98,6 +98,10 @@ def test_an_address_that_is_none(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
 
 
+def test_a_secret_file_that_is_not_there(tree: Tree) -> None:
+    refuses(tree, "STACK_API_KEYS_FILE names", "no/such/file, which does not exist", STACK_API_KEYS_FILE="no/such/file")
+
+
 @pytest.mark.parametrize(
     ("line", "name", "meant"),
     [

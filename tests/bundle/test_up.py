@@ -66,6 +66,14 @@ def test_make_chat_prints_the_answer(up: Tree) -> None:
     assert ran.stdout.strip()
 
 
+def test_make_logs_follows_every_service(up: Tree) -> None:
+    """The script itself, which `make logs` runs: make would not hand a signal on."""
+    waited_for = {"gateway-1", "engine-1"}
+    with up.running("scripts/logs") as lines:
+        while waited_for:
+            waited_for -= set(next(lines).replace("\x1b[2K", "").split()[:1])
+
+
 def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
     ran = tree.run("scripts/up", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}")
     assert ran.returncode == 1
