@@ -6,6 +6,7 @@ A script is a list of [verb, argument] steps; without one the engine answers "on
 streaming as asked. Verbs:
     head [status, headers]   start the response (chunked unless a content-length is given)
     json [status, object]    a whole JSON response
+    raw STRING               bytes as they are, head and framing included
     text STRING / hex STRING one chunk of the body
     event OBJECT             one `data:` event
     role | token STRING | finish REASON | usage | done     the usual events of a chat stream
@@ -142,6 +143,11 @@ class Connection:
             if verb == "json":
                 await self.json(*argument)
                 return True
+            if verb == "raw":
+                self.writer.write(argument.encode())
+                await self.writer.drain()
+                headed = True
+                continue
             if verb == "gate":
                 await engine.gate(argument).wait()
                 continue

@@ -221,6 +221,47 @@ def test_a_stale_connection_is_replaced_without_the_client_noticing(gateway: Gat
         assert "error" not in chunks[-2]
 
 
+JSON = '{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}'
+OK = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+FRAMED = {
+    "with a length": f"{OK}content-length: {len(JSON)}\r\n\r\n{JSON}",
+    "ended by its connection": f"{OK}\r\n{JSON}",
+    "ended by its connection, HTTP/1.0": f"{OK.replace('1.1', '1.0')}\r\n{JSON}",
+    "after a 100 and a 103": "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 X\r\na: b\r\n\r\n"
+    f"{OK}content-length: {len(JSON)}\r\n\r\n{JSON}",
+    "with junk behind it": f"{OK}content-length: {len(JSON)}\r\n\r\n{JSON}HTTP/1.1 200 OK\r\n\r\n",
+    "chunked, with a trailer": f"{OK}transfer-encoding: chunked\r\n\r\n{len(JSON):x}\r\n{JSON}\r\n0\r\nx: y\r\n\r\n",
+}
+UNUSABLE = {
+    "not HTTP": "SSH-2.0-OpenSSH_9.2\r\n",
+    "shorter than its length": f"{OK}content-length: {len(JSON) + 5}\r\n\r\n{JSON}",
+    "a chunk cut short": f"{OK}transfer-encoding: chunked\r\n\r\nff\r\n{JSON}",
+    "two lengths": f"{OK}content-length: 5\r\ncontent-length: {len(JSON)}\r\n\r\n{JSON}",
+    "compressed unasked": f"{OK}content-encoding: gzip\r\ncontent-length: 5\r\n\r\n12345",
+    "a header of 100 kB": f"{OK}x: {'y' * 100_000}\r\ncontent-length: {len(JSON)}\r\n\r\n{JSON}",
+    "an upgrade": "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", FRAMED)
+def test_every_legal_framing_of_an_answer_is_understood(gateway: GatewayProcess, name: str) -> None:
+    with gateway.client() as client:
+        for _ in range(3):  # whatever it leaves behind must not meet the next request
+            answer = client.post(CHAT, json={"messages": MESSAGES, "script": [["raw", FRAMED[name]], ["close"]]})
+            assert (answer.status_code, answer.text) == (200, JSON)
+            assert client.post(CHAT, json={"messages": MESSAGES}).json()["id"] == "chatcmpl-fake"
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_not_sound_http_is_502(gateway: GatewayProcess, name: str, stream: bool) -> None:
+    with gateway.client() as client:
+        script = [["raw", UNUSABLE[name]], ["close"]]
+        answer = client.post(CHAT, json={"messages": MESSAGES, "stream": stream, "script": script})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (502, "server_error")
+        assert client.post(CHAT, json={"messages": MESSAGES}).json()["id"] == "chatcmpl-fake"
+
+
 def test_connections_to_the_engine_are_reused(engine: FakeEngine, tmp_path: Any) -> None:
     with running_gateway(tmp_path / "log", engine.url, STACK_WORKERS="1") as gateway:
         ask(gateway)
