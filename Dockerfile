@@ -1,0 +1,28 @@
+# The gateway's image. PYTHON_IMAGE may be any image with Python 3.11 or newer as python3, with venv.
+ARG PYTHON_IMAGE=python:3.13.16-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS build
+# Packages first: they change less often than the code, and this layer is then taken from the cache.
+COPY requirements/gateway.txt /build/
+# pip stays out of what is shipped: it installs from one environment into another that has none.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /build/pip && python3 -m venv --without-pip /opt/venv && \
+    /build/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check \
+        --no-compile --require-hashes --requirement /build/gateway.txt
+COPY gateway /opt/gateway/gateway
+# Compiled here, because the running container can't write: unchecked-hash spares it looking at the sources too.
+RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /opt/gateway
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/gateway /opt/gateway
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    STACK_BIND=0.0.0.0:9000
+WORKDIR /opt/gateway
+USER 10001:10001
+EXPOSE 9000
+# The program checks itself: no shell and no curl needed.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 CMD ["python", "-m", "gateway.healthcheck"]
+ENTRYPOINT ["python", "-m", "gateway"]

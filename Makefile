@@ -1,0 +1,22 @@
+# Every target is a small script of the same name in scripts/. `make` alone lists them.
+.DEFAULT_GOAL := help
+
+# As typed: a question may hold a dollar sign.
+override export Q := $(value Q)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: ## bring the stack up and say how to use it (ENGINE=ollama|vllm|tiny chooses the engine)
+down: ## stop it; fetched models stay
+logs: ## follow its logs
+chat: ## ask it something: make chat Q="Why is the sky blue?"
+test: ## run all checks and all tests
+check: ## run the checks alone
+bench-quick: ## measure what the gateway costs, in two minutes
+lock: ## pin the dependencies in requirements/ again
+
+up down logs chat test check bench-quick lock:
+	@scripts/$@
+
+.PHONY: help up down logs chat test check bench-quick lock

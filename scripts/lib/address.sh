@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# The address the gateway is published at: its parts, who holds it, and asking it something.
+
+# '127.0.0.1:9000' → host=127.0.0.1 port=9000; '[::1]:9000' → host=[::1]
+split_address() {
+  host=${1%:*} port=${1##*:}
+  case $host in
+    \[*:*\] | [0-9]*.*.*.*[0-9]) ;;
+    *) host= ;;
+  esac
+  case $port in
+    "" | *[!0-9]*) host= ;;
+  esac
+  [ -n "$host" ] && [ "$port" -le 65535 ] ||
+    die "STACK_PUBLISH=$1 is not an address and a port: use one such as 127.0.0.1:9000, or 0.0.0.0:9000 for every interface."
+}
+
+on_loopback() { case $host in 127.* | "[::1]") ;; *) return 1 ;; esac; }
+
+# Where a program on this machine reaches what is published at $host: an address that means "all" is no destination.
+reachable_host() {
+  case $host in
+    0.0.0.0) echo 127.0.0.1 ;;
+    "[::]") echo "[::1]" ;;
+    *) echo "$host" ;;
+  esac
+}
+
+# Stops where another program holds $port. Our own gateway may: then this is not the first `make up`.
+need_free_port() {
+  local own holder
+  [ "$port" = 0 ] && return
+  own=$(docker compose port gateway 9000 2>/dev/null) || true
+  [ "${own##*:}" = "$port" ] && return
+  holder=$(port_holder)
+  [ -z "$holder" ] ||
+    die "Port $port is taken by $holder: stop that, or put another address into .env, such as STACK_PUBLISH=$host:$((port + 1)), then run this again."
+}
+
+# Who listens at $host:$port: a container, a program, or nothing.
+port_holder() {
+  local program container
+  if command -v ss >/dev/null; then
+    program=$(ss -Htlnp "sport = :$port" | listener)
+  elif (exec 3<>"/dev/tcp/$(reachable_host | tr -d '[]')/$port") 2>/dev/null; then
+    program="another program"
+  fi
+  [ -n "${program:-}" ] || return 0
+  container=$(docker ps --filter "publish=$port" --format '{{.Names}}' | head -n 1)
+  echo "${container:+the container }${container:-$program}"
+}
+
+# From ss's lines, the first program whose address is, or includes, $host.
+listener() {
+  awk -v host="$host" '
+    { address = $4; sub(/:[0-9]+$/, "", address); sub(/%.*/, "", address) }
+    address != host && address !~ /^(0\.0\.0\.0|\[::\]|\*)$/ && host !~ /^(0\.0\.0\.0|\[::\])$/ { next }
+    match($0, /"[^"]+",pid=[0-9]+/) { split(substr($0, RSTART + 1, RLENGTH), part, /",pid=/); print part[1] " (pid " part[2] + 0 ")"; exit }
+    { print "another program"; exit }'
+}
+
+# The status and body of GET $1 at the gateway, in one line; nothing when it does not answer. Bash's own sockets: neither
+# curl nor Python need be on this machine.
+get() {
+  (
+    exec 3<>"/dev/tcp/$(reachable_host | tr -d '[]')/$port" || exit 0
+    printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1" >&3
+    local line status body=
+    read -r -t 10 _ status _ <&3 || exit 0
+    while IFS= read -r -t 10 line <&3 && [ "$line" != $'\r' ]; do :; done
+    IFS= read -r -t 10 body <&3 || true
+    echo "$status $body"
+  ) 2>/dev/null || true
+}

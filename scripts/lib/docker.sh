@@ -1,0 +1,51 @@
+# shellcheck shell=bash
+# Docker and its Compose plugin: there, usable and new enough, or one sentence that says what to do.
+
+# Named here because the base image, the Compose plugin and the fallback all speak of it.
+base_image=stack-base:trixie
+
+need_docker() {
+  command -v docker >/dev/null ||
+    die "Docker is not installed: install Docker Engine or Docker Desktop (https://docs.docker.com/get-docker/), then run this again."
+  local complaint
+  complaint=$(docker version 2>&1 >/dev/null) && return
+  case $complaint in
+    *"permission denied"*)
+      die "You may not talk to the Docker daemon: run 'sudo usermod -aG docker $(id -un)', log out and in, then run this again." ;;
+    *)
+      die "The Docker daemon does not answer${DOCKER_HOST:+ at DOCKER_HOST=$DOCKER_HOST}: start it (Docker Desktop, or 'sudo systemctl start docker'), then run this again." ;;
+  esac
+}
+
+# 2.24 is the first Compose that knows !reset and !override, which the engine overrides are made of.
+need_compose() {
+  compose_is_new_enough && return
+  if can_build_base; then
+    install_compose
+    compose_is_new_enough && return
+  fi
+  die "Docker Compose 2.24 or newer is needed ($(docker compose version --short 2>/dev/null || echo none) is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
+}
+
+compose_is_new_enough() {
+  docker compose version --short 2>/dev/null |
+    awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && $2 >= 24)) }'
+}
+
+# mmdebstrap and apt are Debian's, and making a root file system needs root.
+can_build_base() { [ -e /etc/debian_version ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+# Debian 13's packages hold the two plugins as single programs that also run on older systems.
+install_compose() {
+  local plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins container
+  say "Docker Compose 2.24 is missing here: installing Debian 13's into $plugins"
+  "$(dirname "${BASH_SOURCE[0]}")/../base-image"
+  container=$(docker create "$base_image" sh -ec '
+    apt-get update -qq
+    cd /tmp && apt-get download -qq docker-compose docker-buildx
+    for package in *.deb; do dpkg -x "$package" /unpacked; done')
+  docker start --attach "$container" >/dev/null 2>&1 || true
+  mkdir -p "$plugins"
+  docker cp "$container:/unpacked/usr/libexec/docker/cli-plugins/." "$plugins" >/dev/null || true
+  docker rm --force "$container" >/dev/null
+}
