@@ -23,7 +23,7 @@ from bench import chat, load, report, service
 from bench.service import BenchError, Service
 
 SUBJECTS = ("nginx", "direct", "gateway")
-ROUNDS = 3
+ROUNDS = 3  # of which the median counts
 CONNECTIONS = 32  # of wrk, where it isn't one
 PACED = {"connections": 100, "streams_each": 4}
 SETTLE_S = 0.1  # after each load, for what a service still does behind its answers
@@ -73,7 +73,7 @@ def warm_up(subject: Service) -> Figures:
     return {}
 
 
-def measure(names: list[str], test_core: int, load_core: int) -> report.Rounds:
+def measure(names: list[str], how_often: int, test_core: int, load_core: int) -> report.Rounds:
     """Start the subjects and measure them in turn, so that a busy moment of the machine hits them alike."""
     rounds: report.Rounds = {name: defaultdict(list) for name in names}
     with ExitStack() as stack:
@@ -93,8 +93,8 @@ def measure(names: list[str], test_core: int, load_core: int) -> report.Rounds:
 
         print("warm-up", file=sys.stderr)
         turn(warm_up)
-        for number in range(ROUNDS):
-            print(f"round {number + 1} of {ROUNDS}", file=sys.stderr)
+        for number in range(how_often):
+            print(f"round {number + 1} of {how_often}", file=sys.stderr)
             for step in (blocking, alone, streams, paced):
                 turn(step)
         for name in names:
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.quick", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round to FILE")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="all, unless told otherwise")
+    parser.add_argument("--rounds", type=int, choices=range(1, 10), default=ROUNDS, help="how often to measure each")
     arguments = parser.parse_args()
     os.environ["PATH"] += ":/usr/sbin"  # where Debian keeps nginx, and not in every user's PATH
     if missing := [tool for tool in ("nginx", "wrk") if not shutil.which(tool)]:
@@ -119,7 +120,7 @@ def main() -> None:
     signal.alarm(GIVE_UP_S)
     os.sched_setaffinity(0, {load_core})  # ours, and inherited by wrk
     try:
-        rounds = measure(arguments.subjects, test_core, load_core)
+        rounds = measure(arguments.subjects, arguments.rounds, test_core, load_core)
     except (BenchError, OSError, HTTPException, subprocess.SubprocessError) as exc:
         sys.exit(f"bench: {type(exc).__name__}: {exc}")
     print(report.table(rounds))

@@ -47,9 +47,9 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            elif not message.get("more_body"):
-                complete = True
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                complete = True
 
         async def receive_watched() -> Message:
             nonlocal status

@@ -18,7 +18,7 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway import dialects, logs
-from gateway.errors import Draining, EngineError, EngineTimeout, StackError
+from gateway.errors import Draining, EngineError, EngineTimeout, InternalError, StackError
 from gateway.exchange import Exchange, Usage
 from gateway.settings import Settings
 from gateway.sse import DONE, PING, EngineFault, Tap
@@ -43,6 +43,10 @@ class Patience:
     total: float
     hold: float  # after this a stream's head goes out with comment pings, so that nobody in between gives up
 
+    @property
+    def shortest(self) -> float:
+        return min(self.first_token, self.idle, self.total, self.hold)
+
     @classmethod
     def of(cls, settings: Settings) -> "Patience":
         return cls(
@@ -66,7 +70,7 @@ class Relay:
         self._log_content = log_content
         self._loop = asyncio.get_running_loop()
         self._committed = False  # the response's head is out
-        self._finished = False  # its last byte is on its way
+        self._finished = False  # its last byte is handed over
         self._stop: StackError | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._pinged_at = exchange.started
@@ -82,7 +86,7 @@ class Relay:
         self._send = send
         self._task = cast("asyncio.Task[None]", asyncio.current_task())
         self._started_log()
-        self._timer = self._loop.call_later(min(self._patience.hold, self._patience.total), self._tick)
+        self._timer = self._loop.call_later(self._patience.shortest, self._tick)
         listener = self._loop.create_task(self._listen(receive))
         error: StackError | None = None
         try:
@@ -92,18 +96,23 @@ class Relay:
                 await self._block()
         except asyncio.CancelledError:
             if self._stop is None:
-                raise  # not ours: the server is being torn down
+                error = Draining("The server was torn down.")
+                raise  # not ours
             self._task.uncancel()
             error = self._stop
         except EngineFault as exc:
             error = dialects.fault(exc.error)
         except StackError as exc:
             error = exc
+        except Exception:
+            error = InternalError("A bug.")
+            raise
         finally:
             self._timer.cancel()
             listener.cancel()
-            if self._pinging is not None:
-                await self._pinging
+            if self._pinging is not None and not self._pinging.done():
+                self._pinging.cancel()
+                await asyncio.wait({self._pinging})
             self._finished_log(error)
         if error is None or isinstance(error, ClientLeft):
             return
@@ -170,30 +179,29 @@ class Relay:
         choices = answer.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             self._finish_reason = choices[0].get("finish_reason")
-        self._committed = self._finished = True
         if self._log_content:
             self._text.append(body)
-        headers = [*_JSON, (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._commit([*_JSON, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
+        self._finished = True
 
     async def _forward(self, data: bytes, *, last: bool) -> None:
-        if not self._committed:
-            await self._commit()
         if self._pinging is not None:
             await self._pinging
+        if not self._committed:
+            await self._commit(_EVENT_STREAM)
         if self._log_content:
             self._text.append(data)
-        self._finished = last
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        self._finished = last
 
-    async def _commit(self) -> None:
+    async def _commit(self, headers: list[tuple[bytes, bytes]]) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._committed = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM)})
 
     async def _ping(self) -> None:
         if not self._committed:
-            await self._commit()
+            await self._commit(_EVENT_STREAM)
         await self._send({"type": "http.response.body", "body": PING, "more_body": True})
 
     async def _farewell(self, error: StackError) -> None:

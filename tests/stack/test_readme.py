@@ -21,7 +21,7 @@ RUN_BY = {
     "make logs": "tests/bundle/test_up.py",
     "make down": "tests/bundle/test_up.py",
     "make check": "scripts/test",
-    "make bench-quick": "bench/README.md",
+    "make bench-quick": "tests/test_bench.py",
 }
 
 
