@@ -22,6 +22,7 @@ from uvicorn_worker import UvicornWorker
 
 from gateway import logs
 from gateway.app import Gateway, create_app
+from gateway.ingress import Protocol
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 
 log = logging.getLogger("stack")
@@ -60,7 +61,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": Protocol,
         "ws": "none",
         "lifespan": "on",
         "server_header": False,
