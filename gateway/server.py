@@ -6,6 +6,7 @@ anew (a bad one leaves the old in force), new workers start, old ones finish the
 """
 
 import asyncio
+import functools
 import logging
 import mmap
 import signal
@@ -20,9 +21,8 @@ from gunicorn.glogging import Logger
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
-from gateway import logs
+from gateway import ingress, logs
 from gateway.app import Gateway, create_app
-from gateway.ingress import Protocol
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 
 log = logging.getLogger("stack")
@@ -61,15 +61,16 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
-        "http": Protocol,
         "ws": "none",
         "lifespan": "on",
         "server_header": False,
+        "proxy_headers": False,  # nothing here trusts X-Forwarded-*
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.access_log = False
+        self.config.http = functools.partial(ingress.Protocol, limits=self.app.limits)
         self.config.timeout_graceful_shutdown = int(self.cfg.graceful_timeout)
         for name in ("uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).handlers = []
@@ -91,11 +92,13 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         server = UvicornServer(config=self.config)
         self._install_sigquit_handler()
         watch = asyncio.create_task(self._watch(server, self.wsgi))
+        sweep = asyncio.create_task(ingress.sweep(server.server_state.connections))
         self._serving = True
         try:
             await server.serve(sockets=self.sockets)
         finally:
             watch.cancel()
+            sweep.cancel()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
@@ -130,12 +133,15 @@ class Server(BaseApplication):  # type: ignore[misc]
             "graceful_timeout": int(settings.stack_grace + CUT_MARGIN),
             "keepalive": 75,  # seconds an idle connection stays open: longer than a load balancer's own 60
             "control_socket_disable": True,  # it wants a writable home; the root file system is read-only
-            "forwarded_allow_ips": "",  # nothing here trusts X-Forwarded-*
             "proc_name": "stack",
             "when_ready": self._when_ready,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    @property
+    def limits(self) -> ingress.Limits:
+        return ingress.Limits(read=self._settings.stack_read_timeout, write=self._settings.stack_write_timeout)
 
     def load(self) -> Gateway:
         return create_app(self._settings, self._draining)
