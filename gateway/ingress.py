@@ -9,6 +9,8 @@ what it is at. A bound in seconds is therefore kept to within a second or two.
 
 import asyncio
 import logging
+import socket
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,7 +165,8 @@ class Protocol(HttpToolsProtocol):
         scope["query_string"] = b""
         self._set_path(scope)
         if len(headers) > MAX_HEADERS or (
-            self._fed + self._chunk > MAX_HEAD and sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD
+            (self._fed >= 0 or self._chunk > MAX_HEAD)  # in several pieces, or one too large
+            and sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD
         ):
             raise _too_large()
         keep_alive = not self._parting and parser.should_keep_alive()
@@ -300,6 +303,9 @@ class Protocol(HttpToolsProtocol):
     def sweep(self, now: float) -> None:
         """Look at the clock for this connection."""
         if self._is_stuck(now):
+            # By a reset: an orderly close would keep what is left to write in the kernel, for a client that reads on.
+            raw = self.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
         elif self.transport.is_closing() or self._phase == BUSY or self.flow.read_paused:
             self._due = None  # it isn't the client who is waited for

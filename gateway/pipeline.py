@@ -44,7 +44,7 @@ class Pipeline:
         body = parse(raw)
         size = check(kind, body)
         body["model"] = model = await self._models.resolve(body.get("model"))
-        stream = bool(body.get("stream"))
+        stream = kind != "embedding" and bool(body.get("stream"))  # nobody streams those
         wants_usage = stream and _ask_for_usage(body)
         exchange = Exchange(
             request_id=scope["request_id"],

@@ -98,12 +98,12 @@ class Tap:
 
     def _event(self, event: bytes) -> bool:
         """Learn from one whole event of any form; False means: don't forward it."""
+        try:
+            event.decode()
+        except UnicodeDecodeError:
+            raise EngineError("The engine sent invalid UTF-8.", code="engine_broken_stream") from None
         data = _data(event)
         if data is None:  # comments and other fields
-            try:
-                event.decode()
-            except UnicodeDecodeError:
-                raise EngineError("The engine sent invalid UTF-8.", code="engine_broken_stream") from None
             return self.started  # the head isn't out yet: nothing to keep alive
         if data.strip() == b"[DONE]":
             self.end()
@@ -154,9 +154,12 @@ class Tap:
 
 
 def _end_of_event(buffer: bytes, start: int) -> int:
-    """Where the event that begins at `start` ends; 0 if its end isn't here yet."""
+    """Where the event that begins at `start` ends; 0 if its end isn't here yet. A CR after an LF is the first half of
+    a CRLF whose second half is on its way: cut there, an event is none to openai-python before the next one comes."""
     match = _EVENT_END.search(buffer, start)
-    return match.end() if match else 0
+    if match is None or (match.end() == len(buffer) and buffer.endswith(b"\n\r")):
+        return 0
+    return match.end()
 
 
 def _data(event: bytes) -> bytes | None:
