@@ -65,7 +65,7 @@ def refuse_repeated_names(raw: bytes, body: Any) -> None:
     """Refuse an object that has a name twice, which parsers read differently. `body` is `raw`, parsed.
 
     What orjson writes exactly as it came had no name twice: so it is with the compact JSON of OpenAI's clients, and
-    costs 0.2 µs for a short question. Anything else is read again by a parser that shows every pair (4 µs).
+    costs 0.2 µs for a short question. Anything else is read again by a parser that shows every pair (8 µs).
     """
     try:
         if orjson.dumps(body) == raw:
