@@ -6,8 +6,10 @@
     ├── ModelNotFound        404
     ├── NotFound             404  no such path
     ├── MethodNotAllowed     405
+    ├── RequestTimeout       408  it did not arrive in time
     ├── TooLarge             413
     ├── UnsupportedEncoding  415
+    ├── HeadersTooLarge      431
     ├── InternalError        500
     ├── EngineError          502  the engine's reply can't be used
     │   ├── EngineUnauthorized   502  the engine refuses the gateway's own credentials
@@ -77,12 +79,20 @@ class MethodNotAllowed(StackError):
         self.headers = {"allow": allow}
 
 
+class RequestTimeout(StackError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
 class TooLarge(StackError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
 class UnsupportedEncoding(StackError):
     status, type, code = 415, "invalid_request_error", "unsupported_encoding"
+
+
+class HeadersTooLarge(StackError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class InternalError(StackError):

@@ -59,7 +59,10 @@ class RequestLog:
             return message
 
         try:
-            await self._app(scope, receive_watched, send_with_id)
+            if "refusal" in scope:  # the protocol's own (ingress.py)
+                await respond(send_with_id, scope["refusal"])
+            else:
+                await self._app(scope, receive_watched, send_with_id)
         finally:
             path = scope["path"]
             if self._log_probes or status != 200 or path not in _PROBES:

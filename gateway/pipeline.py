@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope
 
+from gateway import guard
 from gateway.errors import BadRequest, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
@@ -34,7 +35,10 @@ class Pipeline:
         headers = dict(scope["headers"])
         key = self.authenticate(headers)
         started = time.monotonic()
-        body = parse(await self._read(headers, receive))
+        raw = await self._read(headers, receive)
+        if "refusal" in scope:  # the rest of the body never came, or came broken (ingress.py)
+            raise scope["refusal"]
+        body = parse(raw)
         size = check(kind, body)
         route = await self._routes.resolve(body.get("model"), key.id, headers)
         options = body.get("stream_options") or {}
@@ -55,6 +59,8 @@ class Pipeline:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"identity", b""):
             raise UnsupportedEncoding("Send the body without Content-Encoding.")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise UnsupportedEncoding("Send the body with no Transfer-Encoding other than chunked.")
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > self._max_body):
             raise TooLarge(f"The body is larger than {self._max_body} bytes.")
@@ -75,8 +81,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     """A request's body as an object. Raises BadRequest.
 
     orjson is strict where engines differ: NaN, infinities, lone surrogates, a BOM, UTF-16 and nesting beyond
-    1024 are refused. Of duplicate names the last wins, and as the body is written anew the engine can't see
-    another one than was checked here.
+    1024 are refused. A name that stands twice in one object is refused too.
     """
     try:
         body = orjson.loads(raw)
@@ -84,6 +89,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"The body is not valid JSON: {exc}.") from None
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object.")
+    guard.refuse_repeated_names(raw, body)
     return body
 
 
@@ -109,6 +115,7 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
                 raise BadRequest(f"'messages[{index}]' must be an object with a 'role'.", param=f"messages[{index}]")
     elif not isinstance(content, str | list):
         raise BadRequest(f"'{field}' must be a string or a list.", param=field)
+    guard.refuse_control(body)
     # A list of numbers is one prompt in tokens, anything else in a list is one prompt each.
     return len(content) if isinstance(content, list) and not (content and isinstance(content[0], int)) else 1
 

@@ -6,6 +6,7 @@ file and stack.yaml are read anew (a bad one leaves the old in force), new worke
 """
 
 import asyncio
+import functools
 import logging
 import mmap
 import signal
@@ -20,11 +21,10 @@ from gunicorn.glogging import Logger
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
-from gateway import logs
+from gateway import ingress, logs
 from gateway.app import Gateway, create_app
 from gateway.config import Config
 from gateway.config import load as load_config
-from gateway.ingress import Protocol
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 
 log = logging.getLogger("stack")
@@ -63,7 +63,6 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
-        "http": Protocol,
         "ws": "none",
         "lifespan": "on",
         "server_header": False,
@@ -74,6 +73,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.config.access_log = False
         self.config.timeout_graceful_shutdown = int(self.cfg.graceful_timeout) - 1  # below gunicorn's, which kills
+        self.config.http = functools.partial(ingress.Protocol, limits=self.app.limits)
         for name in ("uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).handlers = []
             logging.getLogger(name).propagate = name == "uvicorn.error"
@@ -96,11 +96,13 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         # gunicorn's way to say "stop now"; uvicorn_worker's own handler for it has no effect.
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGINT, None)
         watch = asyncio.create_task(self._watch(server, self.wsgi))
+        sweep = asyncio.create_task(ingress.sweep(server.server_state.connections))
         self._serving = True
         try:
             await server.serve(sockets=self.sockets)
         finally:
             watch.cancel()
+            sweep.cancel()
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
@@ -198,6 +200,10 @@ class Server(BaseApplication):  # type: ignore[misc]
         }
         for name, value in options.items():
             self.cfg.set(name, value)
+
+    @property
+    def limits(self) -> ingress.Limits:
+        return ingress.Limits(read=self._settings.stack_read_timeout, write=self._settings.stack_write_timeout)
 
     def load(self) -> Gateway:
         return create_app(self._settings, self._config, self._draining)

@@ -126,6 +126,8 @@ class Settings(EngineSettings):
     stack_allowed_hosts: Names = ()
     stack_cors_origins: Names = ()
     stack_max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 20 * 1024 * 1024
+    stack_read_timeout: Seconds = 10.0
+    stack_write_timeout: Seconds = 30.0
     stack_hold: Seconds = 10.0
     stack_drain_delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 3.0
     stack_grace: Annotated[float, Field(ge=1, le=300, allow_inf_nan=False)] = 60.0

@@ -124,12 +124,12 @@ class Tap:
 
     def _event(self, event: bytes) -> bool:
         """Learn from one whole event of any form; False means: don't forward it."""
+        try:
+            event.decode()
+        except UnicodeDecodeError:
+            raise EngineError("The engine sent invalid UTF-8.", code="engine_broken_stream") from None
         data = _data(event)
         if data is None:  # comments and other fields
-            try:
-                event.decode()
-            except UnicodeDecodeError:
-                raise EngineError("The engine sent invalid UTF-8.", code="engine_broken_stream") from None
             return self.started  # the head isn't out yet: nothing to keep alive
         if data.strip() == b"[DONE]":
             if not self._ended or self._open:

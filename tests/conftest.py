@@ -41,6 +41,7 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "LLM_IDLE_TIMEOUT": "2",
         "LLM_TIMEOUT": "20",
         "STACK_HOLD": "1",
+        "STACK_WRITE_TIMEOUT": "8",
         "STACK_MAX_BODY_BYTES": "1000000",
     }
     with running_gateway(log, engine.url, **settings) as gateway:

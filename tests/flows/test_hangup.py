@@ -66,7 +66,7 @@ def test_leaving_while_sending_the_body_reaches_no_engine(
 
 
 def test_a_client_that_never_reads_is_given_up(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
-    """Its backlog is bounded (the engine is not read on), and after the idle timeout (2 s here) it is dropped."""
+    """Its backlog is bounded (the engine is not read on), and after the write timeout (8 s here) it is dropped."""
     script = [["role"], ["tokens", [10_000, 60_000]], ["finish", "stop"], ["done"], ["end"]]
     body = {"messages": MESSAGES, "stream": True, "user": mark, "script": script}
     content = json.dumps(body).encode()
@@ -77,4 +77,4 @@ def test_a_client_that_never_reads_is_given_up(gateway: GatewayProcess, engine: 
         raw.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
         wait_for(lambda: engine.wait_seen(mark)["state"] == "hung_up", deadline=60)
     request_id = engine.seen(mark)[0]["headers"]["x-request-id"]
-    assert gateway.lines(request_id)[1]["outcome"] == "engine_timeout"
+    assert gateway.lines(request_id)[1]["outcome"] == "client_left"

@@ -97,9 +97,9 @@ def test_content_is_logged_only_at_debug_and_with_the_switch(engine: FakeEngine,
 
 
 def test_control_characters_in_a_path_stay_escaped(gateway: GatewayProcess, mark: str) -> None:
-    httpx.get(gateway.url + "/%0a%1b[31m{%22ts%22:1}", headers={"x-request-id": mark})
+    httpx.get(gateway.url + "/v1/models/%0a%1b[31m{%22ts%22:1}", headers={"x-request-id": mark})
     (line,) = gateway.lines(mark)
-    assert line["path"] == '/\n\x1b[31m{"ts":1}'
+    assert line["path"] == '/v1/models/\n\x1b[31m{"ts":1}'
     assert "\x1b" not in gateway.log_path.read_text()
 
 
