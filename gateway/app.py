@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, api, logs
 from gateway.health import Drain, Health
+from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
 from gateway.routing import Models
@@ -34,10 +35,12 @@ class Gateway:
 
 def create_app(settings: Settings, drain: Drain) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
+    metrics = Metrics([settings.llm_model])
+    logs.on_drop(metrics.log_line_dropped)
     upstream = Upstream(settings)
     models = Models(settings, upstream)
     health = Health(settings, upstream, models, drain)
-    pipeline = Pipeline(settings, upstream, models)
+    pipeline = Pipeline(settings, upstream, models, metrics)
     relays: api.Relays = set()
 
     @asynccontextmanager
@@ -58,7 +61,7 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
     )
     api.add_routes(fastapi, settings, pipeline, models, health)
 
-    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays)
+    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays, metrics)
     if settings.stack_cors_origins:
         app = CORSMiddleware(
             app,
@@ -69,5 +72,5 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
             max_age=600,
         )
     app = Host(app, settings=settings)
-    app = RequestLog(app, log_level=settings.stack_log_level)
+    app = RequestLog(app, log_level=settings.stack_log_level, metrics=metrics)
     return Gateway(app, relays)

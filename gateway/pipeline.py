@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope
 from gateway.errors import BadRequest, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
+from gateway.metrics import Metrics
 from gateway.relay import ClientLeft, Patience, Relay
 from gateway.routing import Models
 from gateway.settings import Settings
@@ -20,10 +21,11 @@ _CONTENT = {"chat": "messages", "completion": "prompt", "embedding": "input"}
 class Pipeline:
     """What stands between a request and the engine: authenticate → read → understand → route → relay."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, models: Models) -> None:
+    def __init__(self, settings: Settings, upstream: Upstream, models: Models, metrics: Metrics) -> None:
         self._keys = Keys(settings.accepted_keys())
         self._models = models
         self._upstream = upstream
+        self._metrics = metrics
         self._patience = Patience.of(settings)
         self._max_body = settings.stack_max_body_bytes
         self._log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
@@ -53,7 +55,7 @@ class Pipeline:
             body=_dump(body),
             started=started,
         )
-        return Relay(exchange, self._upstream, self._patience, log_content=self._log_content)
+        return Relay(exchange, self._upstream, self._patience, self._metrics, log_content=self._log_content)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()

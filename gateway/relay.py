@@ -20,6 +20,7 @@ from starlette.types import Receive, Send
 from gateway import dialects, logs
 from gateway.errors import Draining, EngineError, EngineTimeout, InternalError, StackError
 from gateway.exchange import Exchange, Usage
+from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.sse import DONE, PING, EngineFault, Tap
 from gateway.upstream import Reply, Upstream
@@ -63,10 +64,13 @@ class ClientLeft(StackError):
 class Relay:
     """One exchange. `run` it once: it answers the client, or raises a StackError if nothing was sent yet."""
 
-    def __init__(self, exchange: Exchange, upstream: Upstream, patience: Patience, *, log_content: bool) -> None:
+    def __init__(
+        self, exchange: Exchange, upstream: Upstream, patience: Patience, metrics: Metrics, *, log_content: bool
+    ) -> None:
         self._exchange = exchange
         self._upstream = upstream
         self._patience = patience
+        self._metrics = metrics
         self._log_content = log_content
         self._loop = asyncio.get_running_loop()
         self._committed = False  # the response's head is out
@@ -252,6 +256,7 @@ class Relay:
 
     def _started_log(self) -> None:
         it = self._exchange
+        self._metrics.started(it)
         logs.event(
             f"{it.kind}_started",
             {
@@ -267,18 +272,27 @@ class Relay:
 
     def _finished_log(self, error: StackError | None) -> None:
         it, usage = self._exchange, self._usage
+        tokens_out = usage.tokens_out if usage else self._counted
+        self._metrics.finished(
+            it,
+            error,
+            tokens_in=usage.tokens_in if usage else 0,
+            tokens_out=tokens_out,
+            first_token_at=self._first_token_at,
+            broken=self._committed and error is not None and not isinstance(error, ClientLeft),
+        )
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
             "model": it.model,
             "tokens_in": usage.tokens_in if usage else None,
-            "tokens_out": usage.tokens_out if usage else self._counted,
+            "tokens_out": tokens_out,
         }
         if it.stream:
             first = self._first_token_at
             fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
         fields["finish_reason"] = self._finish_reason
-        fields["outcome"] = "finished" if error is None else error.code
+        fields["outcome"] = "finished" if error is None else error.outcome
         logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", fields)
         if self._log_content:
             logs.content("output", {"request_id": it.request_id, "body": b"".join(self._text).decode(errors="replace")})

@@ -23,6 +23,7 @@ from uvicorn_worker import UvicornWorker
 from gateway import logs
 from gateway.app import Gateway, create_app
 from gateway.ingress import Protocol
+from gateway.scrape import Board, Port
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 
 log = logging.getLogger("stack")
@@ -66,6 +67,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "lifespan": "on",
         "server_header": False,
     }
+
+    slot: int | None = None  # where it counts (scrape.Board)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,6 +119,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._draining = SharedFlag()
+        self._board = Board() if settings.stack_metrics_bind else None
         super().__init__()
 
     def load_config(self) -> None:
@@ -133,6 +137,10 @@ class Server(BaseApplication):  # type: ignore[misc]
             "forwarded_allow_ips": "",  # nothing here trusts X-Forwarded-*
             "proc_name": "stack",
             "when_ready": self._when_ready,
+            "pre_fork": self._pre_fork,
+            "post_fork": self._post_fork,
+            "child_exit": self._child_exit,
+            "on_exit": self._on_exit,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -153,7 +161,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         super().reload()
 
     def _when_ready(self, arbiter: Arbiter) -> None:
-        """Put the drain delay before gunicorn's own SIGTERM handling."""
+        """Put the drain delay before gunicorn's own SIGTERM handling; open the port for metrics."""
+        if self._board is not None and self._settings.stack_metrics_bind:
+            Port(*split_address(self._settings.stack_metrics_bind), self._board.page).open()
         stop = arbiter.handle_term
 
         def drain() -> None:
@@ -165,6 +175,24 @@ class Server(BaseApplication):  # type: ignore[misc]
             stop()
 
         arbiter.handle_term = drain
+
+    # Each worker counts in the slot it was given before its fork, which is free again once it is gone.
+
+    def _pre_fork(self, arbiter: Arbiter, worker: Worker) -> None:
+        if self._board is not None:
+            worker.slot = self._board.reserve({it.slot for it in arbiter.WORKERS.values()})
+
+    def _post_fork(self, _: Arbiter, worker: Worker) -> None:
+        if self._board is not None:
+            self._board.take(worker.slot)
+
+    def _child_exit(self, _: Arbiter, worker: Worker) -> None:
+        if self._board is not None:
+            self._board.vacate(worker.slot)
+
+    def _on_exit(self, _: Arbiter) -> None:
+        if self._board is not None:
+            self._board.remove()
 
 
 def main() -> None:
