@@ -1,19 +1,22 @@
 """Metrics: what each worker counts, and every name there is. `scrape` gives it out.
 
-| Prometheus                            | labels               | OpenTelemetry GenAI (status: development)           |
-|---------------------------------------|----------------------|-----------------------------------------------------|
-| stack_requests_total                  | kind, model, outcome | gen_ai.operation.name, .request.model, error.type   |
-| stack_requests_in_flight              | kind, model          |                                                     |
-| stack_request_duration_seconds        | kind, model          | gen_ai.server.request.duration                      |
-| stack_time_to_first_token_seconds     | kind, model          | gen_ai.server.time_to_first_token                   |
-| stack_time_per_output_token_seconds   | kind, model          | gen_ai.server.time_per_output_token                 |
-| stack_tokens_total                    | kind, model, direction | gen_ai.client.token.usage, gen_ai.token.type      |
-| stack_broken_streams_total            | kind, model          |                                                     |
-| stack_http_requests_total             | status               | one per `request` line of the log                   |
-| stack_retries_total                   | upstream             |                                                     |
-| stack_fallbacks_total                 | route                |                                                     |
-| stack_upstream_workers                | upstream, state      | how many workers see the engine in that state       |
-| stack_log_lines_dropped_total         |                      |                                                     |
+| Prometheus                          | labels    | OpenTelemetry GenAI (status: development)                   |
+|-------------------------------------|-----------|-------------------------------------------------------------|
+| stack_requests_total                | outcome   | gen_ai.operation.name, gen_ai.request.model, error.type     |
+| stack_requests_in_flight            |           |                                                             |
+| stack_request_duration_seconds      |           | gen_ai.server.request.duration                              |
+| stack_time_to_first_token_seconds   |           | gen_ai.server.time_to_first_token                           |
+| stack_time_per_output_token_seconds |           | gen_ai.server.time_per_output_token                         |
+| stack_tokens_total                  | direction | gen_ai.client.token.usage, gen_ai.token.type                |
+| stack_broken_streams_total          |           | answers that ended with an error after they had begun       |
+
+each by kind (chat, completion, embedding), model (the route's name) and arm (of a split, else empty); and
+
+| stack_http_requests_total     | status          | any request, one per `request` line of the log |
+| stack_retries_total           | upstream        | asked the same engine again                    |
+| stack_fallbacks_total         | route           | asked another one                              |
+| stack_upstream_workers        | upstream, state | how many workers see the engine in that state  |
+| stack_log_lines_dropped_total |                 |                                                |
 
 Label values come from closed sets: outcomes are ours, models those that routing knows, statuses are classes. A caller's
 words never become a label. A client that left is `stack_requests_total{outcome="client_left"}`.
@@ -24,16 +27,15 @@ looking them up costs as much as counting.
 
 import time
 from collections.abc import Iterable
-from typing import Literal
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from gateway.breaker import State
 from gateway.errors import StackError
-from gateway.exchange import Exchange
 
-State = Literal["closed", "open", "half-open"]  # of a breaker
-STATES: tuple[State, ...] = ("closed", "open", "half-open")
-MAX_SERIES = 200  # pairs of kind and model; an engine that lists more has the rest counted as OTHER
+STATES: tuple[State, ...] = get_args(State)
+MAX_SERIES = 200  # of kind, model and arm; an engine that lists more has the rest counted as OTHER
 OTHER = "other"
 UNKNOWN = ""  # the model of a request that was refused before it was looked up
 
@@ -48,7 +50,7 @@ class Metrics:
 
     def __init__(self, models: Iterable[str]) -> None:
         own = CollectorRegistry()  # not the library's global one
-        which = ("kind", "model")
+        which = ("kind", "model", "arm")
         self.requests = Counter(
             "stack_requests",
             "Requests by outcome (gen_ai.operation.name, error.type).",
@@ -98,36 +100,40 @@ class Metrics:
         )
         http = Counter("stack_http_requests", "Responses by class of status; 499: left.", ("status",), registry=own)
         self._classes = {name: http.labels(name) for name in ("2xx", "3xx", "4xx", "499", "5xx")}
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[str, str, str | None], _Series] = {}
         for model in models:
-            self._of("chat", model)  # a series that is there from the start shows its first increase
+            self._of("chat", model, None)  # a series that is there from the start shows its first increase
 
-    def started(self, exchange: Exchange) -> None:
+    def started(self, kind: str, model: str, arm: str | None) -> None:
         """An exchange with an engine begins. `finished` must follow, exactly once."""
-        self._of(exchange.kind, exchange.model).in_flight.inc()
+        self._of(kind, model, arm).in_flight.inc()
 
     def finished(
         self,
-        exchange: Exchange,
+        kind: str,
+        model: str,
+        arm: str | None,
         error: StackError | None,
         *,
+        started: float,
         tokens_in: int,
         tokens_out: int,
         first_token_at: float | None,
         broken: bool,
     ) -> None:
-        """It is over. `broken`: the client was told by an error event, because its stream had begun."""
-        series = self._of(exchange.kind, exchange.model)
+        """It is over. Times are time.monotonic()'s; `first_token_at` is None for what isn't a stream. `broken`: the
+        answer had begun, so that the client was told in its midst."""
+        series = self._of(kind, model, arm)
         now = time.monotonic()
         series.in_flight.dec()
         series.outcome(error).inc()
-        series.duration.observe(now - exchange.started)
+        series.duration.observe(now - started)
         if tokens_in > 0:
             series.tokens_in.inc(tokens_in)
         if tokens_out > 0:
             series.tokens_out.inc(tokens_out)
         if first_token_at is not None:
-            series.first_token.observe(first_token_at - exchange.started)
+            series.first_token.observe(first_token_at - started)
             if tokens_out > 1:
                 series.per_token.observe((now - first_token_at) / (tokens_out - 1))
         if broken:
@@ -135,7 +141,7 @@ class Metrics:
 
     def refused(self, kind: str, error: StackError) -> None:
         """A request to a relayed route ended before it became an exchange."""
-        self._of(kind, UNKNOWN).outcome(error).inc()
+        self._of(kind, UNKNOWN, None).outcome(error).inc()
 
     def responded(self, status: int) -> None:
         """Any request is over."""
@@ -158,31 +164,31 @@ class Metrics:
         """Any thread may say so."""
         self._dropped.inc()
 
-    def _of(self, kind: str, model: str) -> "_Series":
-        series = self._series.get((kind, model))
+    def _of(self, kind: str, model: str, arm: str | None) -> "_Series":
+        series = self._series.get((kind, model, arm))
         if series is None:
             if len(self._series) >= MAX_SERIES and model != OTHER:
-                return self._of(kind, OTHER)
-            series = self._series[kind, model] = _Series(self, kind, model)
+                return self._of(kind, OTHER, None)
+            series = self._series[kind, model, arm] = _Series(self, kind, model, arm or "")
         return series
 
 
 class _Series:
-    """The labelled children of one kind and model, made when first used."""
+    """The labelled children of one kind, model and arm, made when first used."""
 
-    def __init__(self, metrics: Metrics, kind: str, model: str) -> None:
-        self._labels = kind, model
+    def __init__(self, metrics: Metrics, kind: str, model: str, arm: str) -> None:
+        self._labels = labels = kind, model, arm
         self._requests = metrics.requests
         self._outcomes: dict[str, Counter] = {}
         if model == UNKNOWN:
             return  # refused requests have an outcome and nothing else
-        self.in_flight = metrics.in_flight.labels(kind, model)
-        self.duration = metrics.duration.labels(kind, model)
-        self.first_token = metrics.first_token.labels(kind, model)
-        self.per_token = metrics.per_token.labels(kind, model)
-        self.tokens_in = metrics.tokens.labels(kind, model, "input")
-        self.tokens_out = metrics.tokens.labels(kind, model, "output")
-        self.broken = metrics.broken.labels(kind, model)
+        self.in_flight = metrics.in_flight.labels(*labels)
+        self.duration = metrics.duration.labels(*labels)
+        self.first_token = metrics.first_token.labels(*labels)
+        self.per_token = metrics.per_token.labels(*labels)
+        self.tokens_in = metrics.tokens.labels(*labels, "input")
+        self.tokens_out = metrics.tokens.labels(*labels, "output")
+        self.broken = metrics.broken.labels(*labels)
 
     def outcome(self, error: StackError | None) -> Counter:
         name = "finished" if error is None else error.outcome

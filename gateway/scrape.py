@@ -130,19 +130,27 @@ class Port:
             except Exception:
                 log.exception("the metrics could not be given out")
 
+    def _bind(self) -> socket.socket:
+        """Raises the last OSError when none of the name's addresses can be had."""
+        trouble = OSError("it has no address")
+        for family, kind, _, _, address in socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM):
+            listener = socket.socket(family, kind)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(16)
+            except OSError as exc:
+                listener.close()
+                trouble = exc
+            else:
+                return listener
+        raise trouble
+
     def _listen(self) -> socket.socket:
         said = False
         while True:
             try:
-                family, kind, _, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
-                listener = socket.socket(family, kind)
-                try:
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    listener.bind(address)
-                    listener.listen(16)
-                except OSError:
-                    listener.close()
-                    raise
+                listener = self._bind()
             except OSError as exc:
                 if not said:
                     log.error(  # noqa: TRY400
@@ -151,7 +159,8 @@ class Port:
                 said = True
                 time.sleep(AGAIN)
             else:
-                log.info("metrics", extra={"host": address[0], "port": address[1]})
+                host, port = listener.getsockname()[:2]
+                log.info("metrics", extra={"host": host, "port": port})
                 return listener
 
     def _serve(self, client: socket.socket) -> None:

@@ -115,7 +115,7 @@ def test_every_setting_reaches_the_gateway(config: Config) -> None:
     passed = set(config["services"]["gateway"]["environment"])
     fields = {name.upper() for name in Settings.model_fields}
     # The key file is mounted where the gateway looks for it; its path on the host means nothing inside.
-    assert passed == fields - {"STACK_API_KEYS_FILE"}
+    assert passed == fields - {"STACK_API_KEYS_FILE", "STACK_CONFIG"}
     assert config["services"]["gateway"]["secrets"][0]["target"] == "/run/secrets/stack_api_keys"
 
 
