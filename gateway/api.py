@@ -16,6 +16,7 @@ from gateway import __version__, schema
 from gateway.errors import BadRequest, InternalError, MethodNotAllowed, ModelNotFound, NotFound, StackError
 from gateway.exchange import Kind
 from gateway.health import Health
+from gateway.metrics import Metrics
 from gateway.middleware import respond
 from gateway.pipeline import Pipeline
 from gateway.relay import ClientLeft, Relay
@@ -139,17 +140,23 @@ class RelayRoutes:
     are registered with it all the same, for the schema and the 405s.
     """
 
-    def __init__(self, app: ASGIApp, pipeline: Pipeline, relays: Relays) -> None:
+    def __init__(self, app: ASGIApp, pipeline: Pipeline, relays: Relays, metrics: Metrics) -> None:
         self._app = app
         self._pipeline = pipeline
+        self._metrics = metrics
         self._relays = relays
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in RELAYED:
             await self._app(scope, receive, send)
             return
+        kind = RELAYED[scope["path"]].kind
         try:
-            relay = await self._pipeline.open(RELAYED[scope["path"]].kind, scope, receive)
+            try:
+                relay = await self._pipeline.open(kind, scope, receive)
+            except StackError as exc:
+                self._metrics.refused(kind, exc)
+                raise
             self._relays.add(relay)
             try:
                 await relay.run(receive, send)

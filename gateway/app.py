@@ -9,9 +9,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, api, logs
-from gateway.breaker import Breaker
+from gateway.breaker import Breaker, State
 from gateway.config import Config
 from gateway.health import Drain, Health, Probes
+from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
 from gateway.relay import Rules
@@ -38,11 +39,13 @@ class Gateway:
 
 def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
-    upstreams = {name: _upstream(name, config) for name in config.engines}
+    metrics = Metrics([name for name, model in config.models.items() if not model.split])
+    logs.on_drop(metrics.log_line_dropped)
+    upstreams = {name: _upstream(name, config, metrics) for name in config.engines}
     routes = Routes(config, settings, upstreams)
     health = Health(routes, upstreams, drain)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
-    rules = Rules(config.retries, Budget(config.retries.budget), log_content)
+    rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
     pipeline = Pipeline(settings, routes, rules)
     relays: api.Relays = set()
 
@@ -67,7 +70,7 @@ def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
     )
     api.add_routes(fastapi, pipeline, routes, health)
 
-    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays)
+    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays, metrics)
     if settings.stack_cors_origins:
         app = CORSMiddleware(
             app,
@@ -78,14 +81,16 @@ def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
             max_age=600,
         )
     app = Host(app, settings=settings)
-    app = RequestLog(app, log_level=settings.stack_log_level)
+    app = RequestLog(app, log_level=settings.stack_log_level, metrics=metrics)
     return Gateway(app, relays)
 
 
-def _upstream(name: str, config: Config) -> Upstream:
-    def tell(state: str, reason: str) -> None:
+def _upstream(name: str, config: Config, metrics: Metrics) -> Upstream:
+    def tell(state: State, reason: str) -> None:
+        metrics.upstream_state(name, state)
         logs.event("engine_state", {"engine": name, "state": state, "reason": reason})
         upstream.changed.set()
 
+    metrics.upstream_state(name, "closed")
     upstream = Upstream(name, config.engines[name], Breaker(config.breaker.failures, config.breaker.open_for, tell))
     return upstream

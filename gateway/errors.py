@@ -47,6 +47,11 @@ class StackError(Exception):
         if code is not None:
             self.code = code
 
+    @property
+    def outcome(self) -> str:
+        """What logs and metrics call it: one of a closed set, all of them words of ours."""
+        return self.code or "bad_request"
+
     def envelope(self) -> bytes:
         """`{"error": {"message", "type", "param", "code"}}`, all four keys, as JSON."""
         return orjson.dumps(
@@ -114,6 +119,10 @@ class EngineRefused(EngineError):
     def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status
+
+    @property
+    def outcome(self) -> str:
+        return "engine_refused"  # its code is the engine's own word
 
 
 class EngineUnavailable(EngineError):

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -35,11 +36,14 @@ class Sink:
         self._taken_in = self._written = self._dropped = 0
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self.on_drop: Callable[[], object] | None = None
 
     def write(self, line: bytes) -> None:
         """Queue one line, newline included; drop and count it when the backlog is full."""
         if self._taken_in - self._written > MAX_BACKLOG:
             self._dropped += 1
+            if self.on_drop is not None:
+                self.on_drop()
             return
         self._taken_in += len(line)
         self._lines.append(line)
@@ -142,3 +146,8 @@ def configure(level: str) -> None:
 def flush() -> None:
     """Write out what is queued, within two seconds."""
     _sink.flush()
+
+
+def on_drop(call: Callable[[], object]) -> None:
+    """Have `call` called for each line this process drops, from whichever thread wrote it."""
+    _sink.on_drop = call

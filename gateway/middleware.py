@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import logs
 from gateway.errors import BadRequest, StackError
+from gateway.metrics import Metrics
 from gateway.settings import Settings
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
@@ -27,10 +28,11 @@ async def respond(send: Send, error: StackError) -> None:
 
 
 class RequestLog:
-    """Gives every request an id, puts it on every response, and writes one line when the request is over."""
+    """Gives every request an id, puts it on every response, and writes one line and counts when it is over."""
 
-    def __init__(self, app: ASGIApp, *, log_level: str) -> None:
+    def __init__(self, app: ASGIApp, *, log_level: str, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._log_probes = logging.getLevelNamesMapping()[log_level] <= logging.DEBUG
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +68,7 @@ class RequestLog:
         finally:
             path = scope["path"]
             if self._log_probes or status != 200 or path not in _PROBES:
+                self._metrics.responded(status or 500)
                 elapsed = round((time.perf_counter() - started) * 1000, 1)
                 logs.event(
                     "request",

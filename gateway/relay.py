@@ -30,6 +30,7 @@ from gateway.errors import (
 )
 from gateway.exchange import Exchange, Usage
 from gateway.fold import Fold
+from gateway.metrics import Metrics
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
 from gateway.routing import Route, Target
 from gateway.sse import DONE, PING, EngineFault, Tap
@@ -57,6 +58,7 @@ class Rules:
 
     retries: Retries
     budget: Budget
+    metrics: Metrics
     log_content: bool
 
 
@@ -201,7 +203,10 @@ class Relay:
             },
         )
         if same:
+            rules.metrics.retried(target.upstream.name)
             await asyncio.sleep(backoff(len(self._tried) + 1, rules.retries))
+        else:
+            rules.metrics.fell_back(self._route.name)
         return target
 
     # -- the three ways of answering ----------------------------------------------------------------------------------
@@ -377,6 +382,7 @@ class Relay:
 
     def _started_log(self) -> None:
         it = self._exchange
+        self._rules.metrics.started(it.kind, self._route.name, self._route.arm)
         fields = {"request_id": it.request_id, "key": it.key_id, "model": self._route.name, _SIZE[it.kind]: it.size}
         logs.event(f"{it.kind}_started", fields | {"stream": it.stream})
         if self._rules.log_content:
@@ -385,19 +391,31 @@ class Relay:
 
     def _finished_log(self, error: StackError | None) -> None:
         it, usage = self._exchange, self._usage
+        tokens_out = usage.tokens_out if usage else self._counted
+        self._rules.metrics.finished(
+            it.kind,
+            self._route.name,
+            self._route.arm,
+            error,
+            started=it.started,
+            tokens_in=usage.tokens_in if usage else 0,
+            tokens_out=tokens_out,
+            first_token_at=self._first_token_at if it.stream else None,
+            broken=self._committed and error is not None and not isinstance(error, ClientLeft),
+        )
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
             "model": self._route.name,
             "engine": self._tried[-1].upstream.name if self._tried else None,
             "tokens_in": usage.tokens_in if usage else None,
-            "tokens_out": usage.tokens_out if usage else self._counted,
+            "tokens_out": tokens_out,
         }
         if it.stream:
             first = self._first_token_at
             fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
         fields["finish_reason"] = self._finish_reason
-        fields["outcome"] = "finished" if error is None else error.code
+        fields["outcome"] = "finished" if error is None else error.outcome
         if error is not None and error.__cause__ is not None:
             fields["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"[:200]
         if self._route.arm is not None:

@@ -25,6 +25,7 @@ from gateway import ingress, logs
 from gateway.app import Gateway, create_app
 from gateway.config import Config
 from gateway.config import load as load_config
+from gateway.scrape import Board, Port
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 
 log = logging.getLogger("stack")
@@ -68,6 +69,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "server_header": False,
         "proxy_headers": False,  # nothing here trusts X-Forwarded-*
     }
+
+    slot: int | None = None  # where it counts (scrape.Board)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -159,6 +162,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._settings = settings
         self._config = config
         self._draining = SharedFlag()
+        self._board = Board() if settings.stack_metrics_bind else None
         super().__init__()
 
     @property
@@ -197,6 +201,11 @@ class Server(BaseApplication):  # type: ignore[misc]
             "keepalive": 75,  # seconds an idle connection stays open: longer than a load balancer's own 60
             "control_socket_disable": True,  # it wants a writable home; the root file system is read-only
             "proc_name": "stack",
+            "when_ready": self._when_ready,
+            "pre_fork": self._pre_fork,
+            "post_fork": self._post_fork,
+            "child_exit": self._child_exit,
+            "on_exit": self._on_exit,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -210,6 +219,28 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def run(self) -> None:
         Master(self).run()
+
+    # Each worker counts in the slot it was given before its fork, which is free again once it is gone.
+
+    def _when_ready(self, _: Arbiter) -> None:
+        if self._board is not None and self._settings.stack_metrics_bind:
+            Port(*split_address(self._settings.stack_metrics_bind), self._board.page).open()
+
+    def _pre_fork(self, arbiter: Arbiter, worker: Worker) -> None:
+        if self._board is not None:
+            worker.slot = self._board.reserve({it.slot for it in arbiter.WORKERS.values()})
+
+    def _post_fork(self, _: Arbiter, worker: Worker) -> None:
+        if self._board is not None:
+            self._board.take(worker.slot)
+
+    def _child_exit(self, _: Arbiter, worker: Worker) -> None:
+        if self._board is not None:
+            self._board.vacate(worker.slot)
+
+    def _on_exit(self, _: Arbiter) -> None:
+        if self._board is not None:
+            self._board.remove()
 
 
 def main() -> None:

@@ -82,6 +82,14 @@ def _address(value: str) -> str:
     return value
 
 
+def _listening(value: str) -> str:
+    """Check 'host:port' where host is an IP address or a name of this machine's own."""
+    host, port = split_address(value)
+    if not re.fullmatch(r"[0-9A-Za-z:._-]+", host) or not 1 <= port <= 65535:
+        raise ValueError(f"'{value}' must be an address and a port, such as 127.0.0.1:9090")
+    return value
+
+
 def split_address(value: str) -> tuple[str, int]:
     """'127.0.0.1:9000' → ('127.0.0.1', 9000). Raises ValueError for anything else."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):(\d{1,5})", value)
@@ -94,6 +102,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Address = Annotated[str, AfterValidator(_address)]
+Listening = Annotated[str, AfterValidator(_listening)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -118,6 +127,7 @@ class Settings(EngineSettings):
 
     stack_bind: Address = "127.0.0.1:9000"
     stack_publish: Address | None = None
+    stack_metrics_bind: Listening | None = None
     stack_workers: Annotated[int, Field(ge=1, le=64)] = 2
     stack_api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     stack_api_keys_file: Path = Path("/run/secrets/stack_api_keys")

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-test-0123456789abcdef"
@@ -139,12 +140,16 @@ def environment(engine_url: str, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def running_gateway(log: Path, engine_url: str, **settings: str) -> Iterator[GatewayProcess]:
+def running_gateway(
+    log: Path, engine_url: str, *, under: Sequence[str] = (), **settings: str
+) -> Iterator[GatewayProcess]:
     port = free_port()
     env = environment(engine_url, STACK_BIND=f"127.0.0.1:{port}", **settings)
     with (
         log.open("wb") as out,
-        subprocess.Popen([sys.executable, "-m", "gateway"], cwd=ROOT, env=env, stdout=out, stderr=out) as process,
+        subprocess.Popen(
+            [*under, sys.executable, "-m", "gateway"], cwd=ROOT, env=env, stdout=out, stderr=out
+        ) as process,
     ):
         gateway = GatewayProcess(port, process, log)
         try:
@@ -177,3 +182,27 @@ def text_of(chunks: list[Any]) -> str:
     """The text a list of stream events adds up to."""
     deltas = [choice["delta"] for it in chunks if isinstance(it, dict) for choice in it.get("choices", ())]
     return "".join(delta.get("content") or "" for delta in deltas)
+
+
+class Samples:
+    """What a scrape found."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.all = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of the samples of that name that have these labels."""
+        return sum(it.value for it in self.all if it.name == name and labels.items() <= it.labels.items())
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """The sums of that name by the values of a label, zeros left out."""
+        values = {it.labels[label] for it in self.all if it.name == name}
+        sums = {value: self.total(name, **{label: value}) for value in values}
+        return {value: number for value, number in sums.items() if number}
+
+
+def scrape(port: int) -> Samples:
+    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10)
+    assert answer.status_code == 200, answer.text
+    return Samples(answer.text)

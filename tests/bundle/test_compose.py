@@ -43,12 +43,25 @@ def test_one_variable_tells_docker_and_the_gateway_where_it_is_published() -> No
 
 def test_the_engine_is_only_on_the_private_network_and_the_provisioner_only_on_the_way_out(config: Config) -> None:
     networks = {name: set(service["networks"]) for name, service in config["services"].items()}
-    assert networks["gateway"] == {"edge", "backend"}
+    assert networks["gateway"] == {"edge", "backend", "metrics"}
     assert networks["engine"] == {"backend"}
     assert networks.get("provision", {"egress"}) == {"egress"}
-    backend = config["networks"]["backend"]
-    assert backend["internal"] is True
-    assert backend["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
+    for name in ("backend", "metrics"):
+        network = config["networks"][name]
+        assert network["internal"] is True
+        assert network["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
+
+
+def test_metrics_listen_at_the_address_of_their_own_network_alone(config: Config) -> None:
+    """On all addresses they would be readable at the container's: for the host, the engine, and neighbours on edge."""
+    gateway = config["services"]["gateway"]
+    (alias,) = gateway["networks"]["metrics"]["aliases"]
+    assert gateway["environment"]["STACK_METRICS_BIND"] == f"{alias}:9090"
+
+
+def test_metrics_can_be_switched_off() -> None:
+    environment = merged("ollama", STACK_METRICS_BIND="")["services"]["gateway"]["environment"]
+    assert environment["STACK_METRICS_BIND"] == ""
 
 
 def test_every_service_is_confined(config: Config) -> None:
@@ -153,7 +166,7 @@ def test_nothing_of_ollama_is_left_under_another_engine(engine: str) -> None:
 def test_the_tiny_stack_has_no_provisioner_and_no_way_out() -> None:
     config = merged("tiny")
     assert set(config["services"]) == {"gateway", "engine"}
-    assert set(config["networks"]) == {"edge", "backend"}
+    assert set(config["networks"]) == {"edge", "backend", "metrics"}
     assert not config.get("volumes")
 
 

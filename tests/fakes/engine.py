@@ -12,11 +12,13 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     role | token STRING | finish REASON | usage | done     the usual events of a chat stream
     tokens [COUNT, SIZE]     as many token events, as fast as they are taken
     gate NAME                wait until POST /_release/NAME
+    pause SECONDS            wait
     flood N                  N bytes without a newline
     end | end_and_close      end the body properly and keep or close the connection
     close | reset            drop the connection now
     hang                     say nothing more
-GET /_seen lists the requests so far: path, headers, body, state (running, done, hung_up) and connection number.
+GET /_seen lists the requests so far (the last 20,000): path, headers, body, state (running, done, hung_up) and
+connection number. GET /_running says how many are being answered.
 """
 
 import asyncio
@@ -24,6 +26,7 @@ import json
 import socket
 import struct
 import sys
+from collections import deque
 from typing import Any
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -32,7 +35,8 @@ TOKENS = ["one", " two", " three"]
 
 class Engine:
     def __init__(self) -> None:
-        self.seen: list[dict[str, Any]] = []
+        self.seen: deque[dict[str, Any]] = deque(maxlen=20_000)
+        self.running = 0
         self.gates: dict[str, asyncio.Event] = {}
         self.connections = 0
         self.health = 200
@@ -55,7 +59,9 @@ class Engine:
     async def exchange(self, connection: "Connection") -> bool:
         method, path, headers, body = await connection.read_request()
         if path == "/_seen":
-            return await connection.json(200, {"seen": self.seen, "connections": self.connections})
+            return await connection.json(200, {"seen": list(self.seen), "connections": self.connections})
+        if path == "/_running":
+            return await connection.json(200, {"running": self.running})
         if path.startswith("/_release/"):
             self.gate(path.removeprefix("/_release/")).set()
             return await connection.json(200, {})
@@ -81,10 +87,16 @@ class Engine:
         script = script or default_script(path, request)
         play = asyncio.create_task(connection.play(self, script, request))
         listen = asyncio.create_task(connection.reader.read(1))
-        await asyncio.wait({play, listen}, return_when=asyncio.FIRST_COMPLETED)
+        self.running += 1
+        try:
+            await asyncio.wait({play, listen}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.running -= 1
         if not play.done() or isinstance(play.exception(), ConnectionError):  # hung up (the gateway never pipelines)
             play.cancel()
+            listen.cancel()
             record["state"] = "hung_up"
+            await asyncio.gather(play, listen, return_exceptions=True)
             return False
         record["state"] = "done"
         listen.cancel()
@@ -151,6 +163,9 @@ class Connection:
                 continue
             if verb == "gate":
                 await engine.gate(argument).wait()
+                continue
+            if verb == "pause":
+                await asyncio.sleep(argument)
                 continue
             if verb == "hang":
                 await asyncio.Event().wait()

@@ -193,7 +193,7 @@ def test_a_silent_engine_gets_one_request_at_a_time_to_show_that_it_answers(
             assert ask(gateway, stream=True).status_code == 503  # one at a time
             engine.release(mark)
             assert trial.result().status_code == 200
-        assert states(gateway)[-1] == "closed"
+        wait_for(lambda: states(gateway)[-1] == "closed")
         assert ask(gateway).status_code == 200
 
 

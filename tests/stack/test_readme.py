@@ -22,6 +22,7 @@ RUN_BY = {
     "make down": "tests/bundle/test_up.py",
     "make check": "scripts/test",
     "make bench-quick": "tests/test_bench.py",
+    "make soak": "tests/flows/test_soak.py",
 }
 
 

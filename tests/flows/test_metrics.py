@@ -1,0 +1,382 @@
+"""/metrics: right over several workers, through their deaths and reloads, and nobody else's words in it."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.flows.test_drain import Stream, streams_under_way
+from tests.processes import (
+    AUTH,
+    MESSAGES,
+    FakeEngine,
+    GatewayProcess,
+    Samples,
+    fake_engine,
+    free_port,
+    running_gateway,
+    scrape,
+    text_of,
+    wait_for,
+)
+
+CHAT = "/v1/chat/completions"
+START = [["role"], ["token", "one"], ["token", " two"]]
+
+
+class Metered:
+    """A gateway whose metrics can be read."""
+
+    def __init__(self, gateway: GatewayProcess, port: int) -> None:
+        self.gateway = gateway
+        self.port = port
+
+    def scrape(self) -> Samples:
+        return scrape(self.port)
+
+    def wait(self, name: str, expected: float, **labels: str) -> None:
+        wait_for(lambda: self.scrape().total(name, **labels) == expected, message=f"{name} {labels} is not {expected}")
+
+    def ask(self, **fields: Any) -> httpx.Response:
+        """A request on a connection of its own, so that any worker may get it."""
+        return httpx.post(self.gateway.url + CHAT, json={"messages": MESSAGES} | fields, headers=AUTH, timeout=30)
+
+    def directory(self) -> Path:
+        """Where the workers count, as the kernel sees it."""
+        maps = Path(f"/proc/{self.gateway.workers()[0]}/maps").read_text()
+        return next(Path(line.split()[-1]).parent for line in maps.splitlines() if line.endswith(".db"))
+
+    def settled(self, old: set[int]) -> bool:
+        """Whether two workers are at work, none of them of the old ones."""
+        return len(self.gateway.workers()) == 2 and not old & set(self.gateway.workers())
+
+
+@contextmanager
+def metered(log: Path, engine_url: str, **settings: str) -> Iterator[Metered]:
+    port = free_port()
+    with running_gateway(log, engine_url, STACK_METRICS_BIND=f"127.0.0.1:{port}", **settings) as gateway:
+        yield Metered(gateway, port)
+
+
+def stop_before_the_patience_ends(mark: str) -> list[Any]:
+    return [["role"], ["token", "before "], ["gate", mark], ["finish", "stop"], ["done"], ["end"]]
+
+
+@pytest.fixture(scope="module")
+def own(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
+    """Two workers; nothing may close the engine to them; patience short enough to be tried."""
+    path = tmp_path_factory.mktemp("metered")
+    config = path / "stack.yaml"
+    config.write_text(
+        f"""
+engines:
+  engine: {{dialect: vllm, base_url: "{engine.url}"}}
+  away: {{dialect: vllm, base_url: "http://127.0.0.1:{free_port()}"}}
+models:
+  fake-model: {{targets: [{{engine: engine, model: fake-model}}]}}
+  first-away:
+    targets: [{{engine: away, model: fake-model}}]
+    fallbacks: [{{engine: engine, model: fake-model}}]
+  half:
+    split:
+      sticky: request
+      arms: [{{name: an-arm, weight: 1, model: fake-model}}, {{name: another-arm, weight: 1, model: first-away}}]
+default_model: fake-model
+breaker: {{failures: 1000}}
+"""
+    )
+    settings = {"STACK_CONFIG": str(config), "LLM_IDLE_TIMEOUT": "1", "STACK_HOLD": "5"}
+    with metered(path / "log", engine.url, **settings) as own:
+        yield own
+
+
+def test_two_workers_add_up(own: Metered) -> None:
+    before = own.scrape()
+    assert before.total("stack_upstream_workers", upstream="engine", state="closed") == 2
+    for number in range(60):
+        assert own.ask(stream=number % 2 == 0).status_code == 200
+    after = own.scrape()
+
+    def grown(name: str, **labels: str) -> float:
+        return after.total(name, **labels) - before.total(name, **labels)
+
+    assert grown("stack_requests_total", kind="chat", model="fake-model", arm="", outcome="finished") == 60
+    assert grown("stack_http_requests_total", status="2xx") == 60
+    assert grown("stack_tokens_total", direction="input") == 60 * 7
+    assert grown("stack_tokens_total", direction="output") == 60 * 3
+    assert grown("stack_request_duration_seconds_count") == 60
+    assert grown("stack_request_duration_seconds_bucket", le="+Inf") == 60
+    assert grown("stack_time_to_first_token_seconds_count") == 30  # of streams alone
+    assert grown("stack_time_per_output_token_seconds_count") == 30
+    assert grown("stack_time_to_first_token_seconds_sum") > 0
+    assert after.total("stack_requests_in_flight") == 0
+
+
+OUTCOMES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "whole": ({}, "finished", "2xx"),
+    "whole stream": ({"stream": True}, "finished", "2xx"),
+    "reset in mid-stream": ({"stream": True, "script": [*START, ["reset"]]}, "engine_broken_stream", "2xx"),
+    "malformed": ({"stream": True, "script": [*START, ["text", "data: {]\n\n"]]}, "engine_broken_stream", "2xx"),
+    "silent in mid-stream": ({"stream": True, "script": [*START, ["hang"]]}, "engine_timeout", "2xx"),
+    "its own error": ({"script": [["json", [500, {"error": "no"}]]]}, "engine_error", "5xx"),
+    "refused by the engine": (
+        {"script": [["json", [418, {"error": {"message": "m", "code": "canary-code"}}]]]},
+        "engine_refused",
+        "4xx",
+    ),
+    "no JSON": ({"script": [["raw", "HTTP/1.1 200 OK\r\n\r\nhello"], ["close"]]}, "engine_error", "5xx"),
+    "bad field": ({"messages": 3}, "bad_request", "4xx"),
+    "unknown model": ({"model": "canary-model"}, "model_not_found", "4xx"),
+    "a split's arm": ({"model": "half"}, "finished", "2xx"),
+    "a fallback": ({"model": "first-away"}, "finished", "2xx"),
+}
+
+
+@pytest.mark.parametrize("case", OUTCOMES)
+def test_every_request_has_one_outcome(own: Metered, case: str) -> None:
+    fields, outcome, status = OUTCOMES[case]
+    before = own.scrape()
+    answer = own.ask(**fields)
+    own.gateway.lines(answer.headers["x-request-id"])
+    after = own.scrape()
+
+    def grown(name: str, label: str) -> dict[str, float]:
+        old = before.by(name, label)
+        return {it: value - old.get(it, 0) for it, value in after.by(name, label).items() if value != old.get(it, 0)}
+
+    assert grown("stack_requests_total", "outcome") == {outcome: 1}
+    assert grown("stack_http_requests_total", "status") == {status: 1}
+    broken = status == "2xx" and outcome != "finished"
+    assert sum(grown("stack_broken_streams_total", "kind").values()) == broken
+    (arm,) = grown("stack_requests_total", "arm")
+    assert arm in (("an-arm", "another-arm") if case == "a split's arm" else ("",))
+    if arm == "":
+        assert bool(grown("stack_fallbacks_total", "route")) == (case == "a fallback")
+    assert after.total("stack_requests_in_flight") == 0
+    logged = [it for it in own.gateway.lines(answer.headers["x-request-id"]) if "outcome" in it]
+    assert [it["outcome"] for it in logged] == (
+        [outcome] if grown("stack_request_duration_seconds_count", "kind") else []
+    )
+
+
+def test_a_client_that_left_is_counted_as_that(own: Metered, engine: FakeEngine, mark: str) -> None:
+    before = own.scrape()
+    body = {"messages": MESSAGES, "stream": True, "user": mark, "script": [["role"], ["token", "x"], ["hang"]]}
+    with own.gateway.client() as client, client.stream("POST", CHAT, json=body) as answer:
+        lines = answer.iter_lines()  # to be kept: when it goes, httpx closes the connection
+        next(lines)
+        own.wait("stack_requests_in_flight", 1)
+    engine.wait_seen(mark, "hung_up")
+    own.wait(
+        "stack_requests_total", before.total("stack_requests_total", outcome="client_left") + 1, outcome="client_left"
+    )
+    after = own.scrape()
+    assert after.total("stack_requests_in_flight") == 0
+    assert after.total("stack_broken_streams_total") == before.total("stack_broken_streams_total")
+    own.wait("stack_http_requests_total", before.total("stack_http_requests_total", status="499") + 1, status="499")
+
+
+def test_a_retry_is_counted_and_the_request_once(own: Metered) -> None:
+    before = own.scrape()
+    assert own.ask(script=[["close"]]).status_code == 502
+    after = own.scrape()
+    assert after.total("stack_retries_total", upstream="engine") > before.total(
+        "stack_retries_total", upstream="engine"
+    )
+    assert after.total("stack_requests_total") == before.total("stack_requests_total") + 1
+
+
+def test_no_words_of_callers_or_engines_become_labels(own: Metered) -> None:
+    canary = "canary-9d1c"
+    fields = {"user": canary, "messages": [{"role": "user", "content": canary}]}
+    error = {"error": {"message": canary, "type": canary, "code": canary}}
+    own.ask(**fields, model=canary)
+    own.ask(**fields, script=[["json", [422, error]]])
+    own.ask(**fields, stream=True, script=[*START, ["event", error], ["end"]])
+    headers = {"authorization": f"Bearer {canary}", "x-request-id": canary, "x-trace": canary, "user-agent": canary}
+    httpx.post(own.gateway.url + CHAT, content=canary, headers=headers)
+    httpx.get(f"{own.gateway.url}/{canary}?{canary}")
+    httpx.request(canary.upper(), own.gateway.url + "/livez")
+    assert "canary" not in own.scrape().text.lower()
+
+
+def test_only_get_metrics_and_only_on_its_own_port(own: Metered) -> None:
+    url = f"http://127.0.0.1:{own.port}"
+    assert httpx.get(own.gateway.url + "/metrics", headers=AUTH).status_code == 404
+    assert httpx.get(url + "/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
+    for path in ("/", "/metrics/", "/metricsx", "/livez", "/v1/models", "//metrics", "/%6detrics"):
+        assert httpx.get(url + path).status_code == 404, path
+    for method in ("POST", "HEAD", "PUT", "DELETE", "OPTIONS"):
+        assert httpx.request(method, url + "/metrics").status_code == 404, method
+
+
+def test_scrapers_that_dawdle_are_let_go(own: Metered) -> None:
+    with socket.create_connection(("127.0.0.1", own.port)) as silent, socket.socket() as garbage:
+        garbage.connect(("127.0.0.1", own.port))
+        garbage.sendall(b"\0" * 20_000)
+        started = time.monotonic()
+        own.scrape()
+        assert time.monotonic() - started < 8  # the stated patience is 2 s, for each of the two
+        assert silent.recv(1) in (b"", b"H")
+
+
+def test_a_killed_workers_streams_are_in_flight_no_more_and_its_counts_stay(
+    engine: FakeEngine, tmp_path: Path, mark: str
+) -> None:
+    with metered(tmp_path / "log", engine.url) as own:
+        for _ in range(20):
+            own.ask()
+        with streams_under_way(own.gateway, mark) as streams:
+            own.wait("stack_requests_in_flight", 10)
+            old = set(own.gateway.workers())
+            for pid in old:
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: own.settled(old))
+            own.wait("stack_requests_in_flight", 0)
+            for stream in streams:
+                stream.join(30)
+        samples = own.scrape()
+        assert samples.by("stack_requests_total", "outcome") == {"finished": 20}
+        assert samples.total("stack_tokens_total", direction="input") == 20 * 7
+        own.wait("stack_upstream_workers", 2, state="closed")
+        wait_for(lambda: own.ask().status_code == 200)
+        own.wait("stack_requests_total", 21)
+
+
+def test_a_reload_keeps_counts_and_what_is_in_flight(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    with metered(tmp_path / "log", engine.url) as own:
+        for _ in range(5):
+            own.ask()
+        stream = Stream(own.gateway, stop_before_the_patience_ends(mark), mark)
+        wait_for(lambda: "before" in stream.text)
+        for _ in range(4):
+            old = set(own.gateway.workers())
+            own.gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda old=old: len(set(own.gateway.workers()) - old) >= 2)
+            wait_for(lambda: len(own.gateway.workers()) <= 3)  # two, and the one with the stream
+            own.wait("stack_requests_in_flight", 1)
+        assert own.scrape().total("stack_requests_total") == 5
+        engine.release(mark)
+        assert text_of(stream.chunks()) == "before "
+        own.wait("stack_requests_total", 6)
+        own.wait("stack_requests_in_flight", 0)
+        wait_for(lambda: len(own.gateway.workers()) == 2)
+        own.wait("stack_upstream_workers", 2, state="closed")
+        slots = {file.name.rpartition("_")[2] for file in own.directory().iterdir()}
+        assert len(slots) <= 5, slots  # used again: there were ten workers
+
+
+def test_twenty_kills_under_scrapes_lose_no_count_and_fail_no_scrape(engine: FakeEngine, tmp_path: Path) -> None:
+    """Half of them at once after the start, when files are being opened."""
+    with metered(tmp_path / "log", engine.url) as own:
+        stop = threading.Event()
+        trouble: list[Any] = []
+
+        def watch() -> None:
+            while not stop.is_set():
+                try:
+                    own.scrape()
+                except (AssertionError, httpx.HTTPError, ValueError) as exc:
+                    trouble.append(repr(exc))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        answered = 0
+        for number in range(20):
+            if number % 2:
+                wait_for(lambda: own.ask().status_code == 200)
+                answered += 1
+            workers = own.gateway.workers()
+            victim = workers[-1] if workers else 0
+            if victim:
+                os.kill(victim, signal.SIGKILL)
+                wait_for(lambda victim=victim: victim not in own.gateway.workers())
+        wait_for(lambda: own.scrape().total("stack_upstream_workers", state="closed") == 2)
+        stop.set()
+        watcher.join()
+        assert trouble == []
+        assert own.scrape().total("stack_requests_total", outcome="finished") >= answered
+        assert own.scrape().total("stack_requests_in_flight") == 0
+        assert len(list(own.directory().iterdir())) <= 9  # three files each of two slots, or three for a moment
+
+
+def test_an_empty_file_fails_nothing(engine: FakeEngine, tmp_path: Path) -> None:
+    """prometheus-client leaves one when it is killed between opening and sizing it, and then can't read it."""
+    with metered(tmp_path / "log", engine.url) as own:
+        own.ask()
+        directory = own.directory()
+        for name in ("counter_9.db", "histogram_9.db", "gauge_livesum_9.db"):
+            (directory / name).touch()
+        assert own.scrape().total("stack_requests_total") == 1
+        # and one in a slot that is used: its next worker gives it a size and goes on
+        slot = directory / "counter_0.db"
+        old = set(own.gateway.workers())
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        os.truncate(slot, 0)
+        wait_for(lambda: own.settled(old))
+        wait_for(lambda: own.ask().status_code == 200)
+        own.scrape()
+        assert own.gateway.stop() == 0
+        assert not directory.exists()  # it tidies up
+
+
+def test_without_room_to_count_requests_go_on(engine: FakeEngine, tmp_path: Path) -> None:
+    """A file may have 64 kB here; on a full disk the write fails the same way."""
+    port = free_port()
+    settings = {"STACK_METRICS_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1"}
+    with running_gateway(tmp_path / "log", engine.url, under=("prlimit", "--fsize=65536"), **settings) as gateway:
+        with gateway.client() as client:
+            assert client.post(CHAT, json={"messages": MESSAGES}).status_code == 200
+        assert scrape(port).all == []
+        assert any("no room for metrics" in line["msg"] for line in gateway.log())
+
+
+def test_a_port_that_is_taken_is_had_later(engine: FakeEngine, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = {"STACK_METRICS_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1"}
+        with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+            wait_for(lambda: any("can't listen" in line["msg"] for line in gateway.log()))
+            other.close()
+
+            def answers() -> bool:
+                try:
+                    return scrape(port).total("stack_upstream_workers") == 1
+                except httpx.TransportError:
+                    return False
+
+            wait_for(answers)
+
+
+def test_the_state_of_an_engine_is_seen(tmp_path: Path) -> None:
+    with fake_engine() as engine:
+        settings = {"STACK_WORKERS": "1", "STACK_DRAIN_DELAY": "0"}
+        with metered(tmp_path / "log", engine.url, **settings) as own:
+            own.wait("stack_upstream_workers", 1, upstream="engine", state="closed")
+            engine.process.kill()
+
+            def opened() -> bool:
+                own.ask()
+                return own.scrape().total("stack_upstream_workers", state="open") == 1
+
+            wait_for(opened)
+            assert own.scrape().by("stack_upstream_workers", "state") == {"open": 1}
+
+
+def test_off_means_no_port_and_no_files(engine: FakeEngine, tmp_path: Path) -> None:
+    with running_gateway(tmp_path / "log", engine.url, STACK_METRICS_BIND="", TMPDIR=str(tmp_path)) as gateway:
+        with gateway.client() as client:
+            assert client.post(CHAT, json={"messages": MESSAGES}).status_code == 200
+        assert not list(tmp_path.glob("stack-metrics-*"))
+        assert not [line for line in gateway.log() if line["msg"] == "metrics"]
+        assert json.dumps(gateway.log())
