@@ -16,6 +16,7 @@ from gateway.exchange import Kind
 from gateway.health import Health
 from gateway.middleware import respond
 from gateway.pipeline import Pipeline
+from gateway.progress import Progress
 from gateway.relay import ClientLeft, Relay
 from gateway.routing import Models
 from gateway.settings import Settings
@@ -131,9 +132,10 @@ class RelayRoutes:
     are registered with it all the same, for the schema and the 405s.
     """
 
-    def __init__(self, app: ASGIApp, pipeline: Pipeline, relays: Relays) -> None:
+    def __init__(self, app: ASGIApp, pipeline: Pipeline, progress: Progress, relays: Relays) -> None:
         self._app = app
         self._pipeline = pipeline
+        self._progress = progress
         self._relays = relays
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,7 +152,7 @@ class RelayRoutes:
         except ClientLeft:
             pass  # nobody is there to be told
         except StackError as exc:
-            await respond(send, exc)
+            await respond(send, self._progress.explain(exc))
 
 
 # These three exist for their signatures and texts: the OpenAPI schema is made from them. RelayRoutes does the work.

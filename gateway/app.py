@@ -12,6 +12,7 @@ from gateway import __version__, api, logs
 from gateway.health import Drain, Health
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
+from gateway.progress import Progress
 from gateway.routing import Models
 from gateway.settings import Settings
 from gateway.upstream import Upstream
@@ -36,7 +37,8 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
     upstream = Upstream(settings)
     models = Models(settings, upstream)
-    health = Health(settings, upstream, models, drain)
+    progress = Progress(settings)
+    health = Health(settings, upstream, models, progress, drain)
     pipeline = Pipeline(settings, upstream, models)
     relays: api.Relays = set()
 
@@ -58,7 +60,7 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
     )
     api.add_routes(fastapi, settings, pipeline, models, health)
 
-    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays)
+    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, progress, relays)
     if settings.stack_cors_origins:
         app = CORSMiddleware(
             app,

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from gateway.dialects import DIALECTS, refusal
 from gateway.errors import Draining, EngineError, ModelLoading, StackError
+from gateway.progress import Progress
 from gateway.routing import Models
 from gateway.settings import Settings
 from gateway.upstream import Upstream
@@ -22,11 +23,14 @@ class Drain(Protocol):
 class Health:
     """Readiness, asked of the engine at most once a second however many ask."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, models: Models, drain: Drain) -> None:
+    def __init__(
+        self, settings: Settings, upstream: Upstream, models: Models, progress: Progress, drain: Drain
+    ) -> None:
         self._path = DIALECTS[settings.llm_backend].health
         self._model = settings.llm_model
         self._upstream = upstream
         self._models = models
+        self._progress = progress
         self._drain = drain
         self._lock = asyncio.Lock()
         self._asked_at = float("-inf")
@@ -38,7 +42,8 @@ class Health:
             return Draining("The gateway is stopping.")
         async with self._lock:
             if time.monotonic() - self._asked_at > FRESH:
-                self._trouble = await self._ask()
+                trouble = await self._ask()
+                self._trouble = trouble and self._progress.explain(trouble)
                 self._asked_at = time.monotonic()
             return self._trouble
 

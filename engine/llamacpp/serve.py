@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Serves SmolLM2-135M-Instruct with llama.cpp's own HTTP server, in this process, until SIGTERM."""
 
 import os
