@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = {"ollama": [], "tiny": ["compose.tiny.yaml"], "vllm": ["compose.gpu.yaml"]}
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".env", ".secrets", "*_cache", "__pycache__", "tests", "bench")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".env", ".secrets", "*_cache", "__pycache__", "tests", "bench")
 # What the scripts use of a system.
-NEEDED = "bash env dirname sed awk grep tail head tr id cat mktemp mv ss sleep rm".split()  # noqa: SIM905
+NEEDED = "bash env dirname sed awk grep tail head tr id sort df cat mktemp mv ss sleep rm".split()  # noqa: SIM905
 OURS = ("STACK_", "LLM_", "COMPOSE_", "OLLAMA_", "VLLM_", "HF_", "ENGINE", "PYTHON_IMAGE", "MAKE", "MFLAGS")
 
 

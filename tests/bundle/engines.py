@@ -58,7 +58,7 @@ def engine_image(name: str, real_model: str, python_image: str) -> Iterator[Engi
     ]
     subprocess.run(build, check=True, capture_output=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
     try:
-        yield Engine(name, tag, "org/some" if name == "vllm" else "some:1", real=False)
+        yield Engine(name, tag, "org/some-1B" if name == "vllm" else "some:1b", real=False)
     finally:
         subprocess.run(["docker", "rmi", "--force", tag], check=True, capture_output=True)
 

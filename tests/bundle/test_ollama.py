@@ -44,6 +44,7 @@ def test_from_nothing_to_an_answer_and_once_more(tree: Tree, ollama: Engine, set
 
     down = tree.run("scripts/down", **settings)
     assert down.returncode == 0, down.stdout
+    assert f"disk: {ollama.model} is here already" in tree.run("scripts/doctor", **settings).stdout
     again = tree.run("scripts/up", **settings)
     assert again.returncode == 0, again.stdout
     assert log_of(tree, "provision", **settings) == f"{ollama.model}: already here\n"

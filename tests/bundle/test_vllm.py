@@ -2,13 +2,12 @@
 waited for, served, and kept. With ENGINE=vllm `make test`, the real image on real GPUs, reservation included."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bundle.conftest import Tree, write_program
+from tests.bundle.conftest import Tree
 from tests.bundle.engines import Engine, ask, engine_image, error_of, log_of, running_up, wait_until_healthy
 
 CHAT = "/v1/chat/completions"
@@ -24,25 +23,13 @@ def vllm(python_image: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def settings(tree: Tree, vllm: Engine, python_image: str, tmp_path: Path) -> dict[str, str]:
+def settings(tree: Tree, vllm: Engine, python_image: str) -> dict[str, str]:
     common = {"VLLM_IMAGE": vllm.image, "STACK_PUBLISH": "127.0.0.1:0"}
     if vllm.real:
         return common | {"COMPOSE_FILE": "compose.yaml:compose.gpu.yaml"}
     (tree.path / "no-gpu.yaml").write_text(NO_GPU)
     files = "compose.yaml:compose.gpu.yaml:no-gpu.yaml"
-    return common | {"COMPOSE_FILE": files, "PYTHON_IMAGE": python_image, "PATH": gpu_machine(tmp_path)}
-
-
-def gpu_machine(directory: Path) -> str:
-    """A PATH on which this machine seems to have one large GPU, and Docker to know how to hand it out."""
-    directory = directory / "gpu"
-    directory.mkdir()
-    write_program(directory / "nvidia-smi", "echo 81920\n")
-    docker = shutil.which("docker")
-    write_program(
-        directory / "docker", f'case "$*" in "info --format {{{{json"*) echo nvidia; exit ;; esac\nexec {docker} "$@"\n'
-    )
-    return f"{directory}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    return common | {"COMPOSE_FILE": files, "PYTHON_IMAGE": python_image}
 
 
 def test_from_nothing_to_an_answer_and_once_more(tree: Tree, vllm: Engine, settings: dict[str, str]) -> None:
@@ -62,6 +49,7 @@ def test_from_nothing_to_an_answer_and_once_more(tree: Tree, vllm: Engine, setti
 
     down = tree.run("scripts/down", **settings)
     assert down.returncode == 0, down.stdout
+    assert f"disk: {vllm.model} is here already" in tree.run("scripts/doctor", **settings).stdout
     again = tree.run("scripts/up", **settings)
     assert again.returncode == 0, again.stdout
     assert log_of(tree, "provision", **settings) == f"{vllm.model}: already here\n"
