@@ -1,8 +1,10 @@
 """API: the routes. This table is the allow-list: what is not in it is 404 or 405, and the engine never sees it."""
 
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+import orjson
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -18,10 +20,10 @@ from gateway.middleware import respond
 from gateway.pipeline import Pipeline
 from gateway.progress import Progress
 from gateway.relay import ClientLeft, Relay
-from gateway.routing import Models
-from gateway.settings import Settings
+from gateway.routing import Routes
 
 Relays = set[Relay]  # those running now
+log = logging.getLogger("stack")
 
 _bearer = HTTPBearer(auto_error=False, description="One of STACK_API_KEYS.")  # for the schema; Pipeline decides
 _TEXTS: dict[int | str, str] = {
@@ -39,7 +41,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_routes(app: FastAPI, settings: Settings, pipeline: Pipeline, models: Models, health: Health) -> None:
+def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health) -> None:
     """Give the app its routes and make every error leave as an OpenAI envelope."""
 
     for path, (_, document, answer, streams) in RELAYED.items():
@@ -64,12 +66,12 @@ def add_routes(app: FastAPI, settings: Settings, pipeline: Pipeline, models: Mod
     @app.get("/v1/models", responses={401: _ERRORS[401]}, **keyed)
     async def list_models() -> schema.ModelList:
         """Every model name that can be used here, aliases included."""
-        return schema.ModelList(data=[schema.Model(**entry) for entry in await models.entries()])
+        return schema.ModelList(data=[schema.Model(**entry) for entry in await routes.entries()])
 
     @app.get("/v1/models/{model:path}", responses={401: _ERRORS[401], 404: _ERRORS[404]}, **keyed)
     async def get_model(model: str) -> schema.Model:
         """One model. Its name may hold slashes and colons, escaped (`org%2Fname`) or not."""
-        for entry in await models.entries():
+        for entry in await routes.entries():
             if entry["id"] == model:
                 return schema.Model(**entry)
         raise ModelNotFound(f"The model '{model[:200]}' does not exist here.", param="model")
@@ -77,25 +79,31 @@ def add_routes(app: FastAPI, settings: Settings, pipeline: Pipeline, models: Mod
     @app.get("/health", tags=["health"])
     async def get_health() -> dict[str, str]:
         """What this is. Cheap: the engine is not asked."""
+        first = routes.default()[0]
+        engine = first.tiers[0][0].upstream
         return {
             "status": "ok",
-            "backend": settings.llm_base_url,
-            "engine": settings.llm_backend,
-            "model": settings.llm_model,
+            "backend": engine.base_url,
+            "engine": engine.dialect.name,
+            "model": first.name,
             "version": __version__,
         }
 
+    @app.head("/livez", include_in_schema=False)
     @app.get("/livez", tags=["health"])
     async def livez() -> dict[str, str]:
         """The process answers. Never asks the engine."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["health"], responses={503: {"model": schema.ErrorEnvelope}})
     async def readyz() -> Response:
         """A request would be answered now. Asks the engine, at most once a second."""
-        if trouble := await health.trouble():
-            return Response(trouble.envelope(), 503, _headers(trouble))
-        return JSONResponse({"status": "ok"})
+        trouble, engines = await health.look()
+        if trouble is None:
+            return JSONResponse({"status": "ok", "engines": engines})
+        body = {"status": "unavailable", "engines": engines} | orjson.loads(trouble.envelope())
+        return JSONResponse(body, 503, _headers(trouble))
 
     @app.exception_handler(StackError)
     async def on_stack_error(_: Request, exc: StackError) -> Response:
@@ -142,6 +150,7 @@ class RelayRoutes:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in RELAYED:
             await self._app(scope, receive, send)
             return
+        relay: Relay | None = None
         try:
             relay = await self._pipeline.open(RELAYED[scope["path"]].kind, scope, receive)
             self._relays.add(relay)
@@ -152,7 +161,10 @@ class RelayRoutes:
         except ClientLeft:
             pass  # nobody is there to be told
         except StackError as exc:
-            await respond(send, self._progress.explain(exc))
+            await respond(send, self._progress.explain(exc, *(relay.models if relay else ())))
+        except Exception:
+            log.exception("a bug in the gateway")
+            await respond(send, InternalError("Something went wrong in the gateway. Its log says what."))
 
 
 # These three exist for their signatures and texts: the OpenAPI schema is made from them. RelayRoutes does the work.

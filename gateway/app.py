@@ -1,7 +1,7 @@
 """App: builds every object once and hands them to each other."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -9,11 +9,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, api, logs
-from gateway.health import Drain, Health
+from gateway.breaker import Breaker
+from gateway.config import Config
+from gateway.health import Drain, Health, Probes
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
 from gateway.progress import Progress
-from gateway.routing import Models
+from gateway.relay import Rules
+from gateway.retry import Budget
+from gateway.routing import Routes
 from gateway.settings import Settings
 from gateway.upstream import Upstream
 
@@ -33,18 +37,23 @@ class Gateway:
             relay.cut()
 
 
-def create_app(settings: Settings, drain: Drain) -> Gateway:
+def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
-    upstream = Upstream(settings)
-    models = Models(settings, upstream)
+    upstreams = {name: _upstream(name, config) for name in config.engines}
+    routes = Routes(config, settings, upstreams)
     progress = Progress(settings)
-    health = Health(settings, upstream, models, progress, drain)
-    pipeline = Pipeline(settings, upstream, models)
+    health = Health(routes, upstreams, progress, drain)
+    log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
+    rules = Rules(config.retries, Budget(config.retries.budget), log_content)
+    pipeline = Pipeline(settings, routes, rules)
     relays: api.Relays = set()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with upstream:
+        async with AsyncExitStack() as stack:
+            for upstream in upstreams.values():
+                await stack.enter_async_context(upstream)
+            await stack.enter_async_context(Probes(config.breaker, upstreams))
             yield
         logs.flush()
 
@@ -58,7 +67,7 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
         static_url="/docs/static",
         redirect_slashes=False,
     )
-    api.add_routes(fastapi, settings, pipeline, models, health)
+    api.add_routes(fastapi, pipeline, routes, health)
 
     app: ASGIApp = api.RelayRoutes(fastapi, pipeline, progress, relays)
     if settings.stack_cors_origins:
@@ -73,3 +82,10 @@ def create_app(settings: Settings, drain: Drain) -> Gateway:
     app = Host(app, settings=settings)
     app = RequestLog(app, log_level=settings.stack_log_level)
     return Gateway(app, relays)
+
+
+def _upstream(name: str, config: Config) -> Upstream:
+    def tell(state: str, reason: str) -> None:
+        logs.event("engine_state", {"engine": name, "state": state, "reason": reason})
+
+    return Upstream(name, config.engines[name], Breaker(config.breaker.failures, config.breaker.open_for, tell))

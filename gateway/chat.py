@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import sys
 
+from gateway.config import load as load_config
 from gateway.llm import LLM, LLMConfig, LLMError
 from gateway.settings import SettingsError, load, split_address
 
@@ -21,7 +22,7 @@ def main() -> None:
         port = split_address(settings.stack_bind)[1]
         config = LLMConfig(
             f"http://127.0.0.1:{port}/v1",
-            args.model or settings.llm_model,
+            args.model or load_config(settings).default_model,
             settings.llm_timeout,
             settings.accepted_keys()[0],
         )

@@ -20,16 +20,18 @@ from gateway.errors import (
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One engine's ways. `health` is a path below the server's root that answers 200 once it can generate."""
+    """One engine's ways. `health` is a path below the server's root that answers 200 once it can generate; `deaf` says
+    that it goes on with a blocking request whose client has hung up (llama.cpp's server: tried)."""
 
     name: str
     health: str
+    deaf: bool = False
 
 
 DIALECTS = {
     "ollama": Dialect("ollama", health="/api/version"),
     "vllm": Dialect("vllm", health="/health"),
-    "llamacpp": Dialect("llamacpp", health="/health"),
+    "llamacpp": Dialect("llamacpp", health="/health", deaf=True),
 }
 
 # Names and phrases by which the engines say that a prompt does not fit (llama.cpp; vLLM; OpenAI's own).

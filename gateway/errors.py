@@ -12,10 +12,13 @@
     ├── EngineError          502  the engine's reply can't be used
     │   ├── EngineUnauthorized   502  the engine refuses the gateway's own credentials
     │   ├── EngineRefused        4xx  the engine refused this request: its status, our shape
-    │   ├── EngineUnavailable    503  it can't be reached
+    │   ├── EngineLost           502  the connection to it ended too early
+    │   ├── EngineUnavailable    503
+    │   │   ├── EngineUnreachable 503 no connection to it can be made
     │   │   ├── EngineOverloaded 503  it has too much to do
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
+    │       └── EngineSilent     504  it said nothing for too long
     └── Draining             503  the gateway itself is stopping
 
 Codes and types are those of OpenAI's API, so that its clients raise the right exception.
@@ -108,6 +111,14 @@ class EngineUnavailable(EngineError):
     headers = MappingProxyType({"retry-after": "5"})
 
 
+class EngineLost(EngineError):
+    pass
+
+
+class EngineUnreachable(EngineUnavailable):
+    pass
+
+
 class EngineOverloaded(EngineUnavailable):
     code = "server_is_overloaded"
     headers = MappingProxyType({"retry-after": "2"})
@@ -119,6 +130,10 @@ class ModelLoading(EngineUnavailable):
 
 class EngineTimeout(EngineError):
     status, code = 504, "engine_timeout"
+
+
+class EngineSilent(EngineTimeout):
+    pass
 
 
 class Draining(StackError):

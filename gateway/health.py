@@ -1,17 +1,18 @@
-"""Health: is the process alive (never asks the engine), and could a request be answered now (asks it)."""
+"""Health: could a request be answered now, and probes that look after the engines meanwhile."""
 
 import asyncio
 import time
 from typing import Protocol
 
-from gateway.dialects import DIALECTS, refusal
+from gateway.config import Breaker as BreakerConfig
 from gateway.errors import Draining, EngineError, ModelLoading, StackError
 from gateway.progress import Progress
-from gateway.routing import Models
-from gateway.settings import Settings
+from gateway.retry import blames_the_engine
+from gateway.routing import Routes, Target
 from gateway.upstream import Upstream
 
-FRESH = 1.0  # seconds for which an answer of the engine's is repeated
+FRESH = 1.0  # seconds for which an answer of the engines' is repeated
+WHEN_OPEN = 1.0  # seconds between probes of an engine that requests keep away from
 
 
 class Drain(Protocol):
@@ -21,39 +22,73 @@ class Drain(Protocol):
 
 
 class Health:
-    """Readiness, asked of the engine at most once a second however many ask."""
+    """Readiness for the default model, asked of its engines at most once a second however many ask."""
 
-    def __init__(
-        self, settings: Settings, upstream: Upstream, models: Models, progress: Progress, drain: Drain
-    ) -> None:
-        self._path = DIALECTS[settings.llm_backend].health
-        self._model = settings.llm_model
-        self._upstream = upstream
-        self._models = models
+    def __init__(self, routes: Routes, upstreams: dict[str, Upstream], progress: Progress, drain: Drain) -> None:
+        self._routes = routes
+        self._upstreams = upstreams
         self._progress = progress
         self._drain = drain
         self._lock = asyncio.Lock()
         self._asked_at = float("-inf")
-        self._trouble: StackError | None = None
+        self._found: tuple[StackError | None, dict[str, str]] = (None, {})
 
-    async def trouble(self) -> StackError | None:
-        """Why a request could not be answered now, or None when it could."""
+    async def look(self) -> tuple[StackError | None, dict[str, str]]:
+        """Why a request could not be answered now (None when it could), and each engine's state in a word or two."""
         if self._drain:
-            return Draining("The gateway is stopping.")
+            return Draining("The gateway is stopping."), {}
         async with self._lock:
             if time.monotonic() - self._asked_at > FRESH:
-                trouble = await self._ask()
-                self._trouble = trouble and self._progress.explain(trouble)
+                self._found = await self._ask()
                 self._asked_at = time.monotonic()
-            return self._trouble
+            return self._found
 
-    async def _ask(self) -> StackError | None:
-        try:
-            response = await self._upstream.get(self._path)
-            if response.status_code != 200:
-                return refusal(response.status_code, response.content)
-            if not await self._models.serves_default():
-                return ModelLoading(f"The engine runs, but does not have the model '{self._model}' (yet).")
-        except EngineError as exc:
-            return exc
-        return None
+    async def _ask(self) -> tuple[StackError | None, dict[str, str]]:
+        targets = list(dict.fromkeys(it for route in self._routes.default() for tier in route.tiers for it in tier))
+        found = await asyncio.gather(*(_trouble(target) for target in targets))
+        troubles = [it and self._progress.explain(it, target.model) for it, target in zip(found, targets, strict=True)]
+        states = {
+            name: "ok" if it.breaker.state == "closed" else it.breaker.state for name, it in self._upstreams.items()
+        }
+        for target, trouble in zip(targets, troubles, strict=True):
+            if trouble is not None:
+                states[target.upstream.name] = str(trouble.code)
+        return (None if None in troubles else troubles[0]), states
+
+
+class Probes:
+    """Asks each engine how it is, in the background: so that a dead one is found before a request pays for it, and one
+    that is back is used again at once. Use it with `async with`."""
+
+    def __init__(self, config: BreakerConfig, upstreams: dict[str, Upstream]) -> None:
+        self._every = config.probe_every
+        self._upstreams = upstreams
+
+    async def __aenter__(self) -> None:
+        self._tasks = [asyncio.create_task(self._watch(upstream)) for upstream in self._upstreams.values()]
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _watch(self, upstream: Upstream) -> None:
+        while True:
+            await asyncio.sleep(min(WHEN_OPEN, self._every) if upstream.breaker.state == "open" else self._every)
+            trouble = await upstream.probe()
+            # An engine that answers, be it that it is loading, is not broken.
+            broken = trouble is not None and blames_the_engine(trouble)
+            upstream.breaker.probed(trouble.message if trouble is not None and broken else None)
+
+
+async def _trouble(target: Target) -> StackError | None:
+    """What keeps a target from answering, or None."""
+    if trouble := await target.upstream.probe():
+        return trouble
+    try:
+        names = {it["id"] for it in await target.upstream.models()}
+    except EngineError as exc:
+        return exc
+    if target.model not in names:
+        return ModelLoading(f"The engine runs, but does not have the model '{target.model}' (yet).")
+    return None

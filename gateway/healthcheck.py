@@ -7,8 +7,9 @@ import sys
 
 
 def main() -> None:
-    port = int(os.environ.get("STACK_BIND", "127.0.0.1:9000").rpartition(":")[2])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+    host, _, port = (os.environ.get("STACK_BIND") or "127.0.0.1:9000").rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))
+    connection = http.client.HTTPConnection(host, int(port), timeout=3)
     try:
         connection.request("GET", "/livez")
         sys.exit(0 if connection.getresponse().status == 200 else 1)

@@ -49,6 +49,12 @@ class Connection(asyncio.Protocol):
         self.status = 0  # once the head is here
         self.complete = False  # once the body's end is here
         self.keep_alive = False
+        self._begun = False  # a byte of the answer is here
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the exchange came to a clean end, with nothing of its request still waiting to be sent."""
+        return self.complete and self.keep_alive and not self.closed and not self._transport.get_write_buffer_size()
 
     # -- what the relay calls -----------------------------------------------------------------------------------------
 
@@ -64,7 +70,7 @@ class Connection(asyncio.Protocol):
         return self.status
 
     async def read(self) -> bytes:
-        """What has come of the body; empty once at its end. Raises BrokenError when it breaks off."""
+        """What has come of the body (up to some 500 kB); empty at its end. Raises BrokenError when it breaks off."""
         while not self._parts:
             if self.complete:
                 return b""
@@ -85,9 +91,9 @@ class Connection(asyncio.Protocol):
 
     async def _wait(self) -> None:
         if self._trouble is not None:
-            raise BrokenError(self._trouble, answered=self.status != 0)
+            raise BrokenError(self._trouble, answered=True)
         if self.closed:
-            raise BrokenError("The connection to the engine ended.", answered=self.status != 0)
+            raise BrokenError("The connection to the engine ended.", answered=self._begun)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -107,6 +113,7 @@ class Connection(asyncio.Protocol):
         if self.complete or self.idle_since:  # bytes nobody asked for: not a connection to use again
             self.abort()
             return
+        self._begun = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
@@ -124,12 +131,21 @@ class Connection(asyncio.Protocol):
             self.complete = True  # a body without a length ends with its connection
         self._wake()
 
+    def eof_received(self) -> None:
+        if self.status and not self._delimited:
+            self.complete = True  # the engine closed its side
+            self._wake()
+
     # -- what the parser calls ----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("bytes after the answer")  # httptools makes a parser error of it
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_size += len(name) + len(value)
         if self._header_size > MAX_HEADER:
-            raise ValueError("header block too large")  # httptools makes a parser error of it
+            raise ValueError("header block too large")
         lower = name.lower()
         if lower in (b"content-length", b"transfer-encoding"):
             self._delimited = True
@@ -173,27 +189,26 @@ class Target:
 class Pool:
     """Connections to one server, the most recently used first. No limit: who gets through is decided earlier."""
 
-    def __init__(self, target: Target, *, connect_timeout: float) -> None:
+    def __init__(self, target: Target) -> None:
         self._target = target
-        self._connect_timeout = connect_timeout
         self._idle: deque[Connection] = deque()
         self._tls = ssl.create_default_context() if target.tls else None
 
-    async def acquire(self) -> Connection:
-        """An idle connection, or a new one; the name is looked up afresh for each new one.
+    async def acquire(self, connect_timeout: float, *, fresh: bool) -> Connection:
+        """An idle connection, or a new one (`fresh`: always); the name is looked up afresh for each new one.
 
-        Raises OSError when it can't be made, TimeoutError when that takes longer than the connect timeout.
+        Raises OSError when it can't be made, TimeoutError when that takes longer than `connect_timeout` seconds.
         """
         loop = asyncio.get_running_loop()
         oldest = loop.time() - MAX_IDLE
-        while self._idle:
+        while self._idle and not fresh:
             connection = self._idle.pop()
             if not connection.closed and connection.idle_since > oldest:
                 connection.idle_since = 0.0
                 connection.reused = True
                 return connection
             connection.abort()
-        async with asyncio.timeout(self._connect_timeout):
+        async with asyncio.timeout(connect_timeout):
             _, connection = await loop.create_connection(
                 Connection, self._target.host, self._target.port, ssl=self._tls
             )
@@ -201,8 +216,11 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         """Take a connection back: kept if its exchange came to a clean end, dropped otherwise."""
-        if connection.complete and connection.keep_alive and not connection.closed:
-            connection.idle_since = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        while self._idle and self._idle[0].idle_since <= now - MAX_IDLE:
+            self._idle.popleft().abort()
+        if connection.reusable:
+            connection.idle_since = now
             self._idle.append(connection)
         else:
             connection.abort()

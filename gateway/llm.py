@@ -31,8 +31,8 @@ class LLMError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LLMConfig:
-    """Where the endpoint is and what to ask it for. `timeout` is in seconds: for a whole blocking answer, and for
-    each wait within a stream."""
+    """Where the endpoint is and what to ask it for. `timeout` is in seconds: how long the endpoint may
+    be silent, which for a blocking answer is all the time until it comes."""
 
     base_url: str
     model: str
@@ -85,7 +85,10 @@ class LLM:
             raise self._unreachable(exc) from exc
         if response.status_code != 200:
             raise _refused(response)
-        answer: dict[str, Any] = response.json()
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError as exc:
+            raise LLMError("The endpoint sent something that is not JSON.", status=200) from exc
         return answer
 
     async def astream(
@@ -112,12 +115,14 @@ class LLM:
                         continue
                     data = line[5:].strip()
                     if data == "[DONE]":
-                        return
+                        break
                     chunk = json.loads(data)
                     if error := chunk.get("error"):
                         raise _error(error, response.status_code)
                     finished = finished or any(choice.get("finish_reason") for choice in chunk.get("choices", ()))
                     yield chunk
+        except (ValueError, AttributeError) as exc:
+            raise LLMError("The endpoint sent something that is not an OpenAI stream.", status=200) from exc
         except httpx.HTTPError as exc:
             raise self._unreachable(exc) from exc
         if not finished:

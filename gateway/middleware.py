@@ -85,7 +85,7 @@ class Host:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        local = {"localhost", "127.0.0.1", "[::1]", "gateway", socket.gethostname().lower()}
+        local = {"localhost", "127.0.0.1", "[::1]", "gateway", socket.gethostname().lower(), settings.reachable_from}
         listed = {name.lower() for name in settings.stack_allowed_hosts}
         self._allowed = local | listed if settings.on_loopback or listed else None
 

@@ -9,10 +9,9 @@ from starlette.types import Receive, Scope
 from gateway.errors import BadRequest, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
-from gateway.relay import ClientLeft, Patience, Relay
-from gateway.routing import Models
+from gateway.relay import ClientLeft, Relay, Rules
+from gateway.routing import Routes
 from gateway.settings import Settings
-from gateway.upstream import Upstream
 
 _CONTENT = {"chat": "messages", "completion": "prompt", "embedding": "input"}
 
@@ -20,13 +19,11 @@ _CONTENT = {"chat": "messages", "completion": "prompt", "embedding": "input"}
 class Pipeline:
     """What stands between a request and the engine: authenticate → read → understand → route → relay."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, models: Models) -> None:
+    def __init__(self, settings: Settings, routes: Routes, rules: Rules) -> None:
         self._keys = Keys(settings.accepted_keys())
-        self._models = models
-        self._upstream = upstream
-        self._patience = Patience.of(settings)
+        self._routes = routes
+        self._rules = rules
         self._max_body = settings.stack_max_body_bytes
-        self._log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
 
     def authenticate(self, headers: dict[bytes, bytes]) -> Key:
         """Who is calling. Raises InvalidKey. Every endpoint that needs a key asks here and nowhere else."""
@@ -39,21 +36,20 @@ class Pipeline:
         started = time.monotonic()
         body = parse(await self._read(headers, receive))
         size = check(kind, body)
-        body["model"] = model = await self._models.resolve(body.get("model"))
-        stream = bool(body.get("stream"))
-        wants_usage = stream and _ask_for_usage(body)
+        route = await self._routes.resolve(body.get("model"), key.id, headers)
+        options = body.get("stream_options") or {}
         exchange = Exchange(
             request_id=scope["request_id"],
             kind=kind,
             key_id=key.id,
-            model=model,
-            stream=stream,
-            wants_usage=wants_usage,
+            stream=bool(body.get("stream")) and kind != "embedding",
+            wants_usage=options.get("include_usage") is True,
             size=size,
-            body=_dump(body),
+            choices=_choices(kind, size, body.get("n")),
+            fields=body,
             started=started,
         )
-        return Relay(exchange, self._upstream, self._patience, log_content=self._log_content)
+        return Relay(exchange, route, self._rules)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
@@ -62,20 +58,16 @@ class Pipeline:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and (len(declared) > 18 or int(declared) > self._max_body):
             raise TooLarge(f"The body is larger than {self._max_body} bytes.")
-        message = await receive()
-        if not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            parts = [body]
-        else:
-            parts, size = [message["body"]], len(message["body"])
-            while message.get("more_body"):
-                message = await receive()
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self._max_body:
-                    raise TooLarge(f"The body is larger than {self._max_body} bytes.")
-        if message["type"] == "http.disconnect":
-            raise ClientLeft("The client closed the connection.")
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft("The client closed the connection.")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > self._max_body:
+                raise TooLarge(f"The body is larger than {self._max_body} bytes.")
         return b"".join(parts)
 
 
@@ -121,15 +113,7 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
     return len(content) if isinstance(content, list) and not (content and isinstance(content[0], int)) else 1
 
 
-def _ask_for_usage(body: dict[str, Any]) -> bool:
-    """Have the engine count the stream's tokens; returns whether the caller asked for that too."""
-    options = body.get("stream_options") or {}
-    body["stream_options"] = options | {"include_usage": True}
-    return options.get("include_usage") is True
-
-
-def _dump(body: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except TypeError:  # orjson writes some 250 levels
-        raise BadRequest("The body is nested too deeply.") from None
+def _choices(kind: Kind, size: int, n: object) -> int:
+    """How many answers are asked for: `n`, of each prompt."""
+    each = n if isinstance(n, int) and n > 0 else 1
+    return each * size if kind == "completion" else each

@@ -6,11 +6,10 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import EngineTimeout, EngineUnavailable, ModelLoading, StackError
+from gateway.errors import EngineOverloaded, EngineTimeout, EngineUnavailable, ModelLoading, StackError
 from gateway.settings import Settings
 
 SILENCE = 60.0  # seconds; a provisioner that lives shows it more often (engine/provisioning.py)
-_ABSENT = (EngineUnavailable, ModelLoading, EngineTimeout)  # not EngineOverloaded: that one has its model
 
 
 class Progress:
@@ -20,9 +19,11 @@ class Progress:
         self._file = settings.stack_progress_file
         self._model = settings.llm_model
 
-    def explain(self, error: StackError) -> StackError:
-        """The reason behind an error: that the model is still being fetched, or could not be. Else the error itself."""
-        return (type(error) in _ABSENT and self._reason()) or error
+    def explain(self, error: StackError, *models: str) -> StackError:
+        """The reason behind an error about these models of engines': that ours is still being fetched, or could not be.
+        Else the error itself."""
+        absent = isinstance(error, EngineUnavailable | EngineTimeout) and not isinstance(error, EngineOverloaded)
+        return (absent and self._model in models and self._reason()) or error
 
     def _reason(self) -> StackError | None:
         report, age = _read(self._file)

@@ -18,40 +18,31 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway import dialects, logs
-from gateway.errors import Draining, EngineError, EngineTimeout, InternalError, StackError
+from gateway.config import Retries
+from gateway.errors import (
+    Draining,
+    EngineError,
+    EngineSilent,
+    EngineTimeout,
+    EngineUnavailable,
+    InternalError,
+    StackError,
+)
 from gateway.exchange import Exchange, Usage
-from gateway.settings import Settings
+from gateway.fold import Fold
+from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
+from gateway.routing import Route, Target
 from gateway.sse import DONE, PING, EngineFault, Tap
-from gateway.upstream import Reply, Upstream
+from gateway.upstream import Reply
 
 FAREWELL = 1.0  # seconds an error frame may take to reach a client that reads slowly
 
-_JSON = [(b"content-type", b"application/json")]
+_JSON = (b"content-type", b"application/json")
 _EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx: pass every event on at once
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, in seconds from the request's start; `idle` from the last bytes of the engine."""
-
-    first_token: float
-    idle: float
-    total: float
-    hold: float  # after this a stream's head goes out with comment pings, so that nobody in between gives up
-
-    @property
-    def shortest(self) -> float:
-        return min(self.first_token, self.idle, self.total, self.hold)
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Patience":
-        return cls(
-            settings.llm_first_token_timeout, settings.llm_idle_timeout, settings.llm_timeout, settings.stack_hold
-        )
 
 
 class ClientLeft(StackError):
@@ -60,26 +51,48 @@ class ClientLeft(StackError):
     status, code = 499, "client_left"
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every relay of a worker."""
+
+    retries: Retries
+    budget: Budget
+    log_content: bool
+
+
 class Relay:
     """One exchange. `run` it once: it answers the client, or raises a StackError if nothing was sent yet."""
 
-    def __init__(self, exchange: Exchange, upstream: Upstream, patience: Patience, *, log_content: bool) -> None:
+    def __init__(self, exchange: Exchange, route: Route, rules: Rules) -> None:
         self._exchange = exchange
-        self._upstream = upstream
-        self._patience = patience
-        self._log_content = log_content
+        self._route = route
+        self._patience = route.patience
+        self._rules = rules
         self._loop = asyncio.get_running_loop()
+        self._headers = [(b"x-stack-arm", route.arm.encode())] if route.arm else []
         self._committed = False  # the response's head is out
-        self._finished = False  # its last byte is handed over
+        self._forwarded = False  # an event of the engine's is out: from here on there is no other engine
+        self._finished = False  # the last byte is handed over
         self._stop: StackError | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._pinged_at = exchange.started
-        self._heard_at: float | None = None  # when the engine was last heard, once it has begun to answer
         self._first_token_at: float | None = None
+        self._text: list[bytes] = []
+        self._tried: list[Target] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was learned of an attempt."""
+        self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
+        self._begun = False  # it has begun to answer
         self._usage: Usage | None = None
         self._counted = 0  # content events seen: what was made, where the engine didn't get to say
         self._finish_reason: str | None = None
-        self._text: list[bytes] = []
+
+    @property
+    def models(self) -> set[str]:
+        """The models it may ask, by their engines' own names."""
+        return {target.model for tier in self._route.tiers for target in tier}
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Answer the client. Raises StackError when that ended before anything was sent."""
@@ -88,26 +101,19 @@ class Relay:
         self._started_log()
         self._timer = self._loop.call_later(self._patience.shortest, self._tick)
         listener = self._loop.create_task(self._listen(receive))
-        error: StackError | None = None
+        error: StackError | None = InternalError("A bug, or the server was torn down.")
         try:
-            if self._exchange.stream:
-                await self._stream()
-            else:
-                await self._block()
+            await self._ask()
+            error = None
         except asyncio.CancelledError:
             if self._stop is None:
-                error = Draining("The server was torn down.")
                 raise  # not ours
             self._task.uncancel()
             error = self._stop
-        except EngineFault as exc:
-            error = dialects.fault(exc.error)
         except StackError as exc:
             error = exc
-        except Exception:
-            error = InternalError("A bug.")
-            raise
         finally:
+            self._finished = True  # from here on nothing may cancel
             self._timer.cancel()
             listener.cancel()
             if self._pinging is not None and not self._pinging.done():
@@ -124,20 +130,95 @@ class Relay:
         """End the stream now, honestly: the gateway is about to stop."""
         self._halt(Draining("The gateway is stopping; the answer is not complete."))
 
-    # -- the two ways of answering ------------------------------------------------------------------------------------
+    # -- which engine answers -----------------------------------------------------------------------------------------
 
-    async def _stream(self) -> None:
-        tap = Tap(hide_usage=not self._exchange.wants_usage)
-        with await self._upstream.post(self._exchange) as reply:
-            if reply.status != 200:
-                raise dialects.refusal(reply.status, await reply.read())
+    async def _ask(self) -> None:
+        """Ask one engine after another until one answers. Raises the last one's StackError."""
+        self._rules.budget.request()
+        target = self._route.pick(self._tried)
+        while True:
+            self._tried.append(target)
             try:
-                while data := await self._next(reply, tap):
+                await self._attempt(target)
+            except StackError as exc:
+                again = await self._next_target(exc)
+                if again is None:
+                    raise
+                target = again
+            else:
+                return
+
+    async def _attempt(self, target: Target) -> None:
+        """One try at one engine, and what it says about that engine's health."""
+        upstream = target.upstream
+        upstream.outstanding += 1
+        upstream.breaker.began()
+        self._forget()
+        try:
+            if self._exchange.stream:
+                await self._stream(target)
+            elif upstream.dialect.deaf and self._exchange.kind != "embedding":
+                await self._fold(target)
+            else:
+                await self._block(target)
+        except asyncio.CancelledError:
+            if not isinstance(self._stop, EngineSilent):
+                upstream.breaker.gave_up()
+                raise
+            error, self._stop = self._stop, None
+            self._task.uncancel()
+            upstream.breaker.failed(error.message)
+            raise error from None
+        except StackError as exc:
+            if blames_the_engine(exc):
+                upstream.breaker.failed(exc.message)
+            else:
+                upstream.breaker.succeeded()
+            raise
+        except BaseException:
+            upstream.breaker.gave_up()
+            raise
+        else:
+            upstream.breaker.succeeded()
+        finally:
+            upstream.outstanding -= 1
+            self._quiet_since = None
+
+    async def _next_target(self, error: StackError) -> Target | None:
+        """Whom to ask after this failure, when it is time to; None if nobody."""
+        rules = self._rules
+        if self._forwarded or len(self._tried) >= rules.retries.attempts:
+            return None
+        try:
+            target = self._route.pick(self._tried)
+        except EngineUnavailable:
+            return None
+        same = any(target.upstream is it.upstream for it in self._tried)
+        if not worthwhile(error, same_engine=same) or not rules.budget.take():
+            return None
+        logs.event(
+            "retry" if same else "fallback",
+            {
+                "request_id": self._exchange.request_id,
+                "after": error.code,
+                "from": self._tried[-1].upstream.name,
+                "to": target.upstream.name,
+            },
+        )
+        if same:
+            await asyncio.sleep(backoff(len(self._tried) + 1, rules.retries))
+        return target
+
+    # -- the three ways of answering ----------------------------------------------------------------------------------
+
+    async def _stream(self, target: Target) -> None:
+        """Pass the engine's events on as they come."""
+        tap = Tap(hide_usage=not self._exchange.wants_usage, choices=self._exchange.choices)
+        with await self._post(target, stream=True) as reply:
+            try:
+                while data := await self._read(reply, tap):
                     sound = tap.feed(data)
-                    if tap.started:
-                        self._heard_at = time.monotonic()
-                        if self._first_token_at is None and tap.has_content:
-                            self._first_token_at = self._heard_at
+                    self._heard(tap)
                     if sound:
                         await self._forward(sound, last=tap.done)
                     if tap.done:
@@ -145,28 +226,36 @@ class Relay:
                 else:
                     tap.end()
                     await self._forward(DONE, last=True)  # it finished, and forgot to say so
-            except EngineError:
-                if tap.started and tap.held:
+            except EngineError as exc:
+                if tap.held:
                     await self._forward(tap.held, last=False)
-                raise
+                raise dialects.fault(exc.error) if isinstance(exc, EngineFault) else exc from exc
             finally:
                 self._usage, self._counted, self._finish_reason = tap.usage, tap.tokens, tap.finish_reason
             await reply.finish()
 
-    @staticmethod
-    async def _next(reply: Reply, tap: Tap) -> bytes:
-        try:
-            return await reply.next()
-        except EngineError:
-            if tap.complete:  # everything was said; only the goodbye is missing
-                return b""
-            raise
+    async def _fold(self, target: Target) -> None:
+        """Ask for a stream and answer with its sum: see gateway.fold."""
+        fold = Fold()
+        tap = Tap(hide_usage=False, choices=self._exchange.choices, learn=fold.add)
+        with await self._post(target, stream=True) as reply:
+            try:
+                while not tap.done and (data := await self._read(reply, tap)):
+                    tap.feed(data)
+                    self._heard(tap)
+                if not tap.done:
+                    tap.end()
+            except EngineFault as exc:
+                raise dialects.fault(exc.error) from exc
+            finally:
+                self._usage, self._counted, self._finish_reason = tap.usage, tap.tokens, tap.finish_reason
+            await reply.finish()
+        await self._reply(orjson.dumps(fold.answer()))
 
-    async def _block(self) -> None:
-        with await self._upstream.post(self._exchange) as reply:
+    async def _block(self, target: Target) -> None:
+        """Wait for the whole answer and pass it on."""
+        with await self._post(target, stream=False) as reply:
             body = await reply.read()
-        if reply.status != 200:
-            raise dialects.refusal(reply.status, body)
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -179,24 +268,61 @@ class Relay:
         choices = answer.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             self._finish_reason = choices[0].get("finish_reason")
-        if self._log_content:
+        await self._reply(body)
+
+    async def _post(self, target: Target, *, stream: bool) -> Reply:
+        """Ask the engine; returns its reply if that is a 200, else raises what the refusal means."""
+        exchange = self._exchange
+        body = exchange.encode(target.model, stream=stream)
+        if stream:
+            self._quiet_since = time.monotonic()
+        reply = await target.upstream.post(exchange.kind, body, exchange.request_id, self._patience.connect)
+        if reply.status == 200:
+            return reply
+        with reply:
+            raise dialects.refusal(reply.status, await reply.read())
+
+    async def _read(self, reply: Reply, tap: Tap) -> bytes:
+        if self._begun:
+            self._quiet_since = time.monotonic()
+        try:
+            return await reply.next()
+        except EngineError:
+            if tap.complete:  # everything was said; only the goodbye is missing
+                return b""
+            raise
+
+    def _heard(self, tap: Tap) -> None:
+        if tap.started:
+            self._begun = True
+            self._quiet_since = None  # what takes long now is the client's matter
+            if self._first_token_at is None and tap.has_content:
+                self._first_token_at = time.monotonic()
+
+    # -- what the client gets -----------------------------------------------------------------------------------------
+
+    async def _reply(self, body: bytes) -> None:
+        """A whole blocking answer."""
+        if self._rules.log_content:
             self._text.append(body)
-        await self._commit([*_JSON, (b"content-length", b"%d" % len(body))])
+        await self._commit([_JSON, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
         self._finished = True
 
     async def _forward(self, data: bytes, *, last: bool) -> None:
+        """A part of a stream."""
         if self._pinging is not None:
             await self._pinging
         if not self._committed:
             await self._commit(_EVENT_STREAM)
-        if self._log_content:
+        if self._rules.log_content:
             self._text.append(data)
+        self._forwarded = True
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
         self._finished = last
 
     async def _commit(self, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers})
         self._committed = True
 
     async def _ping(self) -> None:
@@ -206,6 +332,8 @@ class Relay:
 
     async def _farewell(self, error: StackError) -> None:
         """The stream can't be finished: say so in the one way that clients raise an error for."""
+        if not self._exchange.stream:
+            return  # a blocking answer cut in its middle: the connection is closed, short of the length it announced
         frame = b"data: " + error.envelope() + b"\n\n" + DONE
         try:
             async with asyncio.timeout(FAREWELL):
@@ -228,19 +356,20 @@ class Relay:
         due = started + patience.total
         if now >= due:
             return self._halt(EngineTimeout(f"The answer took longer than {patience.total:g} seconds."))
-        if self._exchange.stream and self._heard_at is None:
-            if now >= started + patience.first_token:
-                return self._halt(EngineTimeout(f"The engine said nothing for {patience.first_token:g} seconds."))
+        if self._quiet_since is not None:
+            limit = patience.idle if self._begun else patience.first_token
+            if now >= self._quiet_since + limit:
+                self._quiet_since = None
+                self._halt(EngineSilent(f"The engine said nothing for {limit:g} seconds."))
+            else:
+                due = min(due, self._quiet_since + limit)
+        if self._exchange.stream and not self._forwarded:
             if now >= self._pinged_at + patience.hold:
                 self._pinged_at = now
                 if self._pinging is None or self._pinging.done():
                     self._pinging = self._loop.create_task(self._ping())
-            due = min(due, started + patience.first_token, self._pinged_at + patience.hold)
-        elif self._heard_at is not None:
-            if now >= self._heard_at + patience.idle:
-                return self._halt(EngineTimeout(f"The engine fell silent for {patience.idle:g} seconds."))
-            due = min(due, self._heard_at + patience.idle)
-        self._timer = self._loop.call_later(due - now, self._tick)
+            due = min(due, self._pinged_at + patience.hold)
+        self._timer = self._loop.call_later(min(due - now, patience.shortest), self._tick)
         return None
 
     def _halt(self, reason: StackError) -> None:
@@ -252,25 +381,19 @@ class Relay:
 
     def _started_log(self) -> None:
         it = self._exchange
-        logs.event(
-            f"{it.kind}_started",
-            {
-                "request_id": it.request_id,
-                "key": it.key_id,
-                "model": it.model,
-                _SIZE[it.kind]: it.size,
-                "stream": it.stream,
-            },
-        )
-        if self._log_content:
-            logs.content("prompt", {"request_id": it.request_id, "body": it.body.decode()})
+        fields = {"request_id": it.request_id, "key": it.key_id, "model": self._route.name, _SIZE[it.kind]: it.size}
+        logs.event(f"{it.kind}_started", fields | {"stream": it.stream})
+        if self._rules.log_content:
+            body = orjson.dumps(it.fields, default=str).decode()
+            logs.content("prompt", {"request_id": it.request_id, "body": body})
 
     def _finished_log(self, error: StackError | None) -> None:
         it, usage = self._exchange, self._usage
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
-            "model": it.model,
+            "model": self._route.name,
+            "engine": self._tried[-1].upstream.name if self._tried else None,
             "tokens_in": usage.tokens_in if usage else None,
             "tokens_out": usage.tokens_out if usage else self._counted,
         }
@@ -279,8 +402,14 @@ class Relay:
             fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
         fields["finish_reason"] = self._finish_reason
         fields["outcome"] = "finished" if error is None else error.code
+        if error is not None and error.__cause__ is not None:
+            fields["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"[:200]
+        if self._route.arm is not None:
+            fields["arm"] = self._route.arm
+        if len(self._tried) > 1:
+            fields["attempts"] = len(self._tried)
         logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", fields)
-        if self._log_content:
+        if self._rules.log_content:
             logs.content("output", {"request_id": it.request_id, "body": b"".join(self._text).decode(errors="replace")})
 
 

@@ -1,80 +1,168 @@
-"""Routing: from the model name a caller uses to the name the engine knows, and the list of both."""
+"""Routing: from the model name a caller uses to the engines that may answer, in the order to ask them."""
 
 import asyncio
+import hashlib
+import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from gateway.errors import EngineError, ModelNotFound
+from gateway.config import Config, Model, Split
+from gateway.errors import EngineError, EngineUnavailable, ModelNotFound
 from gateway.settings import Settings
 from gateway.upstream import Upstream
 
-FRESH = 1.0  # seconds for which the engine's own list is believed
+FRESH = 1.0  # seconds for which an engine's own list of models is believed
+SAME_ENGINE = 2  # attempts a request may make at one engine
 
 
-class Models:
-    """Which models there are: the configured one, its aliases, and whatever else the engine lists.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, in seconds. `first_token` counts from an attempt's start, `idle` from the engine's last bytes,
+    `total` and `hold` from the request's start."""
+
+    connect: float
+    first_token: float
+    idle: float
+    total: float
+    hold: float  # after this a stream's head goes out with comment pings, so that nobody in between gives up
+
+    @property
+    def shortest(self) -> float:
+        return min(self.first_token, self.idle, self.total, self.hold)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model on an engine, by the engine's own name for it."""
+
+    upstream: Upstream
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a model name leads: tiers of equal targets, the first one preferred."""
+
+    name: str
+    tiers: tuple[tuple[Target, ...], ...]
+    patience: Patience
+    arm: str | None = None
+
+    def pick(self, tried: Sequence[Target]) -> Target:
+        """The target to ask next. Raises EngineUnavailable when none is left.
+
+        Of the first tier that has one: a target not asked yet whose breaker allows it, the least busy first. When all
+        have been asked, one of them once more.
+        """
+        for tier in self.tiers:
+            fresh = [target for target in tier if target not in tried and target.upstream.breaker.allows()]
+            if fresh:
+                return _least_busy(fresh)
+        for tier in self.tiers:
+            again = [it for it in tier if 0 < tried.count(it) < SAME_ENGINE and it.upstream.breaker.allows()]
+            if again:
+                return _least_busy(again)
+        raise EngineUnavailable("No engine for this model can be reached right now.")
+
+
+class Routes:
+    """All routes, and the lists of models that go with them.
 
     A name is looked up, never built into a URL: '../api/pull' is just a model nobody has.
     """
 
-    def __init__(self, settings: Settings, upstream: Upstream) -> None:
-        self._default = settings.llm_model
-        self._aliases = settings.stack_model_aliases
-        self._upstream = upstream
-        self._engine: dict[str, dict[str, Any]] = {}
+    def __init__(self, config: Config, settings: Settings, upstreams: dict[str, Upstream]) -> None:
+        self._config = config
+        self._settings = settings
+        self._names = {used: name for name, model in config.models.items() for used in (name, *model.aliases)}
+        self._default = self._names[config.default_model]
+        self._routes = {
+            name: self._route(name, model, upstreams) for name, model in config.models.items() if not model.split
+        }
+        # Without a file, whatever else the one engine has may be used too.
+        self._open_to = upstreams["engine"] if not settings.stack_config.is_file() else None
+        self._listed: dict[str, dict[str, Any]] = {}
         self._asked_at = float("-inf")
         self._lock = asyncio.Lock()
         self._since = int(time.time())
 
-    async def resolve(self, name: str | None) -> str:
-        """The engine's name for a model; the default one for None. Raises ModelNotFound, with the names there are."""
-        if name is None or name == self._default:
-            return self._default
-        if target := self._aliases.get(name):
-            return target
-        await self._refresh()
-        if name in self._engine:
-            return name
-        known = ", ".join(entry["id"] for entry in self._entries())
-        raise ModelNotFound(f"The model '{name[:200]}' does not exist here. There is: {known}.", param="model")
+    async def resolve(self, name: str | None, key_id: str, headers: dict[bytes, bytes]) -> Route:
+        """The route of a model name; the default model's for None. Raises ModelNotFound, with the names there are."""
+        found = self._default if name is None else self._names.get(name)
+        if found is None:
+            if self._open_to is not None:
+                await self._refresh(self._open_to)
+                if name in self._listed:
+                    one = self._routes[self._default]
+                    return Route(name, ((Target(self._open_to, name),),), one.patience)
+            known = ", ".join(entry["id"] for entry in self._entries())
+            raise ModelNotFound(f"The model '{str(name)[:200]}' does not exist here. There is: {known}.", param="model")
+        split = self._config.models[found].split
+        return self._routes[found] if split is None else self._choose(found, split, key_id, headers)
+
+    def default(self) -> list[Route]:
+        """The routes that a request for the default model may take."""
+        split = self._config.models[self._default].split
+        return [self._routes[self._names[arm.model]] for arm in split.arms] if split else [self._routes[self._default]]
 
     async def entries(self) -> list[dict[str, Any]]:
-        """OpenAI model objects. Never fails: while the engine is away, the configured names are listed."""
-        await self._refresh()
+        """OpenAI model objects. Never fails: while an engine is away, the configured names are listed."""
+        if self._open_to is not None:
+            await self._refresh(self._open_to)
         return self._entries()
 
-    async def serves_default(self) -> bool:
-        """Whether the engine lists the configured model. Raises EngineError when it can't be asked."""
-        await self._ask()
-        return self._default in self._engine
+    def _choose(self, name: str, split: Split, key_id: str, headers: dict[bytes, bytes]) -> Route:
+        """An arm of a split: by weight, and the same one for the same key or header value on every worker."""
+        if split.sticky == "request":
+            point = random.random()  # noqa: S311
+        else:
+            header = split.sticky.partition(":")[2].lower().encode()
+            value = headers.get(header, b"") if header else key_id.encode()
+            digest = hashlib.sha256(name.encode() + b"\0" + value).digest()
+            point = int.from_bytes(digest[:8], "big") / 2**64
+        point *= sum(arm.weight for arm in split.arms)
+        for arm in split.arms:
+            point -= arm.weight
+            if point < 0:
+                break
+        route = self._routes[self._names[arm.model]]
+        return Route(route.name, route.tiers, route.patience, arm.name)
+
+    def _route(self, name: str, model: Model, upstreams: dict[str, Upstream]) -> Route:
+        replicas = tuple(Target(upstreams[it.engine], it.model) for it in model.targets)
+        fallbacks = tuple((Target(upstreams[it.engine], it.model),) for it in model.fallbacks)
+        times, env = model.timeouts, self._settings
+        patience = Patience(
+            connect=times.connect or env.llm_connect_timeout,
+            first_token=times.first_token or env.llm_first_token_timeout,
+            idle=times.idle or env.llm_idle_timeout,
+            total=times.total or env.llm_timeout,
+            hold=env.stack_hold,
+        )
+        return Route(name, (replicas, *fallbacks), patience)
 
     def _entries(self) -> list[dict[str, Any]]:
-        entries = {self._default: self._entry(self._default)} | self._engine
-        for alias, target in self._aliases.items():
-            entries[alias] = entries.get(target, self._entry(target)) | {"id": alias, "parent": target}
+        entries = {name: self._entry(name) for name in self._config.models} | self._listed
+        for alias, name in self._names.items():
+            if alias != name:
+                entries[alias] = entries[name] | {"id": alias, "parent": name}
         return list(entries.values())
 
     def _entry(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._since, "owned_by": "stack"}
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, upstream: Upstream) -> None:
         async with self._lock:
             if time.monotonic() - self._asked_at > FRESH:
                 with suppress(EngineError):  # the last list stands
-                    await self._ask()
-
-    async def _ask(self) -> None:
-        self._asked_at = time.monotonic()
-        response = await self._upstream.get("models")
-        try:
-            entries = response.json()["data"] if response.status_code == 200 else None
-            if entries is not None:
-                self._engine = {str(entry["id"]): self._entry(str(entry["id"])) | _plain(entry) for entry in entries}
-        except (ValueError, KeyError, TypeError):
-            raise EngineError("The engine's list of models can't be read.") from None
+                    names = await upstream.models()
+                    self._listed = {it["id"]: self._entry(it["id"]) | it for it in names}
+                self._asked_at = time.monotonic()  # after the call: those who waited meanwhile need not ask again
 
 
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's four fields of a model object; engines add paths and permissions that are nobody's business."""
-    return {name: entry[name] for name in ("id", "created", "owned_by") if entry.get(name) is not None}
+def _least_busy(targets: list[Target]) -> Target:
+    fewest = min(target.upstream.outstanding for target in targets)
+    return random.choice([it for it in targets if it.upstream.outstanding == fewest])  # noqa: S311

@@ -1,8 +1,8 @@
 """Server: gunicorn and its uvicorn workers, configured from Settings, and how they stop.
 
 SIGTERM: /readyz says 503 for the drain delay while the port still accepts; then no new connections, running
-answers may finish within the grace; those that don't get an error frame; exit 0. SIGHUP: settings are read
-anew (a bad one leaves the old in force), new workers start, old ones finish their answers.
+answers may finish within the grace; those that don't get an error frame; exit 0. SIGHUP: the key
+file and stack.yaml are read anew (a bad one leaves the old in force), new workers start, old ones finish their answers.
 """
 
 import asyncio
@@ -15,13 +15,16 @@ from typing import Any, ClassVar
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
-from gunicorn.config import Config
+from gunicorn.config import Config as GunicornConfig
 from gunicorn.glogging import Logger
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
 from gateway import logs
 from gateway.app import Gateway, create_app
+from gateway.config import Config
+from gateway.config import load as load_config
+from gateway.ingress import Protocol
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 
 log = logging.getLogger("stack")
@@ -46,7 +49,7 @@ class SharedFlag:
 class GunicornLog(Logger):  # type: ignore[misc]
     """gunicorn's logger without handlers of its own: its records go where all others go (logs.configure)."""
 
-    def setup(self, cfg: Config) -> None:
+    def setup(self, cfg: GunicornConfig) -> None:
         self.cfg = cfg
         self._access_log_enabled = False
         self.error_log.propagate = True
@@ -60,26 +63,28 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": Protocol,
         "ws": "none",
         "lifespan": "on",
         "server_header": False,
+        "proxy_headers": False,  # nothing here trusts X-Forwarded-*
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.access_log = False
-        self.config.timeout_graceful_shutdown = int(self.cfg.graceful_timeout)
+        self.config.timeout_graceful_shutdown = int(self.cfg.graceful_timeout) - 1  # below gunicorn's, which kills
         for name in ("uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).handlers = []
             logging.getLogger(name).propagate = name == "uvicorn.error"
 
     def init_signals(self) -> None:
         super().init_signals()
-        # uvicorn raises SIGTERM again once it has stopped; with the default action the worker would die of it,
+        # uvicorn raises the signal again once it has stopped; with the default action the worker would die of it,
         # skipping atexit and the last log lines.
         self._serving = False
         signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGINT, self._on_term)
 
     def _on_term(self, *_: object) -> None:
         if not self._serving:
@@ -88,7 +93,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         server = UvicornServer(config=self.config)
-        self._install_sigquit_handler()
+        # gunicorn's way to say "stop now"; uvicorn_worker's own handler for it has no effect.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGINT, None)
         watch = asyncio.create_task(self._watch(server, self.wsgi))
         self._serving = True
         try:
@@ -109,13 +115,72 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             await asyncio.sleep(0.2)
 
 
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's master, with a drain before SIGTERM and a look at the settings before SIGHUP."""
+
+    app: "Server"
+    _reloading = False
+
+    def handle_term(self) -> None:
+        """Say 503 on /readyz for the drain delay while the port still accepts; any further signal ends the delay."""
+        delay = self.app.drain()
+        deadline = time.monotonic() + delay
+        while time.monotonic() < deadline and self.SIG_QUEUE.empty():
+            time.sleep(0.05)
+        super().handle_term()
+
+    def handle_hup(self) -> None:
+        """New workers for new settings; settings that can't be used change nothing."""
+        if self.app.read_again():
+            super().handle_hup()
+
+    def reload(self) -> None:
+        """gunicorn's own, but for its wait until the old workers are gone: for as long as an answer runs, a SIGTERM
+        and a dead worker would have to wait too."""
+        self._reloading = True
+        try:
+            super().reload()
+        finally:
+            self._reloading = False
+            self.cfg.set("graceful_timeout", self.app.graceful_timeout)
+
+    def manage_workers(self) -> None:
+        super().manage_workers()
+        if self._reloading:  # the last step before the wait, whose length this is
+            self.cfg.set("graceful_timeout", 0)
+
+
 class Server(BaseApplication):  # type: ignore[misc]
     """The gunicorn application: settings in, workers out."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, config: Config) -> None:
         self._settings = settings
+        self._config = config
         self._draining = SharedFlag()
         super().__init__()
+
+    @property
+    def graceful_timeout(self) -> int:
+        """Seconds that a worker gets to end, error frames included."""
+        return int(self._settings.stack_grace + CUT_MARGIN)
+
+    def drain(self) -> float:
+        """Be not ready from now on; returns for how many seconds the port stays open."""
+        self._draining.set()
+        log.info("draining", extra={"seconds": self._settings.stack_drain_delay})
+        return self._settings.stack_drain_delay
+
+    def read_again(self) -> bool:
+        """Read settings and stack.yaml anew; whether they can be used."""
+        try:
+            settings = load()
+            config = load_config(settings)
+        except SettingsError as exc:
+            log.error("the new settings are refused, the old ones stay in force: %s", exc)  # noqa: TRY400  no bug of ours
+            return False
+        self._settings, self._config = settings, config
+        self.callable = None
+        return True
 
     def load_config(self) -> None:
         settings = self._settings
@@ -126,50 +191,26 @@ class Server(BaseApplication):  # type: ignore[misc]
             "worker_class": Worker,
             "logger_class": GunicornLog,
             "timeout": HEARTBEAT,
-            "graceful_timeout": int(settings.stack_grace + CUT_MARGIN),
+            "graceful_timeout": self.graceful_timeout,
             "keepalive": 75,  # seconds an idle connection stays open: longer than a load balancer's own 60
             "control_socket_disable": True,  # it wants a writable home; the root file system is read-only
-            "forwarded_allow_ips": "",  # nothing here trusts X-Forwarded-*
             "proc_name": "stack",
-            "when_ready": self._when_ready,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Gateway:
-        return create_app(self._settings, self._draining)
+        return create_app(self._settings, self._config, self._draining)
 
-    def reload(self) -> None:
-        try:
-            settings = load()
-        except SettingsError as exc:
-            log.error(  # noqa: TRY400  a mistake of the operator's has no traceback
-                "the new settings are refused, the old ones stay in force: %s", exc
-            )
-            return
-        self._settings = settings
-        self.callable = None
-        super().reload()
-
-    def _when_ready(self, arbiter: Arbiter) -> None:
-        """Put the drain delay before gunicorn's own SIGTERM handling."""
-        stop = arbiter.handle_term
-
-        def drain() -> None:
-            self._draining.set()
-            log.info("draining", extra={"seconds": self._settings.stack_drain_delay})
-            deadline = time.monotonic() + self._settings.stack_drain_delay
-            while time.monotonic() < deadline and arbiter.SIG_QUEUE.empty():
-                time.sleep(0.05)
-            stop()
-
-        arbiter.handle_term = drain
+    def run(self) -> None:
+        Master(self).run()
 
 
 def main() -> None:
     """Run until told to stop. Exits 1 with a sentence per mistake when the settings can't be used."""
     try:
         settings = load()
+        config = load_config(settings)
     except SettingsError as exc:
         sys.exit(f"stack can't start:\n{exc}")
     logs.configure(settings.stack_log_level)
@@ -179,6 +220,9 @@ def main() -> None:
         )
     log.info(
         "starting",
-        extra={"backend": settings.llm_backend, "base_url": settings.llm_base_url, "model": settings.llm_model},
+        extra={
+            "engines": ", ".join(f"{name}={it.base_url}" for name, it in config.engines.items()),
+            "model": config.default_model,
+        },
     )
-    Server(settings).run()
+    Server(settings, config).run()

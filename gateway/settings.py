@@ -55,7 +55,12 @@ def _base_url(value: str) -> str:
         port_ok = url.port != 0
     except ValueError:
         port_ok = False
-    if url.scheme not in ("http", "https") or not url.hostname or not port_ok:
+    if (
+        url.scheme not in ("http", "https")
+        or not url.hostname
+        or not port_ok
+        or not re.fullmatch(r"[\x21-\x7e]+", value)
+    ):
         raise ValueError("must look like http://host:port/v1")
     if url.username or url.password or url.query or url.fragment:
         raise ValueError("must not carry credentials, a query or a fragment (an engine's key goes into LLM_API_KEY)")
@@ -117,6 +122,7 @@ class Settings(EngineSettings):
     stack_api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     stack_api_keys_file: Path = Path("/run/secrets/stack_api_keys")
     stack_progress_file: Path = Path("/run/progress/model.json")
+    stack_config: Path = Path("/etc/stack/stack.yaml")
     stack_model_aliases: Pairs = Field(default_factory=dict)
     stack_allowed_hosts: Names = ()
     stack_cors_origins: Names = ()
@@ -168,6 +174,12 @@ class Settings(EngineSettings):
         for key in keys:
             if not re.fullmatch(r"[\x21-\x7e]+", key):
                 raise ValueError("STACK_API_KEYS: a key may hold only printable ASCII characters without spaces.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_engine_key(self) -> "Settings":
+        if self.llm_api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", self.llm_api_key.get_secret_value()):
+            raise ValueError("LLM_API_KEY: may hold only printable ASCII characters without spaces.")
         return self
 
     @model_validator(mode="after")

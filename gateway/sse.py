@@ -6,6 +6,7 @@ line. What is forwarded is the engine's own bytes. Event syntax: WHATWG HTML, se
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ PING = b": ping\n\n"
 
 _NEWLINE = re.compile(rb"\r\n|\n|\r")
 # A blank line ends an event. The atomic group keeps one CRLF from being read as two line ends.
+_ENDS = re.compile(rb"\n\n|\r\r|\n\r|\r\n\r")  # where such an end may lie
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")
 
 
@@ -34,10 +36,13 @@ class Tap:
     """One stream's reader. Feed it what arrives; it returns what to send on.
 
     After a feed, `started` says whether a data event has been seen, `done` whether `[DONE]` has, and
-    `usage`, `finish_reason`, `tokens` (events with content, an estimate of tokens) what was learned.
+    `usage`, `finish_reason`, `tokens` (events with content, an estimate of tokens) what was learned. `learn` is called
+    with every chunk.
     """
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(
+        self, *, hide_usage: bool, choices: int = 1, learn: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         self.started = False
         self.has_content = False
         self.done = False
@@ -45,13 +50,19 @@ class Tap:
         self.finish_reason: str | None = None
         self.tokens = 0
         self._hide_usage = hide_usage
-        self._rest = b""
+        self._learn = learn
+        self._choices = choices
+        self._rest: list[bytes] = []  # pieces of an event whose end isn't here yet
+        self._size = 0  # bytes in _rest
+        self._tail = b""  # its last three
+        self.held = b""
         self._open: set[int] = set()  # choices that have begun and not finished
+        self._ended: set[int] = set()
 
     @property
     def complete(self) -> bool:
-        """Whether the answer is whole: every choice that began has its finish_reason."""
-        return self.finish_reason is not None and not self._open
+        """Whether the answer is whole, said or not: every choice asked for, and begun, has its finish_reason."""
+        return len(self._ended) >= self._choices and not self._open
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they arrived and return the bytes of whole, sound events to forward (maybe none).
@@ -59,7 +70,16 @@ class Tap:
         Raises EngineFault for an error event and EngineError for a broken one; sound events that came before
         it in `data` are then in `self.held`, for the caller to forward first.
         """
-        buffer = self._rest + data if self._rest else data
+        buffer = data
+        if self._rest:
+            # Joined only once the event's end is here (it may have begun in the last three bytes): joining and
+            # searching at each piece would cost a large event's square.
+            window = self._tail + data
+            self._rest.append(data)
+            self._tail = window[-3:]
+            if not _ENDS.search(window):
+                return self._keep(self._rest, self._size + len(data))
+            buffer = b"".join(self._rest)
         plain = b"\r" not in buffer  # every known engine
         out: list[bytes] = []
         self.held = b""
@@ -80,12 +100,18 @@ class Tap:
         except EngineError:
             self.held = b"".join([*out, buffer[keep:start]])
             raise
-        self._rest = buffer[start:]
-        if len(self._rest) > MAX_EVENT:
-            raise EngineError(f"The engine sent an event of more than {MAX_EVENT} bytes.", code="engine_broken_stream")
+        self._keep([buffer[start:]] if start < len(buffer) else [], len(buffer) - start)
         if not out:
             return buffer[keep:start]
         return b"".join([*out, buffer[keep:start]])
+
+    def _keep(self, rest: list[bytes], size: int) -> bytes:
+        self._rest, self._size = rest, size
+        if len(rest) == 1:
+            self._tail = rest[0][-3:]
+        if size > MAX_EVENT:
+            raise EngineError(f"The engine sent an event of more than {MAX_EVENT} bytes.", code="engine_broken_stream")
+        return b""
 
     def end(self) -> None:
         """The engine closed its stream. Raises EngineError unless the answer is whole."""
@@ -106,7 +132,8 @@ class Tap:
                 raise EngineError("The engine sent invalid UTF-8.", code="engine_broken_stream") from None
             return self.started  # the head isn't out yet: nothing to keep alive
         if data.strip() == b"[DONE]":
-            self.end()
+            if not self._ended or self._open:
+                raise EngineError("The engine ended its answer before it was complete.", code="engine_broken_stream")
             self.done = True
             return True
         return self._chunk(data)
@@ -122,6 +149,8 @@ class Tap:
         if error := chunk.get("error"):
             raise EngineFault(error)
         self.started = True
+        if self._learn is not None:
+            self._learn(chunk)
         choices = chunk.get("choices")
         if usage := chunk.get("usage"):
             self.usage = Usage.of(usage) or self.usage
@@ -140,7 +169,8 @@ class Tap:
         if reason := choice.get("finish_reason"):
             self.finish_reason = reason
             self._open.discard(index)
-        elif index not in self._open:
+            self._ended.add(index)
+        elif index not in self._ended:
             self._open.add(index)
         delta = choice.get("delta")
         if type(delta) is dict:

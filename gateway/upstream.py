@@ -2,18 +2,23 @@
 
 import asyncio
 from contextlib import suppress
+from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
-from gateway.errors import EngineError, EngineTimeout, EngineUnavailable
-from gateway.exchange import Exchange
+from gateway.breaker import Breaker
+from gateway.config import Engine
+from gateway.dialects import DIALECTS, refusal
+from gateway.errors import EngineError, EngineLost, EngineSilent, EngineUnreachable, StackError
+from gateway.exchange import Kind
 from gateway.http1 import BrokenError, Connection, Pool, Target
-from gateway.settings import Settings
 
 PATHS = {"chat": "chat/completions", "completion": "completions", "embedding": "embeddings"}
 MAX_ANSWER = 256 * 1024 * 1024  # bytes of a blocking answer; a batch of embeddings can be large
+CONTROL_TIMEOUT = 5.0  # seconds for a control call, such as a health probe
+_MODEL_FIELDS = {"id": str, "created": int, "owned_by": str}
 LINGER = 0.05  # seconds; an engine's body ends together with its [DONE], or it is not waited for
 
 
@@ -38,7 +43,7 @@ class Reply:
         try:
             return await self._connection.read()
         except BrokenError as exc:
-            raise EngineError("The connection to the engine broke.", code="engine_broken_stream") from exc
+            raise EngineLost("The connection to the engine broke.", code="engine_broken_stream") from exc
 
     async def read(self) -> bytes:
         """The whole body. Raises EngineError when it breaks off or is larger than MAX_ANSWER."""
@@ -62,13 +67,16 @@ class Reply:
 class Upstream:
     """One engine. Open it with `async with`; it owns its connections and closes them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.base_url = settings.llm_base_url
+    def __init__(self, name: str, engine: Engine, breaker: Breaker) -> None:
+        self.name = name
+        self.base_url = engine.base_url
+        self.dialect = DIALECTS[engine.dialect]
+        self.breaker = breaker
+        self.outstanding = 0  # requests of this worker's that it is working on
         self._target = target = Target.of(self.base_url)
-        self._connect_timeout = settings.llm_connect_timeout
         headers = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "stack"}
-        if settings.llm_api_key is not None:
-            headers["authorization"] = f"Bearer {settings.llm_api_key.get_secret_value()}"
+        if engine.api_key is not None:
+            headers["authorization"] = f"Bearer {engine.api_key.get_secret_value()}"
         self._control_headers = headers
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._heads = {
@@ -77,61 +85,84 @@ class Upstream:
         }
 
     async def __aenter__(self) -> Self:
-        self._pool = Pool(self._target, connect_timeout=self._connect_timeout)
-        self._control = httpx.AsyncClient(headers=self._control_headers, timeout=self._connect_timeout, trust_env=False)
+        self._pool = Pool(self._target)
+        self._control = httpx.AsyncClient(headers=self._control_headers, timeout=CONTROL_TIMEOUT, trust_env=False)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._pool.close()
         await self._control.aclose()
 
-    async def post(self, exchange: Exchange) -> Reply:
+    async def probe(self) -> StackError | None:
+        """Ask whether it could generate now; returns what is wrong, or None."""
+        try:
+            response = await self.get(self.dialect.health)
+        except EngineError as exc:
+            return exc
+        return None if response.status_code == HTTPStatus.OK else refusal(response.status_code, response.content)
+
+    async def post(self, kind: Kind, body: bytes, request_id: str, connect_timeout: float) -> Reply:
         """Send a request; returns the reply once its head is here.
 
-        A kept connection that turns out to be dead is replaced: the engine closed it while it was idle. A new one
-        that ends without an answer is tried once more. Raises EngineUnavailable, EngineTimeout or EngineError.
+        A kept connection that turns out to be dead is replaced in silence: the engine closed it while it was idle.
+        Raises EngineUnreachable, EngineSilent, EngineLost or EngineError.
         """
-        head = (
-            f"{self._heads[exchange.kind]}x-request-id: {exchange.request_id}\r\ncontent-length: {len(exchange.body)}"
-        )
-        request = b"%s\r\n\r\n%s" % (head.encode("ascii"), exchange.body)
-        again = True
+        head = f"{self._heads[kind]}x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
+        request = head.encode("ascii") + body
+        fresh = False
         while True:
-            connection = await self._connect()
+            connection = await self._connect(connect_timeout, fresh=fresh)
             try:
                 connection.send(request)
                 await connection.head()
             except BrokenError as exc:
                 connection.abort()
                 if exc.answered:
-                    raise EngineError("The engine's answer is not valid HTTP.") from exc
+                    raise EngineError("The engine's answer can't be used.") from exc
                 if not connection.reused:
-                    if not again:
-                        raise EngineError("The engine closed the connection without answering.") from exc
-                    again = False
+                    raise EngineLost("The engine closed the connection without answering.") from exc
+                fresh = True
             except BaseException:
                 connection.abort()
                 raise
             else:
                 return Reply(connection, self._pool)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, connect_timeout: float, *, fresh: bool) -> Connection:
         try:
-            return await self._pool.acquire()
+            return await self._pool.acquire(connect_timeout, fresh=fresh)
         except TimeoutError as exc:
-            raise EngineTimeout("The engine could not be reached in time.") from exc
-        except OSError as exc:
-            raise EngineUnavailable("The engine can't be reached.") from exc
+            raise EngineSilent("The engine could not be reached in time.") from exc
+        except (OSError, UnicodeError) as exc:  # a name that can't be a name is a UnicodeError
+            raise EngineUnreachable("The engine can't be reached.") from exc
 
     async def get(self, path: str) -> httpx.Response:
         """A control call: GET `path`, relative to the base URL, or to the server's root if it starts with '/'.
 
-        Raises EngineUnavailable or EngineTimeout; any status is returned.
+        Raises EngineUnreachable or EngineSilent; any status is returned.
         """
         url = self.base_url.removesuffix("/v1") + path if path.startswith("/") else f"{self.base_url}/{path}"
         try:
             return await self._control.get(url)
         except httpx.TimeoutException as exc:
-            raise EngineTimeout("The engine did not answer in time.") from exc
-        except httpx.HTTPError as exc:
-            raise EngineUnavailable("The engine can't be reached.") from exc
+            raise EngineSilent("The engine did not answer in time.") from exc
+        except (httpx.HTTPError, UnicodeError) as exc:
+            raise EngineUnreachable("The engine can't be reached.") from exc
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The models it has, by OpenAI's fields alone: engines add paths and permissions that are nobody's business.
+
+        Raises EngineError when it can't be asked or understood.
+        """
+        response = await self.get("models")
+        if response.status_code != HTTPStatus.OK:
+            raise EngineError("The engine does not list its models now.")
+        try:
+            entries = response.json()["data"]
+            return [
+                {name: it[name] for name, kind in _MODEL_FIELDS.items() if isinstance(it.get(name), kind)}
+                for it in entries
+                if isinstance(it["id"], str)
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise EngineError("The engine's list of models can't be read.") from None

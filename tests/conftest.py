@@ -14,12 +14,29 @@ def engine() -> Iterator[FakeEngine]:
         yield engine
 
 
+CONFIG = """
+engines:
+  engine: {{dialect: vllm, base_url: "{url}"}}
+models:
+  fake-model:
+    targets: [{{engine: engine, model: fake-model}}]
+    aliases: ["llama3.1:8b", "org/name:tag"]
+  other/model:1b:
+    targets: [{{engine: engine, model: "other/model:1b"}}]
+default_model: fake-model
+breaker: {{failures: 1000}}
+"""
+
+
 @pytest.fixture(scope="session")
 def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """Two workers, an alias, and patience short enough to be tried."""
     log = tmp_path_factory.mktemp("gateway") / "log"
+    # Tests break this engine on purpose, over and over: a breaker would protect it from the next test.
+    file = tmp_path_factory.mktemp("config") / "stack.yaml"
+    file.write_text(CONFIG.format(url=engine.url))
     settings = {
-        "STACK_MODEL_ALIASES": "llama3.1:8b=fake-model,org/name:tag=fake-model",
+        "STACK_CONFIG": str(file),
         "LLM_FIRST_TOKEN_TIMEOUT": "3",
         "LLM_IDLE_TIMEOUT": "2",
         "LLM_TIMEOUT": "20",

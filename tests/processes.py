@@ -127,10 +127,11 @@ def environment(engine_url: str, **settings: str) -> dict[str, str]:
     """A clean environment for a gateway: nothing of the machine's own settings leaks in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STACK_", "LLM_"))}
     return kept | {
-        "LLM_BACKEND": "llamacpp",
+        "LLM_BACKEND": "vllm",
         "LLM_BASE_URL": engine_url,
         "LLM_MODEL": "fake-model",
         "STACK_API_KEYS": f"{KEY},sk-second-0123456789abcdef",
+        "STACK_CONFIG": "/nonexistent",
         "STACK_DRAIN_DELAY": "0",
         "STACK_GRACE": "10",
         **settings,

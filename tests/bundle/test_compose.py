@@ -82,7 +82,12 @@ def test_nothing_is_left_over(config: Config) -> None:
         used: set[str] = set()
         for service in config["services"].values():
             entries = service.get(kind) or ()
-            used |= {entry if isinstance(entry, str) else entry["source"] for entry in entries}
+            named = [
+                it if isinstance(it, str) else it["source"]
+                for it in entries
+                if isinstance(it, str) or it.get("type") != "bind"
+            ]
+            used |= set(named)
         assert set(config.get(kind) or ()) == used, kind
     text = json.dumps({name: value for name, value in config.items() if name != "engine"}).lower()
     for other, words in {
@@ -202,7 +207,7 @@ def test_every_setting_reaches_the_gateway(config: Config) -> None:
     passed = set(config["services"]["gateway"]["environment"])
     fields = {name.upper() for name in Settings.model_fields}
     # The key file is mounted where the gateway looks for it; its path on the host means nothing inside.
-    assert passed == fields - {"STACK_API_KEYS_FILE"}
+    assert passed == fields - {"STACK_API_KEYS_FILE", "STACK_CONFIG"}
     assert config["services"]["gateway"]["secrets"][0]["target"] == "/run/secrets/stack_api_keys"
 
 

@@ -3,7 +3,7 @@
     python -m tests.fakes.engine PORT
 
 A script is a list of [verb, argument] steps; without one the engine answers "one two three", blocking or
-streaming as asked. Verbs:
+streaming as asked. `script_for` is {model: script}. Verbs:
     head [status, headers]   start the response (chunked unless a content-length is given)
     json [status, object]    a whole JSON response
     raw STRING               bytes as they are, head and framing included
@@ -77,7 +77,8 @@ class Engine:
             "connection": connection.number,
         }
         self.seen.append(record)
-        script = request.get("script") or default_script(path, request)
+        script = (request.get("script_for") or {}).get(request.get("model")) or request.get("script")
+        script = script or default_script(path, request)
         play = asyncio.create_task(connection.play(self, script, request))
         listen = asyncio.create_task(connection.reader.read(1))
         await asyncio.wait({play, listen}, return_when=asyncio.FIRST_COMPLETED)

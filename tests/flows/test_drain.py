@@ -123,6 +123,33 @@ def test_sighup_takes_new_keys_and_keeps_streams(engine: FakeEngine, tmp_path: P
         assert status("second-key-0123456789") == 200
 
 
+def test_reloads_under_load_lose_no_request(engine: FakeEngine, tmp_path: Path) -> None:
+    """Each request on a connection of its own: one that a stopping worker has just accepted is the dangerous one."""
+    with running_gateway(tmp_path / "log", engine.url) as gateway:
+        stop = threading.Event()
+        outcomes: list[int | str] = []
+
+        def load() -> None:
+            while not stop.is_set():
+                try:
+                    outcomes.append(httpx.get(gateway.url + "/livez").status_code)
+                except httpx.TransportError as exc:
+                    outcomes.append(repr(exc))
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            old = set(gateway.workers())
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda old=old: len(gateway.workers()) == 2 and not old & set(gateway.workers()))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert len(outcomes) > 100
+        assert set(outcomes) == {200}
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_worker_that_dies_takes_only_its_own_streams(
     engine: FakeEngine, tmp_path: Path, mark: str, number: int

@@ -1,0 +1,74 @@
+"""Fold: a stream's chunks, added up to the answer that a blocking request would have got.
+
+For engines that go on with a blocking request whose client has left (dialects, `deaf`): they are asked for a stream,
+which they do abort, and the caller gets one answer all the same, the engine's own but for id, times and timings.
+"""
+
+from typing import Any
+
+_OBJECTS = {"chat.completion.chunk": "chat.completion"}
+_ONCE = ("role", "id", "type", "name")  # strings of a delta that are told, not continued
+
+
+class Fold:
+    """One answer in the making: `add` each chunk, then take the `answer`."""
+
+    def __init__(self) -> None:
+        self._answer: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Add one chunk. Its fields beside the choices hold for the whole answer, the last word counts."""
+        for choice in chunk.get("choices") or ():
+            if isinstance(choice, dict):
+                self._add_choice(choice)
+        self._answer |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
+
+    def answer(self) -> dict[str, Any]:
+        """The whole, choices in their order."""
+        kind = self._answer.get("object")
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        return {"choices": choices} | self._answer | {"object": _OBJECTS.get(str(kind), kind)}
+
+    def _add_choice(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index", 0)
+        whole = self._choices.setdefault(index, {"finish_reason": None, "index": index})
+        for name, value in choice.items():
+            if name == "delta" and isinstance(value, dict):
+                _continue(whole.setdefault("message", {"role": "assistant", "content": None}), value)
+            elif name == "text":
+                whole["text"] = whole.get("text", "") + (value or "")
+            elif name == "logprobs" and isinstance(value, dict):
+                whole["logprobs"] = whole.get("logprobs") or {}
+                _continue(whole["logprobs"], value)
+            elif value is not None or name not in whole:
+                whole[name] = value
+
+
+def _continue(whole: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Add a delta to what is there: texts are continued, lists extended, objects with an index merged by it."""
+    for name, value in delta.items():
+        there = whole.get(name)
+        if value is None:
+            whole.setdefault(name, None)
+        elif isinstance(value, str) and isinstance(there, str) and name not in _ONCE:
+            whole[name] = there + value
+        elif isinstance(value, dict) and isinstance(there, dict):
+            _continue(there, value)
+        elif isinstance(value, list):
+            whole[name] = _extend(there if isinstance(there, list) else [], value)
+        else:
+            whole[name] = value
+
+
+def _extend(there: list[Any], more: list[Any]) -> list[Any]:
+    """Tool calls come in pieces that carry their call's index; anything else (logprobs) is appended."""
+    for piece in more:
+        if isinstance(piece, dict) and isinstance(index := piece.get("index"), int) and 0 <= index <= len(there):
+            rest = {name: value for name, value in piece.items() if name != "index"}
+            if index == len(there):
+                there.append({})
+            _continue(there[index], rest)
+        else:
+            there.append(piece)
+    return there

@@ -1,0 +1,334 @@
+"""Several engines: who is asked, in which order, how often, and when an engine is left alone."""
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import (
+    AUTH,
+    KEY,
+    MESSAGES,
+    FakeEngine,
+    GatewayProcess,
+    events,
+    fake_engine,
+    free_port,
+    running_gateway,
+    text_of,
+    wait_for,
+)
+
+CHAT = "/v1/chat/completions"
+SECOND = "sk-second-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[FakeEngine]:
+    with fake_engine() as engine:
+        yield engine
+
+
+@contextmanager
+def gateway_with(
+    tmp_path: Path, engines: dict[str, str], models: str, *, workers: int = 1, more: str = "", **env: str
+) -> Iterator[GatewayProcess]:
+    """A gateway with a stack.yaml. `engines` is name → URL, `models` and `more` are YAML."""
+    lines = "".join(f"  {name}: {{dialect: vllm, base_url: '{url}'}}\n" for name, url in engines.items())
+    file = tmp_path / "stack.yaml"
+    file.write_text(f"engines:\n{lines}models:\n{models}\n{more}\n")
+    with running_gateway(
+        tmp_path / "log", "http://127.0.0.1:1", STACK_CONFIG=str(file), STACK_WORKERS=str(workers), **env
+    ) as gateway:
+        yield gateway
+
+
+def ask(gateway: GatewayProcess, *, stream: bool = False, key: str = KEY, **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"} | fields.pop("headers", {})
+    body = {"messages": MESSAGES, "stream": stream} | fields
+    return httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30)
+
+
+ONE = "  m: {targets: [{engine: a, model: fake-model}]}\ndefault_model: m"
+REPLICAS = "  m: {targets: [{engine: a, model: fake-model}, {engine: b, model: fake-model}]}\ndefault_model: m"
+FALLBACK = """  m:
+    targets: [{engine: a, model: fake-model}]
+    fallbacks: [{engine: b, model: 'other/model:1b'}]
+default_model: m"""
+ATTEMPT_FAULTS = {
+    "refused": None,
+    "closed without an answer": [["close"]],
+    "reset without an answer": [["reset"]],
+    "500": [["json", [500, {"error": "boom"}]]],
+    "overloaded": [["json", [503, {"error": "server busy"}]]],
+    "loading": [["json", [503, {"error": {"message": "Loading model"}}]]],
+    "our credentials refused": [["json", [401, {"error": "Unauthorized"}]]],
+    "an error as the first event": [["event", {"error": {"message": "x", "code": 500}}], ["hang"]],
+    "an empty stream": [["head", [200, {"content-type": "text/event-stream"}]], ["end"]],
+    "silence": [["hang"]],
+}
+
+
+@pytest.mark.parametrize("fault", ATTEMPT_FAULTS)
+def test_what_fails_before_its_first_event_goes_to_the_fallback(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str, fault: str
+) -> None:
+    script = ATTEMPT_FAULTS[fault]
+    first = engine.url if script else f"http://127.0.0.1:{free_port()}"
+    # Only the first engine follows the script: the second one's model name tells it not to.
+    with gateway_with(tmp_path, {"a": first, "b": other.url}, FALLBACK, LLM_FIRST_TOKEN_TIMEOUT="1") as gateway:
+        answer = ask(gateway, stream=True, user=mark, script_for={"fake-model": script})
+        assert text_of(events(answer.text)) == "one two three", answer.text
+        assert other.wait_seen(mark)["body"]["model"] == "other/model:1b"
+        finished = gateway.lines(answer.headers["x-request-id"])
+        assert [line["msg"] for line in finished if line["msg"] in ("retry", "fallback")][-1] == "fallback"
+        assert finished[-2] | {"engine": "b", "outcome": "finished"} == finished[-2]
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ([["json", [400, {"error": {"message": "bad"}}]]], 400),
+        ([["json", [404, {"error": {"message": "no such model"}}]]], 404),
+        ([["json", [422, {"error": {"message": "bad"}}]]], 422),
+    ],
+)
+def test_what_is_wrong_with_the_request_is_tried_once(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str, script: list[Any], status: int
+) -> None:
+    with gateway_with(tmp_path, {"a": engine.url, "b": other.url}, FALLBACK) as gateway:
+        assert ask(gateway, user=mark, script=script).status_code == status
+    assert len(engine.seen(mark)) == 1
+    assert not other.seen(mark)
+
+
+def test_after_the_first_event_there_is_no_other_engine(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
+) -> None:
+    with gateway_with(tmp_path, {"a": engine.url, "b": other.url}, FALLBACK) as gateway:
+        answer = ask(gateway, stream=True, user=mark, script=[["role"], ["token", "x"], ["close"]])
+        assert events(answer.text)[-2]["error"]["code"] == "engine_broken_stream"
+    assert not other.seen(mark)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "status", "tries"),
+    [("closed without an answer", 502, 2), ("500", 502, 2), ("overloaded", 503, 1), ("loading", 503, 1)],
+)
+def test_a_single_engine_is_asked_again_only_for_what_passes(
+    engine: FakeEngine, tmp_path: Path, mark: str, fault: str, status: int, tries: int, stream: bool
+) -> None:
+    with gateway_with(tmp_path, {"a": engine.url}, ONE) as gateway:
+        answer = ask(gateway, stream=stream, user=mark, script=ATTEMPT_FAULTS[fault])
+        assert answer.status_code == status
+    assert len(engine.seen(mark)) == tries
+
+
+def test_replicas_share_by_least_outstanding_requests(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
+) -> None:
+    script = [["gate", mark], ["role"], ["token", "x"], ["finish", "stop"], ["done"], ["end"]]
+    with gateway_with(tmp_path, {"a": engine.url, "b": other.url}, REPLICAS) as gateway, ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, gateway, stream=True, user=mark, script=script) for _ in range(8)]
+        wait_for(lambda: len(engine.seen(mark)) + len(other.seen(mark)) == 8)
+        assert (len(engine.seen(mark)), len(other.seen(mark))) == (4, 4)
+        engine.release(mark)
+        other.release(mark)
+        assert all(answer.result().status_code == 200 for answer in answers)
+
+
+def test_retries_cannot_storm(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    """200 requests to an engine that fails them all: 10 retries in reserve, and a fifth of the traffic."""
+    with (
+        gateway_with(tmp_path, {"a": engine.url}, ONE, more="retries: {backoff: 0}") as gateway,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        list(pool.map(lambda _: ask(gateway, user=mark, script=[["json", [500, {}]]]), range(200)))
+    assert 200 < len(engine.seen(mark)) <= 200 + 10 + 200 * 0.2
+
+
+def test_a_breaker_leaves_a_dead_engine_alone_and_lets_one_request_try(tmp_path: Path) -> None:
+    port = free_port()
+    more = "breaker: {failures: 3, open_for: 60, probe_every: 0.2}\nretries: {attempts: 1}"
+    with ExitStack() as stack:
+        alive = stack.enter_context(fake_engine(port))
+        gateway = stack.enter_context(gateway_with(tmp_path, {"a": alive.url}, ONE, more=more))
+        assert ask(gateway).status_code == 200
+        alive.process.kill()
+        alive.process.wait()
+
+        def states() -> list[str]:
+            return [line["state"] for line in gateway.log() if line["msg"] == "engine_state"]
+
+        for _ in range(3):
+            assert ask(gateway).status_code == 503
+        wait_for(lambda: states() == ["open"])
+        assert ask(gateway).json()["error"]["code"] == "engine_unavailable"
+        assert httpx.get(gateway.url + "/readyz").json()["engines"]["a"] != "ok"
+        back = stack.enter_context(fake_engine(port))  # open for 60 s, but a probe sees it sooner
+        wait_for(lambda: states() == ["open", "half-open"])
+        held = [["gate", "trial"], ["json", [200, {"choices": []}]]]
+        with ThreadPoolExecutor(1) as pool:
+            trial = pool.submit(ask, gateway, user="trial", script=held)
+            back.wait_seen("trial")
+            assert ask(gateway).status_code == 503  # a single request at a time
+            back.release("trial")
+            assert trial.result().status_code == 200
+        wait_for(lambda: states() == ["open", "half-open", "closed"])
+        assert ask(gateway).status_code == 200
+
+
+def test_a_clients_leaving_is_never_held_against_an_engine(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    more = "breaker: {failures: 1, open_for: 60}"
+    with gateway_with(tmp_path, {"a": engine.url}, ONE, more=more) as gateway:
+        for _ in range(3):
+            body = {"messages": MESSAGES, "user": mark, "script": [["hang"]]}
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(gateway.url + CHAT, json=body, headers=AUTH, timeout=0.5)
+        wait_for(lambda: [it["state"] for it in engine.seen(mark)] == ["hung_up"] * 3)
+        assert ask(gateway).status_code == 200
+
+
+SPLIT = """  control: {targets: [{engine: a, model: fake-model}]}
+  candidate: {targets: [{engine: b, model: fake-model}]}
+  chat:
+    aliases: [gpt-4o]
+    split:
+      sticky: STICKY
+      arms: [{name: old, weight: 3, model: control}, {name: new, weight: 1, model: candidate}]
+default_model: chat
+"""
+
+
+def test_a_split_is_sticky_and_names_its_arm(engine: FakeEngine, other: FakeEngine, tmp_path: Path) -> None:
+    engines = {"a": engine.url, "b": other.url}
+    with gateway_with(tmp_path, engines, SPLIT.replace("STICKY", "header:X-Session"), workers=2) as gateway:
+        seen: dict[str, set[str]] = {}
+        for session in [*map(str, range(60))] * 2:
+            answer = ask(gateway, model="gpt-4o", headers={"x-session": session})
+            seen.setdefault(session, set()).add(answer.headers["x-stack-arm"])
+        assert all(len(arms) == 1 for arms in seen.values())  # the same on both workers
+        shares = Counter(arm for arms in seen.values() for arm in arms)
+        assert 30 <= shares["old"] <= 57  # of 60 at 3:1; outside it once in a million
+        line = gateway.lines(answer.headers["x-request-id"])[-2]
+        assert line["arm"] == answer.headers["x-stack-arm"]
+        assert line["engine"] == {"old": "a", "new": "b"}[line["arm"]]
+        stream = ask(gateway, stream=True)
+        assert stream.headers["x-stack-arm"] in ("old", "new")
+    with gateway_with(tmp_path, engines, SPLIT.replace("STICKY", "key")) as gateway:
+        for key in (KEY, SECOND):
+            assert len({ask(gateway, key=key).headers["x-stack-arm"] for _ in range(10)}) == 1
+
+
+BAD_FILES = {
+    "a: [": "stack.yaml:1: not valid YAML",
+    "engines: {}\nmodels: {}\ndefault_model: x": "stack.yaml:1: engines: Dictionary should have at least 1 item",
+    "engines:\n  a: {dialect: tgi, base_url: 'http://x:1'}\nmodels:\n"
+    + ONE: "stack.yaml:2: engines.a.dialect: Input should be",
+    "engines:\n  a:\n    dialect: vllm\n    base_url: nope\nmodels:\n"
+    + ONE: "stack.yaml:4: engines.a.base_url: must look like",
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\n  a: {dialect: vllm, base_url: 'http://y:1'}\nmodels:\n"
+    + ONE: ("stack.yaml:3: 'a' is given twice"),
+    "engines:\n  b: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n"
+    + ONE: "stack.yaml:4: models.m: there is no engine 'a'",
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n  m: {tragets: []}\ndefault_model: m": (
+        "stack.yaml:4: models.m.tragets: Extra inputs are not permitted"
+    ),
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n"
+    + ONE.replace("default_model: m", "default_model: n"): (
+        "stack.yaml:5: default_model: there is no model or alias 'n'"
+    ),
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1', api_key: sk-secret}\nmodels:\n" + ONE: "use api_key_file",
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_a_bad_file_is_refused_with_its_line_and_reason(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "stack.yaml"
+    file.write_text(text)
+    with (
+        pytest.raises(AssertionError) as refused,
+        running_gateway(tmp_path / "log", "http://x:1", STACK_CONFIG=str(file)),
+    ):
+        pass
+    assert BAD_FILES[text] in str(refused.value)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert "sk-secret" not in (tmp_path / "log").read_text()
+
+
+def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
+) -> None:
+    with gateway_with(tmp_path, {"a": engine.url}, ONE) as gateway:
+        script = [["role"], ["token", "x"], ["gate", mark], ["finish", "stop"], ["done"], ["end"]]
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(ask, gateway, stream=True, user=mark, script=script)
+            engine.wait_seen(mark)
+            file = tmp_path / "stack.yaml"
+            good = file.read_text()
+            file.write_text("engines: oops")
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: any("the old ones stay in force" in line["msg"] for line in gateway.log()))
+            assert ask(gateway).status_code == 200
+            file.write_text(good.replace(engine.url, other.url))
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: ask(gateway, user=mark + "2").status_code == 200 and other.seen(mark + "2"))
+            engine.release(mark)
+            assert text_of(events(under_way.result().text)) == "x"
+            assert "error" not in under_way.result().text
+
+
+def test_blocking_calls_to_a_deaf_engine_are_streamed_and_folded(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    """llama.cpp's server goes on with a blocking request whose client left; a stream it aborts."""
+    calls = [
+        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]},
+    ]
+    chunks = [
+        {"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None},
+        {"index": 0, "delta": {"content": "Grüß"}, "logprobs": {"content": [{"token": "G"}]}, "finish_reason": None},
+        {"index": 1, "delta": {"reasoning_content": "hm"}, "finish_reason": None},
+        {"index": 0, "delta": {"content": " Gott"}, "logprobs": {"content": [{"token": "t"}]}, "finish_reason": None},
+        *({"index": 1, "delta": delta, "finish_reason": None} for delta in calls),
+        {"index": 0, "delta": {}, "finish_reason": "stop"},
+        {"index": 1, "delta": {}, "finish_reason": "tool_calls"},
+    ]
+    head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "fake-model", "extra": 7}
+    script = [*(["event", head | {"choices": [chunk]}] for chunk in chunks), ["usage"], ["done"], ["end"]]
+    with running_gateway(tmp_path / "log", engine.url, LLM_BACKEND="llamacpp", LLM_IDLE_TIMEOUT="1") as gateway:
+        answer = ask(gateway, user=mark, n=2, script=script)
+        assert answer.headers["content-type"] == "application/json"
+        assert engine.wait_seen(mark)["body"]["stream"] is True
+        value = answer.json()
+        assert (value["object"], value["extra"], value["usage"]["total_tokens"]) == ("chat.completion", 7, 10)
+        first, second = value["choices"]
+        assert first["message"] == {"role": "assistant", "content": "Grüß Gott"}
+        assert first["logprobs"] == {"content": [{"token": "G"}, {"token": "t"}]}
+        assert (first["finish_reason"], second["finish_reason"]) == ("stop", "tool_calls")
+        assert second["message"]["reasoning_content"] == "hm"
+        function = {"name": "f", "arguments": '{"a":1}'}
+        assert second["message"]["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
+        assert json.loads(second["message"]["tool_calls"][0]["function"]["arguments"]) == {"a": 1}
+        stalled = ask(gateway, script=[["role"], ["token", "x"], ["hang"]])
+        assert (stalled.status_code, stalled.json()["error"]["code"]) == (504, "engine_timeout")
+        cut = ask(gateway, script=[["role"], ["token", "x"], ["end"]])
+        assert (cut.status_code, cut.json()["error"]["code"]) == (502, "engine_broken_stream")
+
+
+def test_without_a_file_other_models_of_the_engine_may_be_used(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    settings = {"STACK_MODEL_ALIASES": "fast=other/model:1b,llama3.1:8b=fake-model"}
+    with running_gateway(tmp_path / "log", engine.url, STACK_WORKERS="1", **settings) as gateway:
+        for name, expected in [("other/model:1b",) * 2, ("fast", "other/model:1b"), ("llama3.1:8b", "fake-model")]:
+            assert ask(gateway, model=name, user=mark).status_code == 200
+            assert engine.wait_seen(mark)["body"]["model"] == expected
+        with gateway.client() as client:
+            listed = {model["id"] for model in client.get("/v1/models").json()["data"]}
+        assert listed == {"fake-model", "other/model:1b", "fast", "llama3.1:8b"}
