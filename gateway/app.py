@@ -87,5 +87,7 @@ def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
 def _upstream(name: str, config: Config) -> Upstream:
     def tell(state: str, reason: str) -> None:
         logs.event("engine_state", {"engine": name, "state": state, "reason": reason})
+        upstream.changed.set()
 
-    return Upstream(name, config.engines[name], Breaker(config.breaker.failures, config.breaker.open_for, tell))
+    upstream = Upstream(name, config.engines[name], Breaker(config.breaker.failures, config.breaker.open_for, tell))
+    return upstream

@@ -1,6 +1,10 @@
-"""Breaker: leaves an engine alone that keeps failing, and lets one request find out whether it is back.
+"""Breaker: leaves an engine alone that keeps failing, and finds out when it is back.
 
-closed ──failures in a row──▶ open ──after a while, or a good probe──▶ half-open ──one request──▶ closed, or open
+closed ──failures in a row──▶ open ──after a while──▶ half-open ──one request──▶ closed, or open for longer
+                                   ──a good probe──▶ closed
+
+An engine that was away is back when a health probe succeeds. One that was silent while its probes succeed is only
+believed half: one request at a time has to show that it answers.
 """
 
 import random
@@ -25,6 +29,7 @@ class Breaker:
         self._openings = 0
         self._until = 0.0
         self._trial = False  # half-open, and the one request is under way
+        self._silent = False  # it was silent, not away
 
     def allows(self) -> bool:
         """Whether a request may go to the engine now. Half-open, this is True for a single one at a time."""
@@ -37,15 +42,16 @@ class Breaker:
         self._trial = self.state == "half-open"
 
     def succeeded(self) -> None:
-        """The engine answered."""
+        """The engine has begun to answer."""
         self._failures = self._openings = 0
         if self.state != "closed":
             self._trial = False
             self._change("closed", "it answers again")
 
-    def failed(self, reason: str) -> None:
-        """The engine could not be reached, broke off or fell silent."""
+    def failed(self, reason: str, *, silent: bool) -> None:
+        """The engine could not be reached, broke off, or (`silent`) did not say a word in time."""
         self._failures += 1
+        self._silent = silent
         if self.state == "half-open" or (self.state == "closed" and self._failures >= self._limit):
             self._open(reason)
 
@@ -53,15 +59,14 @@ class Breaker:
         """The request ended for a reason that says nothing about the engine, such as its client's leaving."""
         self._trial = False
 
-    def probed(self, trouble: str | None) -> None:
+    def probed(self, trouble: str | None, *, silent: bool) -> None:
         """A health probe came back, with what is wrong, or None."""
         if trouble is not None:
             if self.state == "closed":
-                self.failed(trouble)
+                self.failed(trouble, silent=silent)
         elif self.state == "open":
-            self._change("half-open", "a probe found it well")
-        elif self.state == "closed":
             self._failures = 0
+            self._change("half-open" if self._silent else "closed", "a probe found it well")
 
     def _open(self, reason: str) -> None:
         # Jitter, so that workers and replicas don't all come back in the same moment.

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from gateway.config import Breaker as BreakerConfig
-from gateway.errors import Draining, EngineError, ModelLoading, StackError
+from gateway.errors import Draining, EngineError, EngineSilent, ModelLoading, StackError
 from gateway.progress import Progress
 from gateway.retry import blames_the_engine
 from gateway.routing import Routes, Target
@@ -74,11 +75,17 @@ class Probes:
 
     async def _watch(self, upstream: Upstream) -> None:
         while True:
-            await asyncio.sleep(min(WHEN_OPEN, self._every) if upstream.breaker.state == "open" else self._every)
+            pause = min(WHEN_OPEN, self._every) if upstream.breaker.state == "open" else self._every
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await upstream.changed.wait()
+                upstream.changed.clear()
+                continue  # its state is another one now, and so is the pause
             trouble = await upstream.probe()
             # An engine that answers, be it that it is loading, is not broken.
             broken = trouble is not None and blames_the_engine(trouble)
-            upstream.breaker.probed(trouble.message if trouble is not None and broken else None)
+            silent = isinstance(trouble, EngineSilent)
+            upstream.breaker.probed(trouble.message if trouble is not None and broken else None, silent=silent)
 
 
 async def _trouble(target: Target) -> StackError | None:

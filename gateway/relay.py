@@ -167,11 +167,11 @@ class Relay:
                 raise
             error, self._stop = self._stop, None
             self._task.uncancel()
-            upstream.breaker.failed(error.message)
+            upstream.breaker.failed(error.message, silent=True)
             raise error from None
         except StackError as exc:
             if blames_the_engine(exc):
-                upstream.breaker.failed(exc.message)
+                upstream.breaker.failed(exc.message, silent=isinstance(exc, EngineSilent))
             else:
                 upstream.breaker.succeeded()
             raise
@@ -277,6 +277,7 @@ class Relay:
         if stream:
             self._quiet_since = time.monotonic()
         reply = await target.upstream.post(exchange.kind, body, exchange.request_id, self._patience.connect)
+        target.upstream.breaker.succeeded()  # a stream's end may be long in coming
         if reply.status == 200:
             return reply
         with reply:

@@ -19,9 +19,9 @@ DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
 _NEWLINE = re.compile(rb"\r\n|\n|\r")
-# A blank line ends an event. The atomic group keeps one CRLF from being read as two line ends.
-_ENDS = re.compile(rb"\n\n|\r\r|\n\r|\r\n\r")  # where such an end may lie
-_EVENT_END = re.compile(rb"(?>\r\n|\n|\r){2}")
+# A blank line ends an event, and any of CRLF, LF and CR ends a line. After CRLF CR the next byte tells: an LF belongs
+# to it.
+_EVENT_END = re.compile(rb"\r\n\r\n|\r\n\n|\r\n\r(?=[^\n])|\n\n|\n\r\n|\n\r(?=[^\n])|\r\r\n?")
 
 
 class EngineFault(EngineError):
@@ -77,7 +77,7 @@ class Tap:
             window = self._tail + data
             self._rest.append(data)
             self._tail = window[-3:]
-            if not _ENDS.search(window):
+            if not _EVENT_END.search(window):
                 return self._keep(self._rest, self._size + len(data))
             buffer = b"".join(self._rest)
         plain = b"\r" not in buffer  # every known engine

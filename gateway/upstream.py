@@ -72,6 +72,7 @@ class Upstream:
         self.base_url = engine.base_url
         self.dialect = DIALECTS[engine.dialect]
         self.breaker = breaker
+        self.changed = asyncio.Event()  # set at each change of the breaker's state
         self.outstanding = 0  # requests of this worker's that it is working on
         self._target = target = Target.of(self.base_url)
         headers = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "stack"}

@@ -155,7 +155,11 @@ def test_retries_cannot_storm(engine: FakeEngine, tmp_path: Path, mark: str) -> 
     assert 200 < len(engine.seen(mark)) <= 200 + 10 + 200 * 0.2
 
 
-def test_a_breaker_leaves_a_dead_engine_alone_and_lets_one_request_try(tmp_path: Path) -> None:
+def states(gateway: GatewayProcess) -> list[str]:
+    return [line["state"] for line in gateway.log() if line["msg"] == "engine_state"]
+
+
+def test_a_dead_engine_is_left_alone_until_a_probe_finds_it_well(tmp_path: Path) -> None:
     port = free_port()
     more = "breaker: {failures: 3, open_for: 60, probe_every: 0.2}\nretries: {attempts: 1}"
     with ExitStack() as stack:
@@ -164,25 +168,32 @@ def test_a_breaker_leaves_a_dead_engine_alone_and_lets_one_request_try(tmp_path:
         assert ask(gateway).status_code == 200
         alive.process.kill()
         alive.process.wait()
-
-        def states() -> list[str]:
-            return [line["state"] for line in gateway.log() if line["msg"] == "engine_state"]
-
-        for _ in range(3):
-            assert ask(gateway).status_code == 503
-        wait_for(lambda: states() == ["open"])
+        wait_for(lambda: ask(gateway).status_code == 503 and states(gateway) == ["open"])
         assert ask(gateway).json()["error"]["code"] == "engine_unavailable"
         assert httpx.get(gateway.url + "/readyz").json()["engines"]["a"] != "ok"
-        back = stack.enter_context(fake_engine(port))  # open for 60 s, but a probe sees it sooner
-        wait_for(lambda: states() == ["open", "half-open"])
-        held = [["gate", "trial"], ["json", [200, {"choices": []}]]]
+        stack.enter_context(fake_engine(port))  # the breaker is open for 60 s, but a probe sees it sooner
+        wait_for(lambda: states(gateway) == ["open", "closed"])
+        assert ask(gateway).status_code == 200
+
+
+def test_a_silent_engine_gets_one_request_at_a_time_to_show_that_it_answers(
+    engine: FakeEngine, tmp_path: Path, mark: str
+) -> None:
+    """Its health probes succeed all the while."""
+    more = "breaker: {failures: 2, open_for: 60, probe_every: 0.2}\nretries: {attempts: 1}"
+    with gateway_with(tmp_path, {"a": engine.url}, ONE, more=more, LLM_FIRST_TOKEN_TIMEOUT="0.5") as gateway:
+        for _ in range(2):
+            assert ask(gateway, stream=True, script=[["hang"]]).status_code == 504
+        wait_for(lambda: states(gateway) == ["open", "half-open"])
+        assert ask(gateway, stream=True, script=[["hang"]]).status_code == 504  # not yet
+        wait_for(lambda: states(gateway) == ["open", "half-open"] * 2)
         with ThreadPoolExecutor(1) as pool:
-            trial = pool.submit(ask, gateway, user="trial", script=held)
-            back.wait_seen("trial")
-            assert ask(gateway).status_code == 503  # a single request at a time
-            back.release("trial")
+            trial = pool.submit(ask, gateway, user=mark, script=[["gate", mark], ["json", [200, {"choices": []}]]])
+            engine.wait_seen(mark)
+            assert ask(gateway, stream=True).status_code == 503  # one at a time
+            engine.release(mark)
             assert trial.result().status_code == 200
-        wait_for(lambda: states() == ["open", "half-open", "closed"])
+        assert states(gateway)[-1] == "closed"
         assert ask(gateway).status_code == 200
 
 

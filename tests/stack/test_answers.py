@@ -8,6 +8,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -161,17 +162,74 @@ def test_a_prompt_that_does_not_fit_is_400(client: openai.OpenAI, stream: bool) 
     assert error.value.code == "context_length_exceeded"
 
 
+ENGINES_OWN = """
+import sys, urllib.request
+url = "http://127.0.0.1:8080/v1/" + sys.argv[1]
+request = urllib.request.Request(url, sys.argv[2].encode(), {"content-type": "application/json"})
+print(urllib.request.urlopen(request, timeout=60).read().decode())
+"""
+SAME = {
+    "plain": ("chat/completions", {"messages": QUESTION, "max_tokens": 20}),
+    "two choices": ("chat/completions", {"messages": QUESTION, "max_tokens": 10, "n": 2, "seed": 7}),
+    "logprobs": ("chat/completions", {"messages": QUESTION, "max_tokens": 5, "logprobs": True, "top_logprobs": 2}),
+    "a schema": (
+        "chat/completions",
+        {
+            "messages": QUESTION,
+            "max_tokens": 60,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+            },
+        },
+    ),
+    "legacy completion": ("completions", {"prompt": "One, two,", "max_tokens": 8}),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_folded_answer_is_the_engines_own(stack: Stack, case: str) -> None:
+    """llama.cpp is deaf to the hang-up of a blocking request, so the gateway asks it for a stream and adds that
+    up. The sum is what the engine itself would have answered, but for id, times and timings."""
+    path, body = SAME[case]
+    body = body | {"temperature": 0}
+    with stack.client() as http:
+        folded = http.post("/v1/" + path, json=body)
+    status, output = stack.container("engine").exec_run(["python", "-c", ENGINES_OWN, path, json.dumps(body)])
+    assert status == 0, output
+    ours, own = folded.json(), json.loads(output)
+    for answer in (ours, own):
+        for name in ("id", "created", "timings"):
+            answer.pop(name, None)
+        answer["usage"].pop("prompt_tokens_details", None)  # how much of the prompt was cached
+    assert ours == own
+
+
+def test_leaving_a_blocking_call_frees_the_engines_slot_too(stack: Stack) -> None:
+    body = {"messages": [{"role": "user", "content": "Write a long story."}], "max_tokens": 3000, "ignore_eos": True}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(stack.url + "/v1/chat/completions", json=body, headers=AUTH, timeout=2)
+    deadline = time.monotonic() + 5 * 2.0
+    while stack.python("engine", BUSY) != "0":
+        assert time.monotonic() < deadline
+
+
+BUSY = (
+    "import json, urllib.request as u;"
+    "print(sum(s['is_processing'] for s in json.load(u.urlopen('http://127.0.0.1:8080/slots'))))"
+)
+
+
 def test_leaving_frees_the_engines_slot(stack: Stack) -> None:
     """A stream that its client leaves is stopped on the engine: no slot is busy any more, long before 3000 tokens."""
     body = {"messages": [{"role": "user", "content": "Write a very long story."}], "stream": True, "max_tokens": 3000}
     body |= {"ignore_eos": True}
-    busy = "import json, urllib.request as u; print(sum(s['is_processing'] for s in json.load(u.urlopen('http://127.0.0.1:8080/slots'))))"
     with stack.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()  # kept: httpx closes the response with its iterator
         assert any('"content":"' in line for line in lines)
-        assert stack.python("engine", busy) == "1"
+        assert stack.python("engine", BUSY) == "1"
     deadline = time.monotonic() + 5 * 2.0
-    while stack.python("engine", busy) != "0":
+    while stack.python("engine", BUSY) != "0":
         assert time.monotonic() < deadline
 
 

@@ -1,0 +1,73 @@
+"""The real engine is killed, restarted, paused and cut off under ten concurrent streams: every client gets a whole
+answer or an honest error, and the next request works."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.processes import events, wait_for
+from tests.stack.conftest import Stack
+from tests.stack.test_restarts import Stream
+
+CLIENTS = 10
+
+
+def kill(stack: Stack) -> None:
+    stack.container("engine").kill()
+    stack.container("engine").start()
+
+
+def restart(stack: Stack) -> None:
+    stack.container("engine").restart(timeout=1)
+
+
+def pause(stack: Stack) -> None:
+    engine = stack.container("engine")
+    engine.pause()
+    with stack.client() as client:  # a paused engine is noticed: the probes find it silent
+        wait_for(lambda: client.get("/readyz").status_code == 503, deadline=60)
+    engine.unpause()
+
+
+def disconnect(stack: Stack) -> None:
+    network = stack.docker.networks.get(f"{stack.project}_backend")
+    engine = stack.container("engine")
+    network.disconnect(engine)
+    network.connect(engine, aliases=["engine"])
+
+
+@pytest.mark.parametrize("fault", [kill, restart, pause, disconnect])
+def test_ten_streams_under_a_fault(stack: Stack, fault: Callable[[Stack], None]) -> None:
+    streams = [Stream(stack, 60, begun=False) for _ in range(CLIENTS)]
+    wait_for(lambda: any('"content":"' in stream.text for stream in streams), deadline=100)
+    fault(stack)
+    for stream in streams:
+        text = stream.wait()
+        if text.startswith('{"error"'):  # it had not begun: an error with a status of its own
+            continue
+        chunks = events(text)
+        assert chunks[-1] == "[DONE]"
+        last = chunks[-2]
+        assert "error" in last or last["choices"][0]["finish_reason"] == "length"
+    assert wait_for(lambda: answers(stack), deadline=60)
+
+
+def answers(stack: Stack) -> bool:
+    """Whether both workers do: each finds out by itself, within seconds, that the engine is back."""
+    stack.wait_until_ready()
+    with stack.client() as client:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        return all(client.post("/v1/chat/completions", json=body).status_code == 200 for _ in range(4))
+
+
+def test_a_disconnected_engine_leaves_no_client_hanging(stack: Stack) -> None:
+    """No FIN and no RST reaches the gateway: only the idle timeout tells (it is set to 5 s for these tests)."""
+    network = stack.docker.networks.get(f"{stack.project}_backend")
+    engine = stack.container("engine")
+    stream = Stream(stack, 3000)
+    network.disconnect(engine)
+    try:
+        assert events(stream.wait())[-2]["error"]["code"] in ("engine_timeout", "engine_broken_stream")
+    finally:
+        network.connect(engine, aliases=["engine"])
+    assert wait_for(lambda: answers(stack), deadline=60)
