@@ -19,6 +19,7 @@ from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.middleware import respond
 from gateway.pipeline import Pipeline
+from gateway.progress import Progress
 from gateway.relay import ClientLeft, Relay
 from gateway.routing import Routes
 
@@ -140,9 +141,10 @@ class RelayRoutes:
     are registered with it all the same, for the schema and the 405s.
     """
 
-    def __init__(self, app: ASGIApp, pipeline: Pipeline, relays: Relays, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, pipeline: Pipeline, progress: Progress, relays: Relays, metrics: Metrics) -> None:
         self._app = app
         self._pipeline = pipeline
+        self._progress = progress
         self._metrics = metrics
         self._relays = relays
 
@@ -151,6 +153,7 @@ class RelayRoutes:
             await self._app(scope, receive, send)
             return
         kind = RELAYED[scope["path"]].kind
+        relay: Relay | None = None
         try:
             try:
                 relay = await self._pipeline.open(kind, scope, receive)
@@ -165,7 +168,7 @@ class RelayRoutes:
         except ClientLeft:
             pass  # nobody is there to be told
         except StackError as exc:
-            await respond(send, exc)
+            await respond(send, self._progress.explain(exc, *(relay.models if relay else ())))
         except Exception:
             log.exception("a bug in the gateway")
             await respond(send, InternalError("Something went wrong in the gateway. Its log says what."))

@@ -15,6 +15,7 @@ from gateway.health import Drain, Health, Probes
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
+from gateway.progress import Progress
 from gateway.relay import Rules
 from gateway.retry import Budget
 from gateway.routing import Routes
@@ -43,7 +44,8 @@ def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
     logs.on_drop(metrics.log_line_dropped)
     upstreams = {name: _upstream(name, config, metrics) for name in config.engines}
     routes = Routes(config, settings, upstreams)
-    health = Health(routes, upstreams, drain)
+    progress = Progress(settings)
+    health = Health(routes, upstreams, progress, drain)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
     pipeline = Pipeline(settings, routes, rules)
@@ -70,7 +72,7 @@ def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
     )
     api.add_routes(fastapi, pipeline, routes, health)
 
-    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, relays, metrics)
+    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, progress, relays, metrics)
     if settings.stack_cors_origins:
         app = CORSMiddleware(
             app,

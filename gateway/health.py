@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gateway.config import Breaker as BreakerConfig
 from gateway.errors import Draining, EngineError, EngineSilent, ModelLoading, StackError
+from gateway.progress import Progress
 from gateway.retry import blames_the_engine
 from gateway.routing import Routes, Target
 from gateway.upstream import Upstream
@@ -24,9 +25,10 @@ class Drain(Protocol):
 class Health:
     """Readiness for the default model, asked of its engines at most once a second however many ask."""
 
-    def __init__(self, routes: Routes, upstreams: dict[str, Upstream], drain: Drain) -> None:
+    def __init__(self, routes: Routes, upstreams: dict[str, Upstream], progress: Progress, drain: Drain) -> None:
         self._routes = routes
         self._upstreams = upstreams
+        self._progress = progress
         self._drain = drain
         self._lock = asyncio.Lock()
         self._asked_at = float("-inf")
@@ -44,7 +46,8 @@ class Health:
 
     async def _ask(self) -> tuple[StackError | None, dict[str, str]]:
         targets = list(dict.fromkeys(it for route in self._routes.default() for tier in route.tiers for it in tier))
-        troubles = await asyncio.gather(*(_trouble(target) for target in targets))
+        found = await asyncio.gather(*(_trouble(target) for target in targets))
+        troubles = [it and self._progress.explain(it, target.model) for it, target in zip(found, targets, strict=True)]
         states = {
             name: "ok" if it.breaker.state == "closed" else it.breaker.state for name, it in self._upstreams.items()
         }

@@ -91,6 +91,11 @@ class Relay:
         self._counted = 0  # content events seen: what was made, where the engine didn't get to say
         self._finish_reason: str | None = None
 
+    @property
+    def models(self) -> set[str]:
+        """The models it may ask, by their engines' own names."""
+        return {target.model for tier in self._route.tiers for target in tier}
+
     async def run(self, receive: Receive, send: Send) -> None:
         """Answer the client. Raises StackError when that ended before anything was sent."""
         self._send = send

@@ -131,6 +131,7 @@ class Settings(EngineSettings):
     stack_workers: Annotated[int, Field(ge=1, le=64)] = 2
     stack_api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     stack_api_keys_file: Path = Path("/run/secrets/stack_api_keys")
+    stack_progress_file: Path = Path("/run/progress/model.json")
     stack_config: Path = Path("/etc/stack/stack.yaml")
     stack_model_aliases: Pairs = Field(default_factory=dict)
     stack_allowed_hosts: Names = ()

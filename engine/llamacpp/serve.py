@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Serves SmolLM2-135M-Instruct with llama.cpp's own HTTP server, in this process, until SIGTERM."""
 
 import os
@@ -28,8 +29,8 @@ def parameters() -> xllamacpp.CommonParams:
     params = xllamacpp.CommonParams()
     params.model.path = str(model_file())
     params.model_alias = {MODEL}
-    params.hostnames = ["0.0.0.0"]
-    params.port = 8080
+    params.hostnames = [os.environ.get("LLAMA_ARG_HOST", "0.0.0.0")]  # llama.cpp's own names for both
+    params.port = int(os.environ.get("LLAMA_ARG_PORT", "8080"))
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT * SLOTS  # shared among the slots
     params.cpuparams.n_threads = len(os.sched_getaffinity(0))

@@ -1,6 +1,7 @@
-"""Fetches the model into the volume the engine serves from, saying how far it is. Exit status 0, or 1 and a sentence.
+#!/usr/bin/env python3
+"""Fetches LLM_MODEL into the volume the engine serves from. Exit status 0, or 1 and a sentence.
 
-Ollama downloads, checks and resumes; this drives its API. Everything from the standard library: the image has no more.
+Ollama downloads, checks and resumes; this drives its API. With --present, says how many bytes an earlier run left.
 """
 
 import http.client
@@ -15,18 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-API = "http://127.0.0.1:11434"
-PROVISIONED = Path("/models/provisioned")  # holds the model's name once it is there; the engine waits for it
+from provisioning import Report, provisioned
+
+API = "http://" + os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
+BLOBS = Path.home() / ".ollama/models/blobs"
 ATTEMPTS = 5
-SILENCE = 120  # seconds without a line from Ollama before an attempt is given up
-PROGRESS_EVERY = 2  # seconds
+SILENCE = float(os.environ.get("PROVISION_SILENCE", "600"))  # seconds without a line from Ollama: a new attempt
 
 # What Ollama's messages mean. The first that fits counts; the bool says whether another attempt may help.
 MEANINGS = (
     ("no space left", "the disk is full: make room where Docker keeps its volumes", False),
     ("file does not exist", "Ollama's library has no such model: correct LLM_MODEL", False),
     ("invalid model name", "this is no name of an Ollama model: correct LLM_MODEL", False),
-    ("", "it can't be downloaded: check this machine's way to Ollama's library", True),
+    ("", "the download broke off; check this machine's way to Ollama's library", True),
 )
 
 
@@ -35,25 +37,25 @@ class PullError(Exception):
 
 
 def main() -> int:
-    """Bring LLM_MODEL onto the volume. Returns the exit status."""
+    """Bring the model onto the volume. Returns the exit status."""
     model = os.environ["LLM_MODEL"]
-    server = subprocess.Popen(["/usr/local/bin/ollama", "serve"], stderr=subprocess.DEVNULL)
+    if sys.argv[1:] == ["--present"]:
+        print("all" if provisioned(model) else sum(file.stat().st_blocks * 512 for file in BLOBS.glob("*-partial")))
+        return 0
+    report = Report(model)
+    server = subprocess.Popen(["ollama", "serve"], stderr=subprocess.DEVNULL)  # noqa: S607 - where PATH has it
     try:
         wait_for(server)
         if model in present():
-            print(f"{model}: already here")
+            report.say("already here")
         else:
-            pull_with_patience(model)
-        temporary = PROVISIONED.with_suffix(".new")
-        temporary.write_text(model + "\n")
-        temporary.replace(PROVISIONED)
+            pull_with_patience(model, report)
     except PullError as exc:
-        print(f"{model}: {meaning(str(exc))[0]}, then run 'make up' again, which goes on where it stopped ({exc})")
-        return 1
+        return report.failed(meaning(str(exc))[0], exc)
     finally:
         server.terminate()
         server.wait(10)
-    return 0
+    return report.ready()
 
 
 def call(path: str, body: dict[str, Any] | None = None, seconds: float = 30) -> http.client.HTTPResponse:
@@ -80,34 +82,29 @@ def present() -> set[str]:
     return names | {name.removesuffix(":latest") for name in names}
 
 
-def pull_with_patience(model: str) -> None:
+def pull_with_patience(model: str, report: Report) -> None:
     for attempt in range(1, ATTEMPTS):
         try:
-            return pull(model)
+            return pull(model, report)
         except PullError as exc:
             if not meaning(str(exc))[1]:
                 raise
-            print(f"{model}: interrupted ({exc}); going on in {2**attempt} s")
+            report.interrupted(f"interrupted ({exc}); going on in {2**attempt} s")
             time.sleep(2**attempt)
-    return pull(model)
+    return pull(model, report)
 
 
-def pull(model: str) -> None:
+def pull(model: str, report: Report) -> None:
     """Follow one pull to its end. Raises PullError."""
     layers: dict[str, tuple[int, int]] = {}
-    said, said_at = "", float("-inf")
     for event in events(model):
         if "error" in event:
             raise PullError(event["error"])
         if "digest" in event:
             layers[event["digest"]] = (event.get("completed", 0), event.get("total", 0))
-            if time.monotonic() - said_at < PROGRESS_EVERY:
-                continue
-            said_at = time.monotonic()
-        line = progress(layers) if "digest" in event else event.get("status", "")
-        if line != said:
-            print(f"{model}: {line}")
-            said = line
+            report.fetching(*(sum(column) for column in zip(*layers.values(), strict=True)))
+            continue
+        report.say(event.get("status", ""))
         if event.get("status") == "success":
             return
     raise PullError("the download ended without success")
@@ -122,11 +119,6 @@ def events(model: str) -> Iterator[dict[str, Any]]:
         raise PullError(exc.read().decode(errors="replace").strip()) from exc
     except (OSError, http.client.HTTPException, ValueError) as exc:
         raise PullError(str(exc)) from exc
-
-
-def progress(layers: dict[str, tuple[int, int]]) -> str:
-    done, total = (sum(column) for column in zip(*layers.values(), strict=True))
-    return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB ({100 * done // max(total, 1)}%)"
 
 
 def meaning(complaint: str) -> tuple[str, bool]:

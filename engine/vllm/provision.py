@@ -1,69 +1,78 @@
-"""Fetches the model into the volume the engine serves from, saying how far it is. Exit status 0, or 1 and a sentence.
+#!/usr/bin/env python3
+"""Fetches LLM_MODEL into the volume the engine serves from. Exit status 0, or 1 and a sentence.
 
-huggingface_hub, which vLLM's image carries, downloads, checks and resumes.
+huggingface_hub, which vLLM's image carries, downloads, checks and resumes. With --present, says how many bytes an
+earlier run left.
 """
 
 import errno
 import os
 import sys
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import disable_progress_bars
+from provisioning import WRITE_EVERY, Report, provisioned
 
-PROVISIONED = Path("/models/provisioned")  # holds the model's name once it is there; the engine waits for it
-TOKEN = Path("/run/secrets/hf_token")
-ELSEWHERE = ["original/*"]  # the same weights once more, in a form vLLM does not read
-PROGRESS_EVERY = 10  # seconds
+TOKEN = Path(os.environ.get("HF_TOKEN_PATH", "/run/secrets/hf_token"))
+ELSEWHERE = ["original/*", "metal/*"]  # the same weights once more, in forms vLLM does not read
 
 
 def main() -> int:
-    """Bring LLM_MODEL onto the volume. Returns the exit status."""
+    """Bring the model onto the volume. Returns the exit status."""
     model = os.environ["LLM_MODEL"]
-    if PROVISIONED.exists() and PROVISIONED.read_text().strip() == model:
-        print(f"{model}: already here")
+    if sys.argv[1:] == ["--present"]:
+        print("all" if provisioned(model) else here(model))
         return 0
+    report = Report(model)
+    if provisioned(model):
+        report.say("already here")
+        return report.ready()
     try:
-        fetch(model, TOKEN.read_text().strip() or None)
-    except GatedRepoError:
-        print(
-            f"{model}: its owner asks who you are: request access on its page and put the file of a token into "
-            "HF_TOKEN_FILE, or set LLM_MODEL to one that needs none, such as Qwen/Qwen3-8B; then run 'make up' again"
+        token = TOKEN.read_text().strip() or None
+    except OSError as exc:
+        return report.failed(f"the file of HF_TOKEN_FILE can't be read by uid {os.getuid()}: chmod it", exc)
+    try:
+        fetch(model, token, report)
+    except GatedRepoError as exc:
+        return report.failed(
+            "its owner asks who you are: request access on its page and put the file of a token into HF_TOKEN_FILE, "
+            "or set LLM_MODEL to one that needs none, such as Qwen/Qwen3-8B",
+            exc,
         )
-    except (RepositoryNotFoundError, HFValidationError):
-        print(f"{model}: the hub has no such model: correct LLM_MODEL, then run 'make up' again")
+    except (RepositoryNotFoundError, HFValidationError) as exc:
+        return report.failed("the hub has no such model: correct LLM_MODEL", exc)
     except Exception as exc:  # noqa: BLE001 - the hub's library lets its HTTP client's own exceptions through
-        reason = "it can't be downloaded: check this machine's way to the model hub"
         if getattr(exc, "errno", None) == errno.ENOSPC:
-            reason = "the disk is full: make room where Docker keeps its volumes"
-        print(f"{model}: {reason}, then run 'make up' again, which goes on where it stopped ({exc})")
-    else:
-        temporary = PROVISIONED.with_suffix(".new")
-        temporary.write_text(model + "\n")
-        temporary.replace(PROVISIONED)
-        return 0
-    return 1
+            return report.failed("the disk is full: make room where Docker keeps its volumes", exc)
+        return report.failed("the download broke off; check this machine's way to the model hub", exc)
+    return report.ready()
 
 
-def fetch(model: str, token: str | None) -> None:
+def fetch(model: str, token: str | None, report: Report) -> None:
     disable_progress_bars()  # a bar is no line in a log
     files = HfApi(token=token).model_info(model, files_metadata=True).siblings or []
-    total = sum(file.size or 0 for file in files if not file.rfilename.startswith("original/"))
+    total = sum(file.size or 0 for file in files if not any(fnmatch(file.rfilename, form) for form in ELSEWHERE))
     done = threading.Event()
-    threading.Thread(target=tell, args=(model, total, done), daemon=True).start()
+    threading.Thread(target=tell, args=(report, total, done), daemon=True).start()
     try:
         snapshot_download(model, token=token, ignore_patterns=ELSEWHERE)
     finally:
         done.set()
 
 
-def tell(model: str, total: int, done: threading.Event) -> None:
+def tell(report: Report, total: int, done: threading.Event) -> None:
+    while not done.wait(WRITE_EVERY):
+        report.fetching(min(here(report.model), total), total)
+
+
+def here(model: str) -> int:
+    """The bytes of the model on the volume, whole files and parts."""
     blobs = Path(os.environ["HF_HOME"], "hub", "models--" + model.replace("/", "--"), "blobs")
-    while not done.wait(PROGRESS_EVERY):
-        here = sum(file.stat().st_size for file in blobs.glob("*"))
-        print(f"{model}: {here / 1e9:.2f} of {total / 1e9:.2f} GB ({min(99, 100 * here // max(total, 1))}%)")
+    return sum(file.stat().st_blocks * 512 for file in blobs.glob("*"))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Waits until provision.py says that the model is on the volume, then becomes `vllm serve`, arguments passed on."""
 
 import os

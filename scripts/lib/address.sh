@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The address the gateway is published at: its parts, who holds it, and asking it something.
 
-# '127.0.0.1:9000' → host=127.0.0.1 port=9000; '[::1]:9000' → host=[::1]
+# '127.0.0.1:9000' → host=127.0.0.1 port=9000; '[::1]:9000' → host=[::1]. $2 is the setting, STACK_PUBLISH unless given.
 split_address() {
   host=${1%:*} port=${1##*:}
   case $host in
@@ -12,7 +12,7 @@ split_address() {
     "" | *[!0-9]*) host= ;;
   esac
   [ -n "$host" ] && [ "$port" -le 65535 ] ||
-    die "STACK_PUBLISH=$1 is not an address and a port: use one such as 127.0.0.1:9000, or 0.0.0.0:9000 for every interface."
+    die "${2:-STACK_PUBLISH}=$1 is not an address and a port: use one such as 127.0.0.1:9000, or 0.0.0.0:9000 for every interface."
 }
 
 on_loopback() { case $host in 127.* | "[::1]") ;; *) return 1 ;; esac; }
@@ -29,7 +29,7 @@ reachable_host() {
 # Stops where another program holds $port. Our own gateway may: then this is not the first `make up`.
 need_free_port() {
   local own holder
-  [ "$port" = 0 ] && return
+  [ "$port" = 0 ] && return # any free one
   own=$(docker compose port gateway 9000 2>/dev/null) || true
   [ "${own##*:}" = "$port" ] && return
   holder=$(port_holder)
@@ -46,7 +46,7 @@ port_holder() {
     program="another program"
   fi
   [ -n "${program:-}" ] || return 0
-  container=$(docker ps --filter "publish=$port" --format '{{.Names}}' | head -n 1)
+  container=$(docker ps --filter "publish=$port" --format '{{.Names}}' 2>/dev/null | head -n 1) || true # or no Docker
   echo "${container:+the container }${container:-$program}"
 }
 

@@ -24,6 +24,10 @@ need_compose() {
     install_compose
     compose_is_new_enough && return
   fi
+  refuse_compose
+}
+
+refuse_compose() {
   die "Docker Compose 2.24 or newer is needed ($(docker compose version --short 2>/dev/null || echo none) is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
 }
 

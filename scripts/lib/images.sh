@@ -5,17 +5,21 @@ probe_seconds=10 # a registry that has not said a word by then counts as none
 
 has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# Brings image $1 here. Returns 1 where no registry answers; ends the program where one answers with a refusal.
-fetch() {
+# Whether image $1 is here or a registry begins to serve it. Ends the program where one answers with a refusal.
+within_reach() {
   has_image "$1" && return
   [ "$(registry_of "$1")" = "${silent_registry:-}" ] && return 1
   say "asking the registry for $1"
-  if ! answers "$1"; then
-    silent_registry=$(registry_of "$1")
-    return 1
-  fi
-  docker pull "$1" || die "$1 could not be pulled: see the message above, then run this again."
+  answers "$1" && return
+  silent_registry=$(registry_of "$1")
+  return 1
 }
+
+# Brings image $1, which is within reach, here.
+pull() { has_image "$1" || docker pull "$1" || die "$1 could not be pulled: see the message above, then run this again."; }
+
+# Both. Returns 1 where no registry answers.
+fetch() { within_reach "$1" && pull "$1"; }
 
 # Sees to it that the base of our own images is here, and exports its name: PYTHON_IMAGE's, or one built on this machine.
 # shellcheck disable=SC2154 # base_image: lib/docker.sh

@@ -23,6 +23,17 @@ engine_of() {
   esac
 }
 
+# Sets the engine, the words in which it was chosen (none: nobody chose), and the address; see use_engine.
+choose_engine() {
+  local address=${STACK_PUBLISH:-$(dotenv STACK_PUBLISH)}
+  [ -z "$address" ] || split_address "$address" # Compose would refuse it too, in its own words
+  # shellcheck disable=SC2034 # scripts/up
+  chosen=${ENGINE:-$(engine_of "$(recorded_files)")}
+  engine=${chosen:-ollama}
+  use_engine "$engine"
+  split_address "$(resolved STACK_PUBLISH)"
+}
+
 # From here on `docker compose` in this script speaks of the stack with engine $1.
 use_engine() {
   local files

@@ -1,21 +1,31 @@
 # shellcheck shell=bash
-# The virtual environment .venv, holding exactly what requirements/dev.txt pins.
+# The virtual environments: .venv holds exactly what requirements/dev.txt pins, .venv-tiny the tiny engine.
 
-need_venv() {
-  local stamp=.venv/installed-from lock
-  lock=$(cksum <requirements/dev.txt)
-  [ "$(cat "$stamp" 2>/dev/null)" = "$lock" ] && .venv/bin/python -c '' 2>/dev/null && return
+need_venv() { make_venv .venv requirements/dev.txt; }
 
-  local python
+# --no-deps: see scripts/lock.
+need_tiny_venv() {
+  make_venv .venv-tiny requirements/tiny.txt --no-deps
+  .venv-tiny/bin/python -c 'import xllamacpp' 2>/dev/null ||
+    die "llama.cpp can't be loaded: install libgomp (on Debian and Ubuntu 'apt-get install libgomp1'), then run this again."
+}
+
+# Sees to it that directory $1 is an environment with what the lock $2 pins, and nothing else; the rest is for pip.
+make_venv() {
+  local directory=$1 lock=$2 stamp=$1/installed-from sum python
+  shift 2
+  sum=$(cksum <"$lock")
+  [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && "$directory/bin/python" -c '' 2>/dev/null && return
+
   python=$(new_enough_python) ||
-    die "Python 3.11 or newer is needed for tests and checks: install it (on Debian and Ubuntu 'apt-get install python3 python3-venv'), then run this again."
-  say "making the virtual environment .venv with $python"
-  "$python" -m venv --clear .venv >/dev/null ||
+    die "Python 3.11 or newer is needed for this: install it (on Debian and Ubuntu 'apt-get install python3 python3-venv'), then run this again."
+  say "making the virtual environment $directory with $python"
+  "$python" -m venv --clear "$directory" >/dev/null ||
     die "$python has no venv module: install it (on Debian and Ubuntu 'apt-get install python3-venv'), then run this again."
-  say "installing requirements/dev.txt into it"
-  .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt ||
+  say "installing $lock into it"
+  "$directory/bin/pip" install --quiet --disable-pip-version-check --require-hashes "$@" --requirement "$lock" ||
     die "The packages could not be installed: is the Python package index that pip is set up for reachable from here?"
-  printf '%s\n' "$lock" >"$stamp"
+  printf '%s\n' "$sum" >"$stamp"
 }
 
 new_enough_python() {

@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OVERRIDES = {"ollama": [], "tiny": ["compose.tiny.yaml"], "vllm": ["compose.gpu.yaml"]}
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".env", ".secrets", "*_cache", "__pycache__", "tests", "bench")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".env", ".secrets", "*_cache", "__pycache__", "tests", "bench")
 # What the scripts use of a system.
-NEEDED = "bash env dirname sed awk grep tail head tr id cat mktemp mv ss sleep rm".split()  # noqa: SIM905
+NEEDED = "bash env dirname sed awk grep tail head tr id sort df cat mktemp mv ss sleep rm".split()  # noqa: SIM905
 OURS = ("STACK_", "LLM_", "COMPOSE_", "OLLAMA_", "VLLM_", "HF_", "ENGINE", "PYTHON_IMAGE", "MAKE", "MFLAGS")
 
 
@@ -57,12 +57,15 @@ class Tree:
 
     def remove_everything(self) -> None:
         """Containers, networks, volumes and the images that were built, whatever the engine was."""
-        for files in (["compose.yaml", *overrides] for overrides in OVERRIDES.values()):
-            options = [option for file in files for option in ("-f", file)]
-            self.run("docker", "compose", *options, "down", "--volumes", "--rmi", "local", "--timeout", "1")
-        # An image whose name the next engine took has none any more.
-        mine = f"label=com.docker.compose.project={self.project}"
-        self.run("docker", "image", "prune", "--force", "--filter", mine)
+        mine = ("--quiet", "--filter", f"label=com.docker.compose.project={self.project}")
+        self._remove(("rm", "--force"), "ps", "--all", *mine)
+        for kind in ("network", "volume"):
+            self._remove((kind, "rm"), kind, "ls", *mine)
+        self._remove(("rmi", "--force"), "image", "ls", *mine)
+
+    def _remove(self, how: tuple[str, ...], *listing: str) -> None:
+        if found := self.run("docker", *listing).stdout.split():
+            self.run("docker", *how, *dict.fromkeys(found))
 
 
 @pytest.fixture(scope="module")

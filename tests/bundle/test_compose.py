@@ -1,4 +1,5 @@
-"""What the compose files come to for each engine: who is published, who reaches whom, how containers are confined."""
+"""What the compose files come to, for every documented combination of files and settings: who is published, who reaches
+whom, how containers are confined, and that nothing of another engine is left over."""
 
 import json
 import re
@@ -13,26 +14,117 @@ from tests.bundle.conftest import OVERRIDES, ROOT, clean_environment
 ENGINES = sorted(OVERRIDES)
 Config = dict[str, Any]
 
+# Chosen GPUs: the override of the README, word for word.
+(CHOSEN_GPUS,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
-def merged(engine: str, **env: str) -> Config:
+# Settings that .env.example describes, each group away from its defaults.
+SETTINGS = {
+    "defaults": {},
+    "published": {"STACK_PUBLISH": "0.0.0.0:9100", "STACK_API_KEYS_FILE": ".secrets/api_keys", "STACK_MEMORY": "2g"},
+    "model": {"LLM_MODEL": "some/model:tag", "STACK_MODEL_ALIASES": "a=some/model:tag", "HF_TOKEN_FILE": "token"},
+    "engine": {
+        "OLLAMA_NUM_PARALLEL": "4",
+        "OLLAMA_CONTEXT_LENGTH": "8192",
+        "OLLAMA_KEEP_ALIVE": "-1",
+        "VLLM_GPU_COUNT": "4",
+        "VLLM_TENSOR_PARALLEL_SIZE": "2",
+        "VLLM_MAX_MODEL_LEN": "4096",
+        "VLLM_GPU_MEMORY_UTILIZATION": "0.5",
+        "VLLM_MAX_NUM_SEQS": "16",
+        "VLLM_MAX_NUM_QUEUED_REQS": "32",
+        "VLLM_SHM_SIZE": "16g",
+    },
+    "mirrors": {
+        "PYTHON_IMAGE": "mirror.example/python:3.13.16",
+        "OLLAMA_IMAGE": "mirror.example:5000/ollama:0.32.6",
+        "VLLM_IMAGE": "mirror.example/vllm:v0.30.0",
+    },
+}
+COMBINATIONS = [*((engine, name) for engine in ENGINES for name in SETTINGS), ("vllm", "chosen GPUs")]
+
+
+def merged(engine: str, *overrides: str, **env: str) -> Config:
     """The configuration as in a fresh clone: no .env, nothing set."""
-    files = [option for file in ["compose.yaml", *OVERRIDES[engine]] for option in ("-f", file)]
+    files = [option for file in ["compose.yaml", *OVERRIDES[engine], *overrides] for option in ("-f", file)]
     command = ["docker", "compose", "--env-file", "/dev/null", *files, "config", "--format", "json"]
     answer = subprocess.run(command, cwd=ROOT, env=clean_environment(**env), capture_output=True, check=True)
     config: Config = json.loads(answer.stdout)
     return config
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def config(request: pytest.FixtureRequest) -> Config:
-    return merged(request.param)
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=" ".join)
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    engine, settings = request.param
+    if settings == "chosen GPUs":
+        override = tmp_path_factory.mktemp("override") / "compose.mine.yaml"
+        override.write_text(CHOSEN_GPUS)
+        return merged(engine, str(override)) | {"engine": engine}
+    return merged(engine, **SETTINGS[settings]) | {"engine": engine}
 
 
-def test_only_the_gateway_is_published_and_on_loopback(config: Config) -> None:
+def test_only_the_gateway_is_published(config: Config) -> None:
     published = {name: service["ports"] for name, service in config["services"].items() if "ports" in service}
     assert list(published) == ["gateway"]
     (port,) = published["gateway"]
-    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "9000", 9000)
+    said = config["services"]["gateway"]["environment"]["STACK_PUBLISH"]
+    assert (f"{port['host_ip']}:{port['published']}", port["target"]) == (said, 9000)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_is_published_on_loopback_unless_something_else_is_said(engine: str) -> None:
+    (port,) = merged(engine)["services"]["gateway"]["ports"]
+    assert (port["host_ip"], port["published"]) == ("127.0.0.1", "9000")
+
+
+def test_nothing_is_left_over(config: Config) -> None:
+    """Whatever is declared is used, and no word of an engine that is not there."""
+    for kind in ("networks", "volumes", "secrets"):
+        used: set[str] = set()
+        for service in config["services"].values():
+            entries = service.get(kind) or ()
+            named = [
+                it if isinstance(it, str) else it["source"]
+                for it in entries
+                if isinstance(it, str) or it.get("type") != "bind"
+            ]
+            used |= set(named)
+        assert set(config.get(kind) or ()) == used, kind
+    text = json.dumps({name: value for name, value in config.items() if name != "engine"}).lower()
+    for other, words in {
+        "ollama": ["ollama"],
+        "vllm": ["vllm", "nvidia", "hf_"],
+        "tiny": ["llamacpp", "smollm"],
+    }.items():
+        assert other == config["engine"] or not [word for word in words if word in text], other
+
+
+def test_gpus_are_reserved_for_vllm_alone(config: Config) -> None:
+    reserving = {name for name, service in config["services"].items() if "deploy" in service}
+    assert reserving == ({"engine"} if config["engine"] == "vllm" else set())
+    if reserving:
+        (device,) = config["services"]["engine"]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+        assert ("count" in device) != ("device_ids" in device)
+
+
+def test_the_gateway_reads_progress_and_only_the_provisioner_writes_it(config: Config) -> None:
+    if config["engine"] == "tiny":
+        return
+    mounts = {
+        (name, mount["target"], mount.get("read_only", False))
+        for name, service in config["services"].items()
+        for mount in service["volumes"]
+        if mount["source"] == "progress"
+    }
+    assert mounts == {("gateway", "/run/progress", True), ("provision", "/progress", False)}
+
+
+def test_a_secret_from_another_file_recreates_its_container(config: Config) -> None:
+    """Compose itself does not look at where a secret comes from."""
+    files = {name: secret["file"].rpartition("/")[2] for name, secret in config["secrets"].items()}
+    for service in config["services"].values():
+        for secret in service.get("secrets", ()):
+            assert any(label.endswith(files[secret["source"]]) for label in service["labels"].values())
 
 
 def test_one_variable_tells_docker_and_the_gateway_where_it_is_published() -> None:
@@ -158,11 +250,6 @@ def test_the_tiny_engine_answers_to_the_other_engines_default_models() -> None:
     }
 
 
-@pytest.mark.parametrize("engine", ["vllm", "tiny"])
-def test_nothing_of_ollama_is_left_under_another_engine(engine: str) -> None:
-    assert "ollama" not in json.dumps(merged(engine)).lower()
-
-
 def test_the_tiny_stack_has_no_provisioner_and_no_way_out() -> None:
     config = merged("tiny")
     assert set(config["services"]) == {"gateway", "engine"}
@@ -176,3 +263,44 @@ def test_vllm_reserves_the_gpus_it_splits_the_model_over() -> None:
     assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
     assert "--tensor-parallel-size=2" in engine["command"]
     assert engine["environment"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_vllms_own_settings_reach_it() -> None:
+    engine = merged("vllm", **SETTINGS["engine"])["services"]["engine"]
+    assert engine["command"] == [
+        "--max-model-len=4096",
+        "--gpu-memory-utilization=0.5",
+        "--tensor-parallel-size=2",
+        "--max-num-seqs=16",
+        "--max-num-queued-reqs=32",
+    ]
+    assert int(engine["shm_size"]) == 16 << 30
+
+
+def test_ollamas_own_settings_reach_it() -> None:
+    environment = merged("ollama", **SETTINGS["engine"])["services"]["engine"]["environment"]
+    assert (
+        SETTINGS["engine"].items()
+        >= {name: value for name, value in environment.items() if name in SETTINGS["engine"]}.items()
+    )
+    assert {name for name in SETTINGS["engine"] if name.startswith("OLLAMA")} <= set(environment)
+
+
+def test_only_who_fetches_gets_the_token() -> None:
+    services = merged("vllm", HF_TOKEN_FILE="token")["services"]
+    holding = {
+        name for name, it in services.items() if any(secret["source"] == "hf_token" for secret in it.get("secrets", ()))
+    }
+    assert holding == {"provision"}
+    assert not any("HF_TOKEN" in name for it in services.values() for name in it["environment"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_has_the_same_shape(engine: str) -> None:
+    services = merged(engine)["services"]
+    assert services["engine"]["healthcheck"]["test"] == ["CMD", "/opt/engine/health"]
+    assert services.get("provision", {"entrypoint": ["/opt/engine/provision"]})["entrypoint"] == [
+        "/opt/engine/provision"
+    ]
+    dockerfile = ROOT / services["engine"]["build"]["context"] / services["engine"]["build"]["dockerfile"]
+    assert 'ENTRYPOINT ["/opt/engine/serve"]' in dockerfile.read_text()

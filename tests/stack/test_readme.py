@@ -17,6 +17,12 @@ README = (ROOT / "README.md").read_text()
 RUN_BY = {
     "make up": "tests/bundle/test_up.py",
     "make test": ".ci/run",
+    "make doctor": "tests/bundle/test_preflight.py",
+    "ENGINE=vllm make doctor": "tests/bundle/test_preflight.py",
+    "ENGINE=vllm make up": "tests/bundle/test_vllm.py",
+    "ENGINE=tiny make up": "tests/bundle/test_up.py",
+    "make dev": "tests/bundle/test_dev.py",
+    "LLM_BASE_URL=http://127.0.0.1:11434 make dev": "tests/bundle/test_dev.py",
     'make chat Q="Why is the sky blue?"': "tests/bundle/test_up.py",
     "make logs": "tests/bundle/test_up.py",
     "make down": "tests/bundle/test_up.py",
@@ -59,7 +65,9 @@ def test_every_command_is_run_by_a_test() -> None:
     commands = {line for block in blocks("sh") for line in block.splitlines() if line}
     assert commands == set(RUN_BY)
     for command, where in RUN_BY.items():
-        words = [command.split(" Q=")[0], "scripts/" + command.split()[1], command.split()[1]]
+        target = re.sub(r"^(\w+=\S+ )+", "", command).split(" Q=")[0]
+        verb = target.split()[1]
+        words = [target, f"scripts/{verb}", f'"{verb}"']
         assert any(word in (ROOT / where).read_text() for word in words), (command, where)
 
 

@@ -1,0 +1,148 @@
+"""What the tests of the ordinary engines share: an image under the engine's setting, and the clone it is used from.
+
+The image is the stand-in beside this file, or, with ENGINE=ollama or ENGINE=vllm `make test`, the real one. What only a
+stand-in can do (a download held at a point of the test's choosing) is skipped then, by name.
+"""
+
+import json
+import os
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.bundle.conftest import Tree, clean_environment
+from tests.processes import wait_for
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Engine:
+    """One engine and its image. `real` where it is the public one; `model` is small enough to fetch in a test."""
+
+    name: str
+    image: str
+    model: str
+    real: bool
+
+    @property
+    def variable(self) -> str:
+        return f"{self.name.upper()}_IMAGE"
+
+
+@contextmanager
+def engine_image(name: str, real_model: str, python_image: str) -> Iterator[Engine]:
+    """The engine to test with; a stand-in is built and removed."""
+    if os.environ.get("TEST_ENGINE") == name:
+        yield _real(name, real_model)
+        return
+    tag = f"stack-test-{name}:{uuid4().hex[:8]}"
+    build = [
+        "docker",
+        "build",
+        "--quiet",
+        "--build-arg",
+        f"PYTHON_IMAGE={python_image}",
+        "--tag",
+        tag,
+        str(HERE / name),
+    ]
+    subprocess.run(build, check=True, capture_output=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
+    try:
+        yield Engine(name, tag, "org/some-1B" if name == "vllm" else "some:1b", real=False)
+    finally:
+        subprocess.run(["docker", "rmi", "--force", tag], check=True, capture_output=True)
+
+
+def _real(name: str, model: str) -> Engine:
+    files = ["-f", "compose.yaml", *(["-f", "compose.gpu.yaml"] if name == "vllm" else [])]
+    command = ["docker", "compose", "--env-file", "/dev/null", *files, "config", "--format", "json"]
+    answer = subprocess.run(command, cwd=HERE.parents[1], env=clean_environment(), capture_output=True, check=True)
+    variable = f"{name.upper()}_IMAGE"
+    default: str = json.loads(answer.stdout)["services"]["engine"]["build"]["args"][variable]
+    image = os.environ.get(variable, default)
+    here = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
+    if here.returncode and subprocess.run(["docker", "pull", "--quiet", image], check=False).returncode:
+        pytest.skip(f"{image} is not here, and no registry hands it out")
+    return Engine(name, image, model, real=True)
+
+
+@dataclass
+class Up:
+    """`make up` while it runs: what it has said so far, and how it ended."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def wait_said(self, part: str) -> None:
+        wait_for(lambda: any(part in line for line in self.lines) or self._over(), deadline=200, message=self.said)
+        assert any(part in line for line in self.lines), self.said
+
+    def ended(self) -> int:
+        return self.process.wait(250)
+
+    @property
+    def said(self) -> str:
+        return "".join(self.lines)
+
+    def _over(self) -> bool:
+        return self.process.poll() is not None
+
+
+@contextmanager
+def running_up(tree: Tree, **env: str) -> Iterator[Up]:
+    environment = clean_environment(COMPOSE_PROJECT_NAME=tree.project, **env)
+    with subprocess.Popen(
+        ["scripts/up"], cwd=tree.path, env=environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        up = Up(process)
+        assert process.stdout
+        reader = threading.Thread(target=lambda: up.lines.extend(iter(process.stdout.readline, "")))
+        reader.start()
+        try:
+            yield up
+        finally:
+            process.terminate()
+            reader.join(20)
+
+
+def ask(tree: Tree, path: str, body: Any = None, **env: str) -> tuple[int, dict[str, Any]]:
+    """GET or POST at the published port of the tree's gateway: status, and what its JSON says."""
+    port = tree.run("docker", "compose", "port", "gateway", "9000", **env).stdout.rpartition(":")[2].strip()
+    headers = {"Authorization": "Bearer dev-key", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error) | {"retry-after": error.headers["retry-after"]}
+
+
+def error_of(tree: Tree, path: str, body: Any = None, **env: str) -> tuple[int, str, str, str]:
+    """Status, Retry-After, code and message of a request that is refused."""
+    status, said = ask(tree, path, body, **env)
+    return status, said["retry-after"], said["error"]["code"], said["error"]["message"]
+
+
+def log_of(tree: Tree, service: str, **env: str) -> str:
+    """What a service wrote, without the escape sequence that Compose puts in front."""
+    return tree.run("docker", "compose", "logs", "--no-log-prefix", service, **env).stdout.replace("\x1b[2K", "")
+
+
+def wait_until_healthy(tree: Tree, service: str, **env: str) -> None:
+    """Docker's own word for it, which comes a health check's interval after the start."""
+    container = tree.run("docker", "compose", "ps", "--quiet", service, **env).stdout.strip()
+    ask_docker = ["docker", "inspect", "--format", "{{.State.Health.Status}}", container]
+    wait_for(lambda: tree.run(*ask_docker).stdout == "healthy\n", deadline=60)

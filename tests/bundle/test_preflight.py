@@ -1,0 +1,215 @@
+"""Preflight: each thing a machine can lack is planted, and `make up` says so in one sentence before any impact; `make
+doctor` says all of it at once, with the numbers, and changes nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.bundle.conftest import Tree, write_program
+from tests.bundle.test_sentences import refuses
+
+GB = 10**9
+
+
+class Machine:
+    """Programs that describe a machine: roomy until a test takes something away. Docker itself is this machine's."""
+
+    def __init__(self, programs: Path, image: str) -> None:
+        self.programs = programs
+        self.environment = {
+            "OLLAMA_IMAGE": image,
+            "VLLM_IMAGE": image,
+            "PATH": str(programs),
+            "STACK_PUBLISH": "127.0.0.1:0",
+        }
+        self.docker()
+        self.disk(free=500 * GB)
+        self.gpus(81920)
+
+    def docker(self, *, memory: int = 64 * GB, runtimes: str = '{"nvidia":{}}', version: str = "28.0.1") -> None:
+        real = shutil.which("docker")
+        write_program(
+            self.programs / "docker",
+            f"""case "$*" in
+            "info --format {{{{.MemTotal}}}}") echo {memory} ;;
+            "info --format {{{{.DockerRootDir}}}}") echo / ;;
+            "info --format {{{{json .}}}}") echo '{{"Runtimes":{runtimes}}}' ;;
+            "version --format {{{{.Server.Version}}}}") echo {version} ;;
+            *) exec {real} "$@" ;;
+            esac
+            """,
+        )
+
+    def disk(self, *, free: int) -> None:
+        write_program(self.programs / "df", f"echo heading; echo /dev/disk 1000000000 0 {free // 1024} 1% /\n")
+
+    def gpus(self, *mebibytes: int) -> None:
+        write_program(self.programs / "nvidia-smi", "".join(f"echo {size}\n" for size in mebibytes))
+
+
+@pytest.fixture
+def machine(programs: Path, python_image: str) -> Machine:
+    return Machine(programs, python_image)
+
+
+def test_the_docker_engine_is_too_old(tree: Tree, machine: Machine) -> None:
+    machine.docker(version="19.03.15")
+    refuses(tree, "Docker 20.10 or newer is needed (19.03.15 is here)", "docs.docker.com", **machine.environment)
+
+
+def test_memory_is_too_small_for_the_model(tree: Tree, machine: Machine) -> None:
+    machine.docker(memory=4_100_000_000)
+    refuses(
+        tree,
+        "llama3.1:8b needs about 5.9 GB of memory (4.9 GB of weights, known size, and 1 GB to work in)",
+        "Docker has 4.1 GB: set LLM_MODEL to a smaller one, such as qwen3:4b (2.5 GB)",
+        ENGINE="ollama",
+        **machine.environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "weights"),
+    [
+        ("ollama", "unheard-of:70b", "49.0 GB of weights, estimated from its name"),
+        ("ollama", "unheard-of:70b-instruct-q8_0", "77.0 GB"),
+        ("ollama", "some/unheard-of:8x22b", "123.2 GB"),
+        ("vllm", "org/Unheard-Of-70B-Instruct", "140.0 GB of weights, estimated from its name"),
+        ("vllm", "org/Unheard-Of-405B-Instruct-AWQ", "283.5 GB"),
+        ("vllm", "org/unheard-of-120b-FP8", "132.0 GB"),
+    ],
+)
+def test_a_model_the_table_does_not_know_is_estimated_from_its_name(
+    tree: Tree, machine: Machine, engine: str, model: str, weights: str
+) -> None:
+    machine.docker(memory=48 * GB)
+    refuses(tree, f"{model} needs about", weights, ENGINE=engine, LLM_MODEL=model, **machine.environment)
+
+
+def test_the_disk_is_too_small_for_the_model(tree: Tree, machine: Machine) -> None:
+    machine.disk(free=3 * GB)
+    refuses(
+        tree,
+        "llama3.1:8b needs about 4.9 GB of disk (known size), and 3.0 GB are free where Docker keeps its volumes (/)",
+        "make room there",
+        "set LLM_MODEL to a smaller one, such as qwen3:4b (2.5 GB)",
+        ENGINE="ollama",
+        **machine.environment,
+    )
+
+
+def test_no_gpu_driver(tree: Tree, machine: Machine) -> None:
+    (machine.programs / "nvidia-smi").unlink()
+    refuses(
+        tree,
+        "there is no nvidia-smi",
+        "install the driver",
+        "ENGINE=ollama make up",
+        ENGINE="vllm",
+        **machine.environment,
+    )
+
+
+def test_a_gpu_driver_that_does_not_answer(tree: Tree, machine: Machine) -> None:
+    complaint = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver"
+    write_program(machine.programs / "nvidia-smi", f'echo "{complaint}"; exit 9\n')
+    refuses(tree, "The NVIDIA driver does not answer", complaint, ENGINE="vllm", **machine.environment)
+
+
+def test_docker_can_not_hand_out_gpus(tree: Tree, machine: Machine) -> None:
+    machine.docker(runtimes='{"runc":{}}')
+    refuses(tree, "NVIDIA Container Toolkit", "nvidia-ctk runtime configure", ENGINE="vllm", **machine.environment)
+
+
+def test_fewer_gpus_than_asked_for(tree: Tree, machine: Machine) -> None:
+    refuses(
+        tree, "2 GPUs (VLLM_GPU_COUNT), and this machine has 1: set VLLM_GPU_COUNT=1",
+        ENGINE="vllm", VLLM_GPU_COUNT="2", **machine.environment,
+    )  # fmt: skip
+
+
+def test_gpu_memory_is_too_small_for_the_model(tree: Tree, machine: Machine) -> None:
+    machine.gpus(16384)
+    refuses(
+        tree,
+        "Qwen/Qwen3-8B needs about 18.4 GB on each of 1 GPU(s) (16.4 GB of weights, known size, and 2 GB to work in)",
+        "vLLM may take 15.5 GB (0.90 of the smallest, VLLM_GPU_MEMORY_UTILIZATION)",
+        "such as Qwen/Qwen3-4B (8.0 GB)",
+        "VLLM_GPU_COUNT",
+        ENGINE="vllm",
+        LLM_MODEL="Qwen/Qwen3-8B",
+        **machine.environment,
+    )
+
+
+def test_two_gpus_carry_what_one_can_not(tree: Tree, machine: Machine) -> None:
+    machine.gpus(16384, 16384)
+    settings = {"ENGINE": "vllm", "LLM_MODEL": "Qwen/Qwen3-8B", "VLLM_GPU_COUNT": "2"}
+    ran = tree.run("scripts/doctor", **settings, **machine.environment)
+    assert "about 10.2 GB needed on each of 2 GPU(s) for Qwen/Qwen3-8B (known size), 15.5 GB there" in ran.stdout
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_chosen_gpus_are_counted_too(tree: Tree, machine: Machine) -> None:
+    """The README's override for device ids."""
+    (tree.path / "compose.mine.yaml").write_text(
+        "services: { engine: { deploy: { resources: { reservations: { devices: !override [{ driver: nvidia, "
+        'device_ids: ["0", "3"], capabilities: [gpu] }] } } } } }\n'
+    )
+    files = "compose.yaml:compose.gpu.yaml:compose.mine.yaml"
+    ran = tree.run("scripts/doctor", COMPOSE_FILE=files, LLM_MODEL="Qwen/Qwen3-8B", **machine.environment)
+    assert "vLLM is to get 2 GPUs" in ran.stdout
+
+
+def test_memory_is_too_small_for_vllm_itself(tree: Tree, machine: Machine) -> None:
+    machine.docker(memory=4 * GB)
+    refuses(
+        tree, "vLLM needs about 6.0 GB of memory for itself (estimated, for 1 GPU(s)), and Docker has 4.0 GB",
+        ENGINE="vllm", LLM_MODEL="Qwen/Qwen3-8B", **machine.environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B-Instruct", "google/gemma-3-4b-it", "meta-llama/New-1B"])
+def test_a_gated_model_without_a_token(tree: Tree, machine: Machine, model: str) -> None:
+    refuses(
+        tree, f"{model} is handed out only to those", "HF_TOKEN_FILE", "LLM_MODEL=Qwen/Qwen3-8B, which needs none",
+        ENGINE="vllm", LLM_MODEL=model, **machine.environment,
+    )  # fmt: skip
+
+
+def test_a_gated_model_with_a_token(tree: Tree, machine: Machine, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_0123456789")
+    ran = tree.run("scripts/doctor", ENGINE="vllm", HF_TOKEN_FILE=str(token), **machine.environment)
+    assert ran.returncode == 0, ran.stdout
+    assert "hf_0123456789" not in ran.stdout
+
+
+def test_doctor_says_everything_at_once_and_changes_nothing(tree: Tree, machine: Machine) -> None:
+    machine.docker(runtimes="{}", memory=GB)
+    machine.disk(free=GB)
+    machine.gpus(8192)
+    files = sorted(tree.path.rglob("*"))
+    ran = tree.run("scripts/doctor", ENGINE="vllm", **machine.environment)
+    assert ran.returncode == 1
+    for part in ("Container Toolkit", "on each of 1 GPU", "vLLM needs about", "is handed out only", "GB of disk"):
+        assert sum(line.startswith("stack: ") and part in line for line in ran.stdout.splitlines()) == 1, ran.stdout
+    assert "ok: GPUs: 1 here, 1 for vLLM" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "stack: 5 of the above must be put right before 'make up'."
+    assert sorted(tree.path.rglob("*")) == files
+
+
+@pytest.mark.parametrize("engine", ["ollama", "tiny"])
+def test_doctor_finds_nothing_wrong(tree: Tree, machine: Machine, engine: str) -> None:
+    make = shutil.which("make") or "make"
+    ran = tree.run(make, "--silent", "doctor", ENGINE=engine, **machine.environment)
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout.splitlines()[-1] == "==> nothing is in the way of 'make up'"
+
+
+def test_a_name_without_a_size_is_not_guessed_at(tree: Tree, machine: Machine) -> None:
+    machine.docker(memory=GB)
+    ran = tree.run("scripts/doctor", ENGINE="ollama", LLM_MODEL="mystery:latest", **machine.environment)
+    assert ran.returncode == 0, ran.stdout
+    assert "the size of mystery:latest is not known, and its name does not say it" in ran.stdout

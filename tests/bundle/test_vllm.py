@@ -1,0 +1,99 @@
+"""The unaltered compose.gpu.yaml, the GPU reservation aside, with a stand-in for vLLM's image: the model is fetched,
+waited for, served, and kept. With ENGINE=vllm `make test`, the real image on real GPUs, reservation included."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bundle.conftest import Tree
+from tests.bundle.engines import Engine, ask, engine_image, error_of, log_of, running_up, wait_until_healthy
+
+CHAT = "/v1/chat/completions"
+QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 20}
+# Docker refuses a reservation of GPUs on a machine that has none.
+NO_GPU = "services: { engine: { deploy: !reset null } }\n"
+
+
+@pytest.fixture(scope="module")
+def vllm(python_image: str) -> Iterator[Engine]:
+    with engine_image("vllm", "Qwen/Qwen2.5-0.5B-Instruct", python_image) as engine:
+        yield engine
+
+
+@pytest.fixture
+def settings(tree: Tree, vllm: Engine, python_image: str) -> dict[str, str]:
+    common = {"VLLM_IMAGE": vllm.image, "STACK_PUBLISH": "127.0.0.1:0"}
+    if vllm.real:
+        return common | {"COMPOSE_FILE": "compose.yaml:compose.gpu.yaml"}
+    (tree.path / "no-gpu.yaml").write_text(NO_GPU)
+    files = "compose.yaml:compose.gpu.yaml:no-gpu.yaml"
+    return common | {"COMPOSE_FILE": files, "PYTHON_IMAGE": python_image}
+
+
+def test_from_nothing_to_an_answer_and_once_more(tree: Tree, vllm: Engine, settings: dict[str, str]) -> None:
+    settings |= {"LLM_MODEL": vllm.model}
+    ran = tree.run("scripts/up", **settings)
+    assert ran.returncode == 0, ran.stdout
+    assert f"COMPOSE_FILE={settings['COMPOSE_FILE']}" in tree.dotenv.read_text().splitlines()
+    assert ask(tree, "/readyz", **settings)[0] == 200
+    status, answer = ask(tree, CHAT, QUESTION, **settings)
+    assert status == 200, answer
+    assert answer["choices"][0]["message"]["content"]
+
+    who = tree.run("docker", "compose", "exec", "-T", "engine", "id", "-u", **settings)
+    assert who.stdout.strip() == "2000"
+    wait_until_healthy(tree, "engine", **settings)
+
+    down = tree.run("scripts/down", **settings)
+    assert down.returncode == 0, down.stdout
+    assert f"disk: {vllm.model} is here already" in tree.run("scripts/doctor", **settings).stdout
+    again = tree.run("scripts/up", **settings)
+    assert again.returncode == 0, again.stdout
+    assert log_of(tree, "provision", **settings) == f"{vllm.model}: already here\n"
+    assert ask(tree, CHAT, QUESTION, **settings)[0] == 200
+    if not vllm.real:
+        assert "compiled kernels found" in log_of(tree, "engine", **settings)
+
+
+def test_progress_is_seen_everywhere_and_an_interrupted_download_goes_on(
+    tree: Tree, vllm: Engine, settings: dict[str, str]
+) -> None:
+    if vllm.real:
+        pytest.skip("a real download can't be held")
+    settings |= {"LLM_MODEL": "org/held"}
+    with running_up(tree, **settings) as up:
+        up.wait_said("==> waiting: model: org/held: 0.00 of 0.00 GB (40%)")
+        loading = (503, "5", "model_loading", "The model org/held is being fetched: 0.00 of 0.00 GB (40%).")
+        assert error_of(tree, "/readyz", **settings) == loading
+        assert error_of(tree, CHAT, QUESTION, **settings) == loading
+        tree.run("docker", "compose", "kill", "provision", **settings)
+        assert up.ended() == 1
+    with running_up(tree, **settings) as up:
+        up.wait_said("==> waiting: model: org/held: 0.00 of 0.00 GB (60%)")
+        tree.run("docker", "compose", "exec", "-T", "provision", "touch", "/tmp/go", **settings)
+        assert up.ended() == 0, up.said
+    assert "stand-in hub: goes on after part 2" in log_of(tree, "provision", **settings)
+    assert "waiting for the model org/held: see the log of 'provision'" in log_of(tree, "engine", **settings)
+    mounted = tree.run("docker", "compose", "exec", "-T", "gateway", "cat", "/run/progress/model.json", **settings)
+    assert json.loads(mounted.stdout) == {"model": "org/held", "state": "ready"}
+
+
+def test_a_model_with_an_owner_who_asks(tree: Tree, vllm: Engine, settings: dict[str, str], tmp_path: Path) -> None:
+    """Without a token a sentence, in readyz too; with it, from a file that is mounted as a secret, an answer."""
+    if vllm.real:
+        pytest.skip("needs a token of somebody's")
+    settings |= {"LLM_MODEL": "org/gated"}
+    ran = tree.run("scripts/up", **settings)
+    assert ran.returncode == 1
+    assert "Qwen/Qwen3-8B; then run 'make up' again" not in ran.stdout
+    sentence = error_of(tree, "/readyz", **settings)[3]
+    assert sentence.startswith("The model org/gated could not be fetched: its owner asks who you are")
+    assert f"stack: {sentence}" in ran.stdout.splitlines()[-1]
+
+    token = tmp_path / "token"
+    token.write_text("hf_right\n")
+    ran = tree.run("scripts/up", HF_TOKEN_FILE=str(token), **settings)
+    assert ran.returncode == 0, ran.stdout
+    assert "hf_right" not in ran.stdout

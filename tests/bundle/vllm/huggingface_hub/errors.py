@@ -1,0 +1,10 @@
+class RepositoryNotFoundError(Exception):
+    pass
+
+
+class GatedRepoError(RepositoryNotFoundError):
+    pass
+
+
+class HFValidationError(ValueError):
+    pass
