@@ -1,12 +1,13 @@
 """Restarts under way. Last in the alphabet among the stack's tests that share it, and each leaves it running."""
 
 import json
+import subprocess
 import threading
 from typing import Any
 
 import httpx
 
-from tests.processes import AUTH, events, text_of, wait_for
+from tests.processes import AUTH, ROOT, events, text_of, wait_for
 from tests.stack.conftest import Stack
 
 LONG = {
@@ -111,3 +112,13 @@ def test_gateway_restart_under_a_stream(stack: Stack) -> None:
     assert ask(stack)
     lines = [json.loads(line) for line in stack.container("gateway").logs().decode().splitlines()]
     assert any(line["msg"] == "draining" for line in lines)
+
+
+def test_sighup_reloads_in_the_container(stack: Stack) -> None:
+    """`docker compose kill -s HUP gateway`, as the README says: the init process passes it on, nothing restarts."""
+    started = stack.container("gateway").attrs["State"]["StartedAt"]
+    command = [*stack.compose.compose_command_property, "kill", "-s", "HUP", "gateway"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    wait_for(lambda: '"Handling signal: hup"' in stack.container("gateway").logs().decode())
+    assert ask(stack)
+    assert stack.container("gateway").attrs["State"]["StartedAt"] == started
