@@ -8,6 +8,7 @@ a drain, without a moment of any worker's loop. A fork copies only the thread th
 sockets) is closed in the child.
 """
 
+import encodings.idna  # noqa: F401  loaded before any fork: see Port.open
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import Metric, values
@@ -104,7 +106,15 @@ class Port:
         self._client: socket.socket | None = None
 
     def open(self) -> None:
-        """Serve from now on, or as soon as the port can be had, until the process ends."""
+        """Serve from now on, or as soon as the port can be had, until the process ends.
+
+        The name is looked up here, by the main thread, before workers are forked: a fork in the middle of another
+        thread's look-up left the worker with a lock that nobody would ever release, and hung it at its first own one.
+        """
+        try:
+            self._listener = self._bind()
+        except OSError as exc:
+            log.error("the metrics can't listen on %s port %s yet: %s", *self._address, exc.strerror or exc)  # noqa: TRY400
         os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._run, name="metrics", daemon=True).start()
 
@@ -115,7 +125,12 @@ class Port:
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are the main thread's
-        self._listener = self._listen()
+        while self._listener is None:
+            time.sleep(AGAIN)
+            with suppress(OSError):
+                self._listener = self._bind()
+        host, port = self._listener.getsockname()[:2]
+        log.info("metrics", extra={"host": host, "port": port})
         while True:
             try:
                 self._client, _ = self._listener.accept()
@@ -145,23 +160,6 @@ class Port:
             else:
                 return listener
         raise trouble
-
-    def _listen(self) -> socket.socket:
-        said = False
-        while True:
-            try:
-                listener = self._bind()
-            except OSError as exc:
-                if not said:
-                    log.error(  # noqa: TRY400
-                        "the metrics can't listen on %s port %s yet: %s", *self._address, exc.strerror or exc
-                    )
-                said = True
-                time.sleep(AGAIN)
-            else:
-                host, port = listener.getsockname()[:2]
-                log.info("metrics", extra={"host": host, "port": port})
-                return listener
 
     def _serve(self, client: socket.socket) -> None:
         if _asks_for_metrics(client):
