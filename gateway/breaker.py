@@ -37,6 +37,11 @@ class Breaker:
             self._change("half-open", "time to try again")
         return self.state == "closed" or (self.state == "half-open" and not self._trial)
 
+    @property
+    def away(self) -> bool:
+        """Whether it is open because the engine could not be reached: to ask it all the same costs little."""
+        return self.state == "open" and not self._silent
+
     def began(self) -> None:
         """A request goes to the engine."""
         self._trial = self.state == "half-open"

@@ -55,7 +55,7 @@ class Route:
         """The target to ask next. Raises EngineUnavailable when none is left.
 
         Of the first tier that has one: a target not asked yet whose breaker allows it, the least busy first. When all
-        have been asked, one of them once more.
+        have been asked, one of them once more; when none is allowed, one that was away.
         """
         for tier in self.tiers:
             fresh = [target for target in tier if target not in tried and target.upstream.breaker.allows()]
@@ -65,6 +65,11 @@ class Route:
             again = [it for it in tier if 0 < tried.count(it) < SAME_ENGINE and it.upstream.breaker.allows()]
             if again:
                 return _least_busy(again)
+        # Nothing is lost by trying one that was away, and its breaker may not know yet that it is back.
+        for tier in self.tiers:
+            away = [target for target in tier if target not in tried and target.upstream.breaker.away]
+            if away:
+                return _least_busy(away)
         raise EngineUnavailable("No engine for this model can be reached right now.")
 
 
