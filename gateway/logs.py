@@ -90,7 +90,7 @@ _sink = Sink(1)
 
 
 def event(name: str, fields: dict[str, Any]) -> None:
-    """Write one line of our own at INFO: `msg` is the event's name. Costs about 4 µs."""
+    """Write one line of our own at INFO: `msg` is the event's name. Costs some 3 µs."""
     if _events.isEnabledFor(logging.INFO):
         _sink.write(_line(name, "info", fields))
 

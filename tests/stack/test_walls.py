@@ -95,7 +95,7 @@ def test_the_engine_has_no_way_out(stack: Stack, service_of_the_host: int) -> No
     assert reaches(stack, "gateway", host_outside, service_of_the_host)
     for address in (host_on_backend, host_on_edge, host_outside):
         assert not reaches(stack, "engine", address, service_of_the_host)
-    resolve = "import socket\ntry: print(socket.getaddrinfo('deb.debian.org', 80))\nexcept OSError: print('no')"
+    resolve = "import socket\ntry: print(socket.getaddrinfo('example.com', 80))\nexcept OSError: print('no')"
     assert stack.python("engine", resolve) == "no"
 
 
