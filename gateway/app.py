@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import __version__, api, logs
 from gateway.breaker import Breaker, State
 from gateway.config import Config
-from gateway.health import Drain, Health, Probes
+from gateway.health import Health, Probes
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
@@ -20,6 +20,7 @@ from gateway.relay import Rules
 from gateway.retry import Budget
 from gateway.routing import Routes
 from gateway.settings import Settings
+from gateway.shared import Shared
 from gateway.upstream import Upstream
 
 
@@ -38,14 +39,14 @@ class Gateway:
             relay.cut()
 
 
-def create_app(settings: Settings, config: Config, drain: Drain) -> Gateway:
+def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
     metrics = Metrics([name for name, model in config.models.items() if not model.split])
     logs.on_drop(metrics.log_line_dropped)
     upstreams = {name: _upstream(name, config, metrics) for name in config.engines}
     routes = Routes(config, settings, upstreams)
     progress = Progress(settings)
-    health = Health(routes, upstreams, progress, drain)
+    health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
     pipeline = Pipeline(settings, routes, rules)

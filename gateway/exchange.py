@@ -1,11 +1,11 @@
-"""Exchange: the facts of one request, fixed once it is understood; Usage: what it cost."""
+"""Exchange: the facts of one request, fixed once it is understood. Usage: its tokens. Ending: how it went."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, StackError
 
 Kind = Literal["chat", "completion", "embedding"]
 
@@ -41,10 +41,11 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counted them."""
+    """Tokens as the engine counted them. `cached` are those of `tokens_in` that it had in its prefix cache."""
 
     tokens_in: int
     tokens_out: int
+    cached: int = 0
 
     @classmethod
     def of(cls, value: object) -> "Usage | None":
@@ -54,4 +55,42 @@ class Usage:
         tokens_in, tokens_out = value.get("prompt_tokens"), value.get("completion_tokens", 0)
         if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
             return None
-        return cls(tokens_in, tokens_out)
+        details = value.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return cls(tokens_in, tokens_out, cached if isinstance(cached, int) else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an exchange went: what its log line, the metrics and the usage say. Times are time.monotonic()'s."""
+
+    exchange: Exchange
+    route: str  # the model's name here
+    arm: str | None  # of a split
+    engine: str | None  # the last one asked
+    attempts: int
+    error: StackError | None  # None: it finished
+    begun: bool  # the client got a part of the answer, or all of it
+    usage: Usage | None  # None: the engine didn't get to say
+    counted: int  # pieces of content that came, at least one token each
+    first_token_at: float | None  # of a stream
+    finish_reason: str | None
+    ended: float
+
+    @property
+    def outcome(self) -> str:
+        """In one word of a closed set."""
+        return "finished" if self.error is None else self.error.outcome
+
+    @property
+    def broken(self) -> bool:
+        """Whether the client, still there, was told in the midst of its answer."""
+        return self.begun and self.error is not None and self.error.outcome != "client_left"
+
+    @property
+    def tokens_in(self) -> int:
+        return self.usage.tokens_in if self.usage else 0
+
+    @property
+    def tokens_out(self) -> int:
+        return self.usage.tokens_out if self.usage else self.counted

@@ -3,40 +3,34 @@
 import asyncio
 import time
 from contextlib import suppress
-from typing import Protocol
 
 from gateway.config import Breaker as BreakerConfig
 from gateway.errors import Draining, EngineError, EngineSilent, ModelLoading, StackError
 from gateway.progress import Progress
 from gateway.retry import blames_the_engine
 from gateway.routing import Routes, Target
+from gateway.shared import Flag
 from gateway.upstream import Upstream
 
 FRESH = 1.0  # seconds for which an answer of the engines' is repeated
 WHEN_OPEN = 1.0  # seconds between probes of an engine that requests keep away from
 
 
-class Drain(Protocol):
-    """Whether the gateway has been told to stop. One byte shared by all workers, or a fixed answer."""
-
-    def __bool__(self) -> bool: ...
-
-
 class Health:
     """Readiness for the default model, asked of its engines at most once a second however many ask."""
 
-    def __init__(self, routes: Routes, upstreams: dict[str, Upstream], progress: Progress, drain: Drain) -> None:
+    def __init__(self, routes: Routes, upstreams: dict[str, Upstream], progress: Progress, draining: Flag) -> None:
         self._routes = routes
         self._upstreams = upstreams
         self._progress = progress
-        self._drain = drain
+        self._draining = draining
         self._lock = asyncio.Lock()
         self._asked_at = float("-inf")
         self._found: tuple[StackError | None, dict[str, str]] = (None, {})
 
     async def look(self) -> tuple[StackError | None, dict[str, str]]:
         """Why a request could not be answered now (None when it could), and each engine's state in a word or two."""
-        if self._drain:
+        if self._draining:
             return Draining("The gateway is stopping."), {}
         async with self._lock:
             if time.monotonic() - self._asked_at > FRESH:

@@ -1,16 +1,36 @@
 """Keys: from the Authorization header to who is calling."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from gateway.errors import InvalidKey
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a key may use; None is no limit. Per minute: token buckets. Quotas: calendar days and
+    months in UTC."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
-    """A caller. `id` names the key in logs: the start of its SHA-256, from which it can't be found."""
+    """A caller. `id` names the key everywhere it is spoken of; the key itself can't be found from it."""
 
     id: str
+    name: str = ""
+    owner: str = ""
+    models: frozenset[str] | None = None  # names it may use, as callers write them; None: all
+    limits: Limits = Limits()
+    priority: int = 1  # its weight in the queue in front of a busy engine
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Keys:

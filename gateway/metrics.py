@@ -25,7 +25,6 @@ Nothing is written per chunk: once when an exchange begins, once when it ends. L
 looking them up costs as much as counting.
 """
 
-import time
 from collections.abc import Iterable
 from typing import get_args
 
@@ -33,6 +32,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.breaker import State
 from gateway.errors import StackError
+from gateway.exchange import Ending
 
 STATES: tuple[State, ...] = get_args(State)
 MAX_SERIES = 200  # of kind, model and arm; an engine that lists more has the rest counted as OTHER
@@ -108,40 +108,27 @@ class Metrics:
         """An exchange with an engine begins. `finished` must follow, exactly once."""
         self._of(kind, model, arm).in_flight.inc()
 
-    def finished(
-        self,
-        kind: str,
-        model: str,
-        arm: str | None,
-        error: StackError | None,
-        *,
-        started: float,
-        tokens_in: int,
-        tokens_out: int,
-        first_token_at: float | None,
-        broken: bool,
-    ) -> None:
-        """It is over. Times are time.monotonic()'s; `first_token_at` is None for what isn't a stream. `broken`: the
-        answer had begun, so that the client was told in its midst."""
-        series = self._of(kind, model, arm)
-        now = time.monotonic()
+    def finished(self, ending: Ending) -> None:
+        """It is over."""
+        it = ending.exchange
+        series = self._of(it.kind, ending.route, ending.arm)
         series.in_flight.dec()
-        series.outcome(error).inc()
-        series.duration.observe(now - started)
-        if tokens_in > 0:
-            series.tokens_in.inc(tokens_in)
-        if tokens_out > 0:
-            series.tokens_out.inc(tokens_out)
-        if first_token_at is not None:
-            series.first_token.observe(first_token_at - started)
-            if tokens_out > 1:
-                series.per_token.observe((now - first_token_at) / (tokens_out - 1))
-        if broken:
+        series.outcome(ending.outcome).inc()
+        series.duration.observe(ending.ended - it.started)
+        if ending.tokens_in > 0:
+            series.tokens_in.inc(ending.tokens_in)
+        if ending.tokens_out > 0:
+            series.tokens_out.inc(ending.tokens_out)
+        if ending.first_token_at is not None:
+            series.first_token.observe(ending.first_token_at - it.started)
+            if ending.tokens_out > 1:
+                series.per_token.observe((ending.ended - ending.first_token_at) / (ending.tokens_out - 1))
+        if ending.broken:
             series.broken.inc()
 
     def refused(self, kind: str, error: StackError) -> None:
         """A request to a relayed route ended before it became an exchange."""
-        self._of(kind, UNKNOWN, None).outcome(error).inc()
+        self._of(kind, UNKNOWN, None).outcome(error.outcome).inc()
 
     def responded(self, status: int) -> None:
         """Any request is over."""
@@ -190,8 +177,7 @@ class _Series:
         self.tokens_out = metrics.tokens.labels(*labels, "output")
         self.broken = metrics.broken.labels(*labels)
 
-    def outcome(self, error: StackError | None) -> Counter:
-        name = "finished" if error is None else error.outcome
+    def outcome(self, name: str) -> Counter:
         counter = self._outcomes.get(name)
         if counter is None:
             counter = self._outcomes[name] = self._requests.labels(*self._labels, name)

@@ -28,7 +28,7 @@ from gateway.errors import (
     InternalError,
     StackError,
 )
-from gateway.exchange import Exchange, Usage
+from gateway.exchange import Ending, Exchange, Usage
 from gateway.fold import Fold
 from gateway.metrics import Metrics
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
@@ -121,7 +121,7 @@ class Relay:
             if self._pinging is not None and not self._pinging.done():
                 self._pinging.cancel()
                 await asyncio.wait({self._pinging})
-            self._finished_log(error)
+            self._ended(error)
         if error is None or isinstance(error, ClientLeft):
             return
         if not self._committed:
@@ -394,42 +394,51 @@ class Relay:
             body = orjson.dumps(it.fields, default=str).decode()
             logs.content("prompt", {"request_id": it.request_id, "body": body})
 
-    def _finished_log(self, error: StackError | None) -> None:
-        it, usage = self._exchange, self._usage
-        tokens_out = usage.tokens_out if usage else self._counted
-        self._rules.metrics.finished(
-            it.kind,
-            self._route.name,
-            self._route.arm,
-            error,
-            started=it.started,
-            tokens_in=usage.tokens_in if usage else 0,
-            tokens_out=tokens_out,
+    def _ended(self, error: StackError | None) -> None:
+        it = self._exchange
+        ending = Ending(
+            exchange=it,
+            route=self._route.name,
+            arm=self._route.arm,
+            engine=self._tried[-1].upstream.name if self._tried else None,
+            attempts=len(self._tried),
+            error=error,
+            begun=self._committed,
+            usage=self._usage,
+            counted=self._counted,
             first_token_at=self._first_token_at if it.stream else None,
-            broken=self._committed and error is not None and not isinstance(error, ClientLeft),
+            finish_reason=self._finish_reason,
+            ended=time.monotonic(),
         )
-        fields: dict[str, Any] = {
-            "request_id": it.request_id,
-            "key": it.key_id,
-            "model": self._route.name,
-            "engine": self._tried[-1].upstream.name if self._tried else None,
-            "tokens_in": usage.tokens_in if usage else None,
-            "tokens_out": tokens_out,
-        }
-        if it.stream:
-            first = self._first_token_at
-            fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
-        fields["finish_reason"] = self._finish_reason
-        fields["outcome"] = "finished" if error is None else error.outcome
-        if error is not None and error.__cause__ is not None:
-            fields["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"[:200]
-        if self._route.arm is not None:
-            fields["arm"] = self._route.arm
-        if len(self._tried) > 1:
-            fields["attempts"] = len(self._tried)
-        logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", fields)
+        self._rules.metrics.finished(ending)
+        logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", _fields(ending))
         if self._rules.log_content:
             logs.content("output", {"request_id": it.request_id, "body": b"".join(self._text).decode(errors="replace")})
+
+
+def _fields(ending: Ending) -> dict[str, Any]:
+    """An ending as its log line tells it."""
+    it, error = ending.exchange, ending.error
+    fields: dict[str, Any] = {
+        "request_id": it.request_id,
+        "key": it.key_id,
+        "model": ending.route,
+        "engine": ending.engine,
+        "tokens_in": ending.usage.tokens_in if ending.usage else None,
+        "tokens_out": ending.tokens_out,
+    }
+    if it.stream:
+        first = ending.first_token_at
+        fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
+    fields["finish_reason"] = ending.finish_reason
+    fields["outcome"] = ending.outcome
+    if error is not None and error.__cause__ is not None:
+        fields["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"[:200]
+    if ending.arm is not None:
+        fields["arm"] = ending.arm
+    if ending.attempts > 1:
+        fields["attempts"] = ending.attempts
+    return fields
 
 
 _SIZE = {"chat": "n_messages", "completion": "n_prompts", "embedding": "n_inputs"}

@@ -17,7 +17,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,14 +42,13 @@ class Board:
 
     # -- in the master ------------------------------------------------------------------------------------------------
 
-    def reserve(self, taken: Collection[int | None]) -> int | None:
-        """The lowest slot not taken, for the worker about to be forked; None when there is no room to count in.
+    def reserve(self, slot: int) -> bool:
+        """Make the slot's files for the worker about to be forked; False when there is no room to count in.
 
         The files are given their whole size here. A worker killed between opening a file and giving it a size would
         leave an empty one, which prometheus-client can't read; and writing into a file that the disk has no room
         for kills the writer (SIGBUS).
         """
-        slot = next(number for number in range(len(taken) + 1) if number not in taken)
         try:
             self.vacate(slot)
             for kind in ("counter", "histogram", "gauge_livesum"):
@@ -57,13 +56,12 @@ class Board:
                     file.write(bytes(max(0, RESERVE - file.tell())))
         except OSError as exc:
             log.error("there is no room for metrics, a worker goes without: %s", exc)  # noqa: TRY400
-            return None
-        return slot
+            return False
+        return True
 
-    def vacate(self, slot: int | None) -> None:
+    def vacate(self, slot: int) -> None:
         """The slot's worker is gone, and so are its gauges; its counts stay."""
-        if slot is not None:
-            mark_process_dead(slot, self._directory)  # type: ignore[no-untyped-call]
+        mark_process_dead(slot, self._directory)  # type: ignore[no-untyped-call]
 
     def page(self) -> bytes:
         """Everything counted so far, in Prometheus's text form."""

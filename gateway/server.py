@@ -8,7 +8,6 @@ file and stack.yaml are read anew (a bad one leaves the old in force), new worke
 import asyncio
 import functools
 import logging
-import mmap
 import signal
 import sys
 import time
@@ -27,24 +26,12 @@ from gateway.config import Config
 from gateway.config import load as load_config
 from gateway.scrape import Board, Port
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
+from gateway.shared import MAX_SLOTS, Shared
 
 log = logging.getLogger("stack")
 
 HEARTBEAT = 30  # seconds without one after which gunicorn replaces a worker
 CUT_MARGIN = 2.0  # seconds between the error frames and the end of a worker
-
-
-class SharedFlag:
-    """One bit that the master sets and every worker reads: a byte of anonymous memory, inherited by fork."""
-
-    def __init__(self) -> None:
-        self._byte = mmap.mmap(-1, 1)
-
-    def set(self) -> None:
-        self._byte[0] = 1
-
-    def __bool__(self) -> bool:
-        return self._byte[0] == 1
 
 
 class GunicornLog(Logger):  # type: ignore[misc]
@@ -70,7 +57,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "proxy_headers": False,  # nothing here trusts X-Forwarded-*
     }
 
-    slot: int | None = None  # where it counts (scrape.Board)
+    slot = -1  # Shared.slot
+    counted = False  # whether there is room for its metrics (scrape.Board)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -161,7 +149,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, settings: Settings, config: Config) -> None:
         self._settings = settings
         self._config = config
-        self._draining = SharedFlag()
+        self._shared = Shared()
         self._board = Board() if settings.stack_metrics_bind else None
         super().__init__()
 
@@ -172,7 +160,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def drain(self) -> float:
         """Be not ready from now on; returns for how many seconds the port stays open."""
-        self._draining.set()
+        self._shared.draining.set()
         log.info("draining", extra={"seconds": self._settings.stack_drain_delay})
         return self._settings.stack_drain_delay
 
@@ -215,27 +203,30 @@ class Server(BaseApplication):  # type: ignore[misc]
         return ingress.Limits(read=self._settings.stack_read_timeout, write=self._settings.stack_write_timeout)
 
     def load(self) -> Gateway:
-        return create_app(self._settings, self._config, self._draining)
+        return create_app(self._settings, self._config, self._shared)
 
     def run(self) -> None:
         Master(self).run()
 
-    # Each worker counts in the slot it was given before its fork, which is free again once it is gone.
+    # Each worker has a slot, given before its fork, which is free again once it is gone.
 
     def _when_ready(self, _: Arbiter) -> None:
         if self._board is not None and self._settings.stack_metrics_bind:
             Port(*split_address(self._settings.stack_metrics_bind), self._board.page).open()
 
     def _pre_fork(self, arbiter: Arbiter, worker: Worker) -> None:
-        if self._board is not None:
-            worker.slot = self._board.reserve({it.slot for it in arbiter.WORKERS.values()})
+        taken = {it.slot for it in arbiter.WORKERS.values()}
+        worker.slot = next(number for number in range(MAX_SLOTS) if number not in taken)
+        worker.counted = self._board is not None and self._board.reserve(worker.slot)
 
     def _post_fork(self, _: Arbiter, worker: Worker) -> None:
+        self._shared.slot = worker.slot
         if self._board is not None:
-            self._board.take(worker.slot)
+            self._board.take(worker.slot if worker.counted else None)
 
     def _child_exit(self, _: Arbiter, worker: Worker) -> None:
-        if self._board is not None:
+        self._shared.vacate(worker.slot)
+        if self._board is not None and worker.counted:
             self._board.vacate(worker.slot)
 
     def _on_exit(self, _: Arbiter) -> None:
