@@ -156,7 +156,7 @@ class RelayRoutes:
         relay: Relay | None = None
         try:
             try:
-                relay = await self._pipeline.open(kind, scope, receive)
+                relay = await self._pipeline.admit(await self._pipeline.understand(kind, scope, receive))
             except StackError as exc:
                 self._metrics.refused(kind, exc)
                 raise

@@ -280,7 +280,7 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._phase == BODY and not cycle.response_complete:
             cycle.keep_alive = False
-            cycle.more_body = False  # whoever waits for the body finds the refusal (Pipeline.open)
+            cycle.more_body = False  # whoever waits for the body finds the refusal (Pipeline.understand)
             self.scope["refusal"] = error  # type: ignore[typeddict-unknown-key]
             cycle.message_event.set()
         elif self._phase in (BODY, REST):

@@ -1,6 +1,7 @@
 """Pipeline: one request from its headers to a Relay, top to bottom. The order is a security property."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,14 +12,25 @@ from gateway.errors import BadRequest, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
 from gateway.relay import ClientLeft, Relay, Rules
-from gateway.routing import Routes
+from gateway.routing import Route, Routes
 from gateway.settings import Settings
 
 _CONTENT = {"chat": "messages", "completion": "prompt", "embedding": "input"}
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that is understood: who asks, for what, and where that leads."""
+
+    key: Key
+    exchange: Exchange
+    route: Route
+    headers: dict[bytes, bytes]
+    raw: bytes  # the body as it came
+
+
 class Pipeline:
-    """What stands between a request and the engine: authenticate → read → understand → route → relay."""
+    """What stands between a request and the engine: authenticate → read → understand → route, then admit → relay."""
 
     def __init__(self, settings: Settings, routes: Routes, rules: Rules) -> None:
         self._keys = Keys(settings.accepted_keys())
@@ -30,8 +42,8 @@ class Pipeline:
         """Who is calling. Raises InvalidKey. Every endpoint that needs a key asks here and nowhere else."""
         return self._keys.authenticate(headers.get(b"authorization"))
 
-    async def open(self, kind: Kind, scope: Scope, receive: Receive) -> Relay:
-        """Turn a request into a Relay that is ready to run. Raises StackError; the engine has not been called yet."""
+    async def understand(self, kind: Kind, scope: Scope, receive: Receive) -> Request:
+        """Who asks for what, checked and whole. Raises StackError. Nothing has been counted or begun yet."""
         headers = dict(scope["headers"])
         key = self.authenticate(headers)
         started = time.monotonic()
@@ -53,7 +65,11 @@ class Pipeline:
             fields=body,
             started=started,
         )
-        return Relay(exchange, route, self._rules)
+        return Request(key, exchange, route, headers, raw)
+
+    async def admit(self, request: Request) -> Relay:
+        """A Relay that is ready to run; the engine has not been called yet. Raises StackError."""
+        return Relay(request.exchange, request.route, self._rules)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
