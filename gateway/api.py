@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import orjson
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
@@ -13,14 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, schema
-from gateway.errors import BadRequest, InternalError, MethodNotAllowed, ModelNotFound, NotFound, StackError
+from gateway.errors import BadRequest, ClientLeft, InternalError, MethodNotAllowed, ModelNotFound, NotFound, StackError
 from gateway.exchange import Kind
 from gateway.health import Health
+from gateway.idempotency import Answers
 from gateway.metrics import Metrics
 from gateway.middleware import respond
-from gateway.pipeline import Pipeline
+from gateway.pipeline import Pipeline, Request
 from gateway.progress import Progress
-from gateway.relay import ClientLeft, Relay
+from gateway.relay import Relay
 from gateway.routing import Routes
 
 Relays = set[Relay]  # those running now
@@ -59,7 +62,7 @@ def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health)
             tags=["OpenAI"],
         )
 
-    async def require_key(request: Request, _: Annotated[Any, Depends(_bearer)]) -> None:
+    async def require_key(request: HttpRequest, _: Annotated[Any, Depends(_bearer)]) -> None:
         pipeline.authenticate(dict(request.scope["headers"]))
 
     keyed: dict[str, Any] = {"dependencies": [Depends(require_key)], "tags": ["OpenAI"]}
@@ -107,11 +110,11 @@ def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health)
         return JSONResponse(body, 503, _headers(trouble))
 
     @app.exception_handler(StackError)
-    async def on_stack_error(_: Request, exc: StackError) -> Response:
+    async def on_stack_error(_: HttpRequest, exc: StackError) -> Response:
         return Response(exc.envelope(), exc.status, _headers(exc))
 
     @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, exc: HTTPException) -> Response:
+    async def on_http_error(request: HttpRequest, exc: HTTPException) -> Response:
         where = f"{request.method[:16]} {request.scope['path'][:200]}"
         if exc.status_code == 405:
             allow = (exc.headers or {}).get("Allow", "")
@@ -121,12 +124,12 @@ def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health)
         return await on_stack_error(request, BadRequest(str(exc.detail)))
 
     @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, exc: RequestValidationError) -> Response:
+    async def on_invalid(request: HttpRequest, exc: RequestValidationError) -> Response:
         first = exc.errors()[0]
         return await on_stack_error(request, BadRequest(str(first["msg"]), param=str(first["loc"][-1])))
 
     @app.exception_handler(Exception)
-    async def on_bug(request: Request, _: Exception) -> Response:
+    async def on_bug(request: HttpRequest, _: Exception) -> Response:
         return await on_stack_error(request, InternalError("Something went wrong in the gateway. Its log says what."))
 
 
@@ -141,9 +144,18 @@ class RelayRoutes:
     are registered with it all the same, for the schema and the 405s.
     """
 
-    def __init__(self, app: ASGIApp, pipeline: Pipeline, progress: Progress, relays: Relays, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        pipeline: Pipeline,
+        answers: Answers,
+        progress: Progress,
+        relays: Relays,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
         self._pipeline = pipeline
+        self._answers = answers
         self._progress = progress
         self._metrics = metrics
         self._relays = relays
@@ -153,25 +165,47 @@ class RelayRoutes:
             await self._app(scope, receive, send)
             return
         kind = RELAYED[scope["path"]].kind
-        relay: Relay | None = None
         try:
             try:
-                relay = await self._pipeline.admit(await self._pipeline.understand(kind, scope, receive))
+                request = await self._pipeline.understand(kind, scope, receive)
             except StackError as exc:
                 self._metrics.refused(kind, exc)
                 raise
-            self._relays.add(relay)
-            try:
-                await relay.run(receive, send)
-            finally:
-                self._relays.discard(relay)
+            name = request.headers.get(b"idempotency-key")
+            if name is None:
+                await self._relay(request, receive, send)
+            else:
+                same = kind.encode() + b"\n" + request.raw
+                run = partial(self._relay, request)
+                it = request.exchange
+                await self._answers.answer(name, request.key.id, same, it.request_id, run, receive, send)
         except ClientLeft:
             pass  # nobody is there to be told
         except StackError as exc:
-            await respond(send, self._progress.explain(exc, *(relay.models if relay else ())))
+            await respond(send, exc)
         except Exception:
             log.exception("a bug in the gateway")
             await respond(send, InternalError("Something went wrong in the gateway. Its log says what."))
+
+    async def _relay(self, request: Request, receive: Receive, send: Send) -> bool:
+        """Have an engine answer; whether the answer is whole. Every error but a bug is told to the client here."""
+        relay: Relay | None = None
+        try:
+            try:
+                relay = await self._pipeline.admit(request)
+            except StackError as exc:
+                self._metrics.refused(request.exchange.kind, exc)
+                raise
+            self._relays.add(relay)
+            try:
+                return await relay.run(receive, send)
+            finally:
+                self._relays.discard(relay)
+        except ClientLeft:
+            return False
+        except StackError as exc:
+            await respond(send, self._progress.explain(exc, *(relay.models if relay else ())))
+            return False
 
 
 # These three exist for their signatures and texts: the OpenAPI schema is made from them. RelayRoutes does the work.

@@ -12,6 +12,7 @@ from gateway import __version__, api, logs
 from gateway.breaker import Breaker, State
 from gateway.config import Config
 from gateway.health import Health, Probes
+from gateway.idempotency import Answers
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
@@ -50,6 +51,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
     pipeline = Pipeline(settings, routes, rules)
+    answers = Answers(settings, shared.directory)
     relays: api.Relays = set()
 
     @asynccontextmanager
@@ -58,6 +60,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
             for upstream in upstreams.values():
                 await stack.enter_async_context(upstream)
             await stack.enter_async_context(Probes(config.breaker, upstreams))
+            await stack.enter_async_context(answers)
             yield
         logs.flush()
 
@@ -73,7 +76,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     )
     api.add_routes(fastapi, pipeline, routes, health)
 
-    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, progress, relays, metrics)
+    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
     if settings.stack_cors_origins:
         app = CORSMiddleware(
             app,

@@ -7,6 +7,7 @@
     ├── NotFound             404  no such path
     ├── MethodNotAllowed     405
     ├── RequestTimeout       408  it did not arrive in time
+    ├── IdempotencyConflict  409  its Idempotency-Key was used for another request
     ├── TooLarge             413
     ├── UnsupportedEncoding  415
     ├── HeadersTooLarge      431
@@ -21,7 +22,8 @@
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it said nothing for too long
-    └── Draining             503  the gateway itself is stopping
+    ├── Draining             503  the gateway itself is stopping
+    └── ClientLeft           499  the caller hung up
 
 Codes and types are those of OpenAI's API, so that its clients raise the right exception.
 """
@@ -86,6 +88,11 @@ class MethodNotAllowed(StackError):
 
 class RequestTimeout(StackError):
     status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class IdempotencyConflict(StackError):
+    status, type, code = 409, "invalid_request_error", "idempotency_conflict"
+    headers = MappingProxyType({"x-should-retry": "false"})  # OpenAI's clients would repeat a 409
 
 
 class TooLarge(StackError):
@@ -158,3 +165,9 @@ class EngineSilent(EngineTimeout):
 class Draining(StackError):
     status, code = 503, "draining"
     headers = MappingProxyType({"retry-after": "5"})
+
+
+class ClientLeft(StackError):
+    """499 is nginx's status for it; nobody ever receives it."""
+
+    status, code = 499, "client_left"

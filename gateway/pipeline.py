@@ -8,10 +8,10 @@ import orjson
 from starlette.types import Receive, Scope
 
 from gateway import guard
-from gateway.errors import BadRequest, TooLarge, UnsupportedEncoding
+from gateway.errors import BadRequest, ClientLeft, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
-from gateway.relay import ClientLeft, Relay, Rules
+from gateway.relay import Relay, Rules
 from gateway.routing import Route, Routes
 from gateway.settings import Settings
 

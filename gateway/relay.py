@@ -20,6 +20,7 @@ from starlette.types import Receive, Send
 from gateway import dialects, logs
 from gateway.config import Retries
 from gateway.errors import (
+    ClientLeft,
     Draining,
     EngineError,
     EngineSilent,
@@ -33,23 +34,17 @@ from gateway.fold import Fold
 from gateway.metrics import Metrics
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
 from gateway.routing import Route, Target
-from gateway.sse import DONE, PING, EngineFault, Tap
+from gateway.sse import DONE, EVENT_STREAM, PING, EngineFault, Tap
 from gateway.upstream import Reply
 
 FAREWELL = 1.0  # seconds an error frame may take to reach a client that reads slowly
 
 _JSON = (b"content-type", b"application/json")
-_EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+_STREAM_HEADERS = [
+    EVENT_STREAM,
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx: pass every event on at once
 ]
-
-
-class ClientLeft(StackError):
-    """The caller hung up. 499 is nginx's status for it; nobody ever receives it."""
-
-    status, code = 499, "client_left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +91,8 @@ class Relay:
         """The models it may ask, by their engines' own names."""
         return {target.model for tier in self._route.tiers for target in tier}
 
-    async def run(self, receive: Receive, send: Send) -> None:
-        """Answer the client. Raises StackError when that ended before anything was sent."""
+    async def run(self, receive: Receive, send: Send) -> bool:
+        """Answer the client; whether with a whole answer. Raises StackError when it ended before anything was sent."""
         self._send = send
         self._task = cast("asyncio.Task[None]", asyncio.current_task())
         self._started_log()
@@ -122,11 +117,11 @@ class Relay:
                 self._pinging.cancel()
                 await asyncio.wait({self._pinging})
             self._ended(error)
-        if error is None or isinstance(error, ClientLeft):
-            return
-        if not self._committed:
-            raise error
-        await self._farewell(error)
+        if error is not None and not isinstance(error, ClientLeft):
+            if not self._committed:
+                raise error
+            await self._farewell(error)
+        return error is None
 
     def cut(self) -> None:
         """End the stream now, honestly: the gateway is about to stop."""
@@ -320,7 +315,7 @@ class Relay:
         if self._pinging is not None:
             await self._pinging
         if not self._committed:
-            await self._commit(_EVENT_STREAM)
+            await self._commit(_STREAM_HEADERS)
         if self._rules.log_content:
             self._text.append(data)
         self._forwarded = True
@@ -333,7 +328,7 @@ class Relay:
 
     async def _ping(self) -> None:
         if not self._committed:
-            await self._commit(_EVENT_STREAM)
+            await self._commit(_STREAM_HEADERS)
         await self._send({"type": "http.response.body", "body": PING, "more_body": True})
 
     async def _farewell(self, error: StackError) -> None:

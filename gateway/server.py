@@ -230,6 +230,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             self._board.vacate(worker.slot)
 
     def _on_exit(self, _: Arbiter) -> None:
+        self._shared.remove()
         if self._board is not None:
             self._board.remove()
 

@@ -142,6 +142,9 @@ class Settings(EngineSettings):
     stack_hold: Seconds = 10.0
     stack_drain_delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 3.0
     stack_grace: Annotated[float, Field(ge=1, le=300, allow_inf_nan=False)] = 60.0
+    stack_idempotency_ttl: Seconds = 600.0
+    stack_idempotency_linger: Seconds = 30.0
+    stack_idempotency_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 40)] = 64 * 1024 * 1024
     stack_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     stack_log_content: bool = False
 

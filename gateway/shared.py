@@ -7,10 +7,12 @@ last is the store's.
 import fcntl
 import mmap
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 MAX_SLOTS = 256  # workers alive at a time: those of STACK_WORKERS, and old ones that still finish their answers
 PATIENCE = 0.25  # seconds to wait for the lock; a section is held for microseconds
@@ -72,11 +74,18 @@ class Shared:
     """Everything that the workers of one gateway share, and which of them this process is.
 
     `slot` is the worker's number, from 0, below MAX_SLOTS: no two that live have the same. In the master it is -1.
+    `directory` is for files they share, readable by this user alone.
     """
 
     def __init__(self) -> None:
         self.draining = Flag()
         self.slot = -1
+        # Of this start: in a container it is in memory (tmpfs), and nothing of it outlives the container.
+        self.directory = Path(tempfile.mkdtemp(prefix="stack-answers-"))
+
+    def remove(self) -> None:
+        """The gateway ends. Called in the master."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def vacate(self, slot: int) -> None:
         """The slot's worker is gone: what it held is given back. In the master, before the slot is used again."""

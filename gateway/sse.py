@@ -17,6 +17,7 @@ from gateway.exchange import Usage
 MAX_EVENT = 8 * 1024 * 1024  # bytes; an event larger than this is an engine gone wrong
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")  # the header of a stream
 
 _NEWLINE = re.compile(rb"\r\n|\n|\r")
 # A blank line ends an event, and any of CRLF, LF and CR ends a line. After CRLF CR the next byte tells: an LF belongs
