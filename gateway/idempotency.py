@@ -89,11 +89,24 @@ class _Entry:
         return digest, state, start, seen
 
     def deserted(self) -> bool:
-        """Whether nobody makes it any more. Only for one who doesn't."""
+        """Whether nobody makes it (any more). Only for one who doesn't."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return True
+
+    def remove(self, path: Path) -> bool:
+        """Take it away from `path`, unless somebody makes it; whether it is gone. Another one that has come to stand
+        there meanwhile is left alone."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(self._fd).st_ino:
+                path.unlink()
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         return True
 
@@ -244,16 +257,15 @@ class Answers:
                 first = self._begin(path, digest, run)
                 continue
             try:
-                there, state, start, _ = entry.head()
+                there, state, _, _ = entry.head()
                 if there != digest:
                     raise IdempotencyConflict(
                         "This Idempotency-Key was used for another request; use a new one for each.",
                         param="Idempotency-Key",
                     )
                 making = self._making.get(path)
-                if state == _FAILED or (state == _RUNNING and start == 0 and making is None and entry.deserted()):
-                    path.unlink(missing_ok=True)  # there is nothing to be had from it; make it anew
-                    continue
+                if state == _FAILED or (state == _RUNNING and making is None and entry.remove(path)):
+                    continue  # its maker took it away, or died: it is made anew
                 if not first:
                     logs.event("idempotent_replay", {"request_id": request_id, "key": key_id, "whole": state == _WHOLE})
                 if await _Reader(entry, making, again=not first).run(receive, send):
@@ -307,8 +319,7 @@ class Answers:
         for last_read, size, path in files:
             if last_read >= too_old and used <= self._bytes // 2 and count < MAX_ENTRIES:
                 break
-            if path not in self._making and not _is_running(path):
-                path.unlink(missing_ok=True)
+            if path not in self._making and _remove(path):
                 used -= size
                 count -= 1
         self._room.left = self._bytes - used
@@ -415,12 +426,11 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-def _is_running(path: Path) -> bool:
-    """Whether somebody makes it, in whichever worker but this one."""
+def _remove(path: Path) -> bool:
     entry = _Entry.open(path)
     if entry is None:
-        return False
+        return True
     try:
-        return not entry.deserted()
+        return entry.remove(path)
     finally:
         entry.close()
