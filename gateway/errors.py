@@ -22,6 +22,7 @@
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it said nothing for too long
+    ├── PromptFailed         503  a prompt of the operator's can't be rendered
     ├── Draining             503  the gateway itself is stopping
     └── ClientLeft           499  the caller hung up
 
@@ -165,6 +166,10 @@ class EngineSilent(EngineTimeout):
 class Draining(StackError):
     status, code = 503, "draining"
     headers = MappingProxyType({"retry-after": "5"})
+
+
+class PromptFailed(StackError):
+    status, code = 503, "prompt_failed"
 
 
 class ClientLeft(StackError):
