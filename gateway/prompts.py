@@ -43,7 +43,7 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "functio
 _OURS = frozenset({"system", "developer"})
 
 # How models' own chat templates mark who speaks: in a text, engines read these as control tokens and not as letters.
-# ChatML and Llama 3 <|…|>, DeepSeek the same with fullwidth bars, Llama 2 and Mistral [INST] and <<SYS>>, Gemma <start_of_turn>.
+# ChatML and Llama 3 <|…|>, DeepSeek the same with wide bars, Llama 2, Mistral [INST], <<SYS>>, Gemma <start_of_turn>.
 _CONTROL = re.compile(
     r"<[|\uff5c][^|\uff5c<>]{1,40}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT)\]|<(?:start|end)_of_turn>"
 )
