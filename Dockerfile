@@ -10,12 +10,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /build/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check \
         --no-compile --require-hashes --requirement /build/gateway.txt
 COPY gateway /opt/gateway/gateway
+# The `stack` command, from any directory.
+RUN printf '#!/opt/venv/bin/python\nimport sys\nsys.path.insert(0, "/opt/gateway")\nfrom gateway.cli import main\nmain()\n' \
+        >/opt/venv/bin/stack && chmod 0755 /opt/venv/bin/stack
 # Compiled here, because the running container can't write: unchecked-hash spares it looking at the sources too.
 RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /opt/gateway
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/gateway /opt/gateway
+# A new named volume takes the owner of what it covers.
+RUN mkdir -m 0700 /var/lib/stack && chown 10001:10001 /var/lib/stack
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

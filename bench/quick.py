@@ -83,7 +83,7 @@ def measure(names: list[str], how_often: int, test_core: int, load_core: int) ->
         if "nginx" in names:
             running["nginx"] = stack.enter_context(service.nginx(test_core, mock.port, scratch))
         if "gateway" in names:
-            running["gateway"] = stack.enter_context(service.gateway(test_core, mock.port))
+            running["gateway"] = stack.enter_context(service.gateway(test_core, mock.port, scratch))
 
         def turn(step: Callable[[Service], Figures]) -> None:
             for name in names:

@@ -102,12 +102,12 @@ def nginx(core: int, engine: int, scratch: Path) -> AbstractContextManager[Servi
     return _running("nginx", port, ["nginx", "-p", str(scratch), "-c", "nginx.conf", "-e", "stderr"], core, "/health")
 
 
-def gateway(core: int, engine: int) -> AbstractContextManager[Service]:
+def gateway(core: int, engine: int, scratch: Path) -> AbstractContextManager[Service]:
     """The gateway as it is deployed, logs and all, with one worker."""
     port = _free_port()
     settings = {"STACK_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1", "STACK_API_KEYS": KEY}
     settings |= {"LLM_BACKEND": "vllm", "LLM_BASE_URL": f"http://127.0.0.1:{engine}/v1", "LLM_MODEL": MODEL}
-    settings |= {"STACK_DRAIN_DELAY": "0"}  # only to stop sooner
+    settings |= {"STACK_DATA_DIR": str(scratch / "data"), "STACK_DRAIN_DELAY": "0"}  # the latter only to stop sooner
     return _running("gateway", port, [sys.executable, "-m", "gateway"], core, "/livez", **settings)
 
 

@@ -19,6 +19,7 @@ from gateway.errors import BadRequest, ClientLeft, InternalError, MethodNotAllow
 from gateway.exchange import Kind
 from gateway.health import Health
 from gateway.idempotency import Answers
+from gateway.keys import Key, Keys
 from gateway.metrics import Metrics
 from gateway.middleware import respond
 from gateway.pipeline import Pipeline, Request
@@ -45,7 +46,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health) -> None:
+def add_routes(app: FastAPI, keys: Keys, routes: Routes, health: Health) -> None:
     """Give the app its routes and make every error leave as an OpenAI envelope."""
 
     for path, (_, document, answer, streams) in RELAYED.items():
@@ -62,20 +63,21 @@ def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health)
             tags=["OpenAI"],
         )
 
-    async def require_key(request: HttpRequest, _: Annotated[Any, Depends(_bearer)]) -> None:
-        pipeline.authenticate(dict(request.scope["headers"]))
+    async def caller(request: HttpRequest, _: Annotated[Any, Depends(_bearer)]) -> Key:
+        return await keys.authenticate(dict(request.scope["headers"]).get(b"authorization"))
 
-    keyed: dict[str, Any] = {"dependencies": [Depends(require_key)], "tags": ["OpenAI"]}
+    Caller = Annotated[Key, Depends(caller)]  # noqa: N806  a type
+    keyed: dict[str, Any] = {"tags": ["OpenAI"]}
 
     @app.get("/v1/models", responses={401: _ERRORS[401]}, **keyed)
-    async def list_models() -> schema.ModelList:
+    async def list_models(key: Caller) -> schema.ModelList:
         """Every model name that can be used here, aliases included."""
-        return schema.ModelList(data=[schema.Model(**entry) for entry in await routes.entries()])
+        return schema.ModelList(data=[schema.Model(**entry) for entry in await routes.entries(key)])
 
     @app.get("/v1/models/{model:path}", responses={401: _ERRORS[401], 404: _ERRORS[404]}, **keyed)
-    async def get_model(model: str) -> schema.Model:
+    async def get_model(model: str, key: Caller) -> schema.Model:
         """One model. Its name may hold slashes and colons, escaped (`org%2Fname`) or not."""
-        for entry in await routes.entries():
+        for entry in await routes.entries(key):
             if entry["id"] == model:
                 return schema.Model(**entry)
         raise ModelNotFound(f"The model '{model[:200]}' does not exist here.", param="model")
@@ -104,9 +106,10 @@ def add_routes(app: FastAPI, pipeline: Pipeline, routes: Routes, health: Health)
     async def readyz() -> Response:
         """A request would be answered now. Asks the engine, at most once a second."""
         trouble, engines = await health.look()
+        store = "ok" if keys.trouble is None else keys.trouble.code  # without it known keys go on for a while
         if trouble is None:
-            return JSONResponse({"status": "ok", "engines": engines})
-        body = {"status": "unavailable", "engines": engines} | orjson.loads(trouble.envelope())
+            return JSONResponse({"status": "ok", "engines": engines, "store": store})
+        body = {"status": "unavailable", "engines": engines, "store": store} | orjson.loads(trouble.envelope())
         return JSONResponse(body, 503, _headers(trouble))
 
     @app.exception_handler(StackError)

@@ -9,10 +9,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, api, logs
+from gateway.admin import add_admin_routes
 from gateway.breaker import Breaker, State
 from gateway.config import Config
 from gateway.health import Health, Probes
 from gateway.idempotency import Answers
+from gateway.keybook import Keybook
+from gateway.keys import Keys
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
@@ -22,6 +25,7 @@ from gateway.retry import Budget
 from gateway.routing import Routes
 from gateway.settings import Settings
 from gateway.shared import Shared
+from gateway.store import open_store
 from gateway.upstream import Upstream
 
 
@@ -50,13 +54,17 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
-    pipeline = Pipeline(settings, routes, rules)
+    store = open_store(settings)
+    keys = Keys(settings, store)
+    pipeline = Pipeline(settings, keys, routes, rules)
     answers = Answers(settings, shared.directory)
     relays: api.Relays = set()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.callback(store.close)
+            await stack.enter_async_context(keys)
             for upstream in upstreams.values():
                 await stack.enter_async_context(upstream)
             await stack.enter_async_context(Probes(config.breaker, upstreams))
@@ -74,7 +82,8 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
         static_url="/docs/static",
         redirect_slashes=False,
     )
-    api.add_routes(fastapi, pipeline, routes, health)
+    api.add_routes(fastapi, keys, routes, health)
+    add_admin_routes(fastapi, settings, Keybook(store))
 
     app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
     if settings.stack_cors_origins:

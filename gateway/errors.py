@@ -23,6 +23,7 @@
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it said nothing for too long
     ├── PromptFailed         503  a prompt of the operator's can't be rendered
+    ├── StoreUnavailable     503  the database of keys can't be asked
     ├── Draining             503  the gateway itself is stopping
     └── ClientLeft           499  the caller hung up
 
@@ -170,6 +171,11 @@ class Draining(StackError):
 
 class PromptFailed(StackError):
     status, code = 503, "prompt_failed"
+
+
+class StoreUnavailable(StackError):
+    status, code = 503, "store_unavailable"
+    headers = MappingProxyType({"retry-after": "5"})
 
 
 class ClientLeft(StackError):

@@ -1,23 +1,30 @@
-"""Keys: from the Authorization header to who is calling."""
+"""Keys: from the Authorization header to who is calling, answered from memory.
 
+Each worker holds every key's digest. One task compares the store's revision with its own twice a second, so that a
+change reaches every worker within a second; a request asks the store only for a key nobody knows, and rarely then.
+While the store is away, what is known goes on working for a stated time; what isn't is neither right nor wrong.
+"""
+
+import asyncio
+import contextlib
 import hashlib
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
+from typing import Self
 
-from gateway.errors import InvalidKey
+from gateway import secret
+from gateway.errors import InvalidKey, StackError, StoreUnavailable
+from gateway.keybook import Entry, Keybook, Limits
+from gateway.settings import Settings
+from gateway.store import Store
 
+POLL = 0.4  # seconds between two looks at the store's revision
+ASK = 0.5  # seconds between two questions about unknown keys
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a key may use; None is no limit. Per minute: token buckets. Quotas: calendar days and
-    months in UTC."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrent: int | None = None
-    tokens_per_day: int | None = None
-    tokens_per_month: int | None = None
+log = logging.getLogger("stack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +35,151 @@ class Key:
     name: str = ""
     owner: str = ""
     models: frozenset[str] | None = None  # names it may use, as callers write them; None: all
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     priority: int = 1  # its weight in the queue in front of a busy engine
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    key: Key
+    ends: float  # seconds since 1970; infinity: never
+    disabled: bool = False
+    stored: bool = True  # in the store, not in STACK_API_KEYS
+
+
 class Keys:
-    """The accepted bearer keys. Only their digests are kept."""
+    """Every key in force. Only digests of them are kept. Use it with `async with`."""
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        self._keys = {digest: Key(digest.hex()[:8]) for digest in digests}
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._defaults = defaults(settings)
+        self._book = Keybook(store)
+        self._store = store
+        self._grace = settings.stack_store_grace
+        self._listed = {
+            digest: _Known(Key(digest.hex()[:8], limits=self._defaults), float("inf"), stored=False)
+            for digest in (secret.digest(key.encode()) for key in settings.accepted_keys())
+        }
+        self._known = dict(self._listed)
+        self._number = -1  # the revision of the store that this is of
+        self._good_at = float("-inf")  # when the store was last heard of, time.monotonic()
+        self._asked_at = float("-inf")
+        self._asking: asyncio.Task[None] | None = None  # a look at the store that has not begun
+        self.trouble: StackError | None = None  # why the store can't be asked, if it can't
 
-    def authenticate(self, authorization: bytes | None) -> Key:
-        """The key of an Authorization header, "Bearer" in any case. Raises InvalidKey.
+    async def __aenter__(self) -> Self:
+        await self._look()
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def authenticate(self, authorization: bytes | None) -> Key:
+        """The key of an Authorization header, "Bearer" in any case. Raises InvalidKey, or StoreUnavailable where nobody
+        can tell.
 
         Timing tells nothing: what is compared is the SHA-256 of what was sent, of which nobody can choose the start.
         """
         scheme, _, token = (authorization or b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not token.strip():
+        token = token.strip()
+        if scheme.lower() != b"bearer" or not token:
             raise InvalidKey("No API key was given. Send it as a header: Authorization: Bearer <key>.")
-        key = self._keys.get(hashlib.sha256(token.strip()).digest())
-        if key is None:
-            raise InvalidKey("The API key is not known here. Ask whoever runs this gateway for one.")
-        return key
+        digest = hashlib.sha256(token).digest()
+        known = self._known.get(digest)
+        if known is None:
+            if not secret.is_well_formed(token):
+                raise InvalidKey("The API key is not known here. Ask whoever runs this gateway for one.")
+            known = await self._ask(digest)
+        if known.stored:
+            self._check(known)
+        return known.key
+
+    def _check(self, known: _Known) -> None:
+        """These are told only to who has the right key."""
+        if known.disabled:
+            raise InvalidKey("This API key is disabled. Ask whoever runs this gateway.")
+        if time.time() >= known.ends:
+            raise InvalidKey("This API key has expired. Ask whoever runs this gateway for a new one.")
+        if self.trouble is not None and time.monotonic() - self._good_at > self._grace:
+            raise StoreUnavailable("The gateway's store has been away for too long to trust this key. Try again later.")
+
+    async def _ask(self, digest: bytes) -> _Known:
+        """A key may be younger than the last look. However many ask, the store is asked twice a second."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._look_soon())
+        await asyncio.shield(self._asking)
+        if (known := self._known.get(digest)) is not None:
+            return known
+        if self.trouble is not None:
+            raise StoreUnavailable("The API key can't be looked up right now. Try again shortly.")
+        raise InvalidKey("The API key is not known here. Ask whoever runs this gateway for one.")
+
+    async def _look_soon(self) -> None:
+        await asyncio.sleep(self._asked_at + ASK - time.monotonic())
+        self._asking = None  # who comes from now on may be too late for this look
+        self._asked_at = time.monotonic()
+        await self._look()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(POLL)
+            await self._look()
+
+    async def _look(self) -> None:
+        """See whether the store has changed, and take over what it holds now."""
+        try:
+            found = await asyncio.to_thread(self._read)
+        except StoreUnavailable as exc:
+            if self.trouble is None:
+                log.error("the store can't be used: %s", exc.__cause__)  # noqa: TRY400  no bug of ours
+            self.trouble = exc
+            return
+        if self.trouble is not None:
+            log.info("the store can be used again")
+        self.trouble = None
+        self._good_at = time.monotonic()
+        if found is not None and found[0] > self._number:  # two looks may overlap
+            self._number, self._known = found
+
+    def _read(self) -> tuple[int, dict[bytes, _Known]] | None:
+        """In a thread. None: nothing has changed."""
+        if self._number < 0:
+            self._store.migrate()
+        if self._store.number() == self._number:
+            return None
+        number, secrets = self._book.secrets()
+        made: dict[str, Key] = {}
+        known = {}
+        for digest, (entry, ends) in secrets.items():
+            key = made.setdefault(entry.id, _key(entry, self._defaults))
+            last = min(float("inf") if it is None else it for it in (ends, entry.expires_at))
+            known[digest] = _Known(key, last, disabled=entry.disabled)
+        return number, known | self._listed
+
+
+def defaults(settings: Settings) -> Limits:
+    """The limits of keys that have none of their own."""
+    return Limits(
+        requests_per_minute=settings.stack_limit_requests_per_minute,
+        tokens_per_minute=settings.stack_limit_tokens_per_minute,
+        concurrent=settings.stack_limit_concurrent,
+        tokens_per_day=settings.stack_limit_tokens_per_day,
+        tokens_per_month=settings.stack_limit_tokens_per_month,
+    )
+
+
+def _key(entry: Entry, limits: Limits) -> Key:
+    return Key(
+        id=entry.id,
+        name=entry.name,
+        owner=entry.owner,
+        models=None if entry.models is None else frozenset(entry.models),
+        limits=Limits(**entry.limits.model_dump()).over(limits),
+        priority=entry.priority,
+        labels=MappingProxyType(entry.labels),
+    )

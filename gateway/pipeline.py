@@ -32,27 +32,23 @@ class Request:
 class Pipeline:
     """What stands between a request and the engine: authenticate → read → understand → route, then admit → relay."""
 
-    def __init__(self, settings: Settings, routes: Routes, rules: Rules) -> None:
-        self._keys = Keys(settings.accepted_keys())
+    def __init__(self, settings: Settings, keys: Keys, routes: Routes, rules: Rules) -> None:
+        self._keys = keys
         self._routes = routes
         self._rules = rules
         self._max_body = settings.stack_max_body_bytes
 
-    def authenticate(self, headers: dict[bytes, bytes]) -> Key:
-        """Who is calling. Raises InvalidKey. Every endpoint that needs a key asks here and nowhere else."""
-        return self._keys.authenticate(headers.get(b"authorization"))
-
     async def understand(self, kind: Kind, scope: Scope, receive: Receive) -> Request:
         """Who asks for what, checked and whole. Raises StackError. Nothing has been counted or begun yet."""
         headers = dict(scope["headers"])
-        key = self.authenticate(headers)
+        key = await self._keys.authenticate(headers.get(b"authorization"))
         started = time.monotonic()
         raw = await self._read(headers, receive)
         if "refusal" in scope:  # the rest of the body never came, or came broken (ingress.py)
             raise scope["refusal"]
         body = parse(raw)
         size = check(kind, body)
-        route = await self._routes.resolve(body.get("model"), key.id, headers)
+        route = await self._routes.resolve(body.get("model"), key, headers)
         options = body.get("stream_options") or {}
         exchange = Exchange(
             request_id=scope["request_id"],

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.config import Config, Model, Split
 from gateway.errors import EngineError, EngineUnavailable, ModelNotFound
+from gateway.keys import Key
 from gateway.settings import Settings
 from gateway.upstream import Upstream
 
@@ -94,30 +95,37 @@ class Routes:
         self._lock = asyncio.Lock()
         self._since = int(time.time())
 
-    async def resolve(self, name: str | None, key_id: str, headers: dict[bytes, bytes]) -> Route:
-        """The route of a model name; the default model's for None. Raises ModelNotFound, with the names there are."""
+    async def resolve(self, name: str | None, key: Key, headers: dict[bytes, bytes]) -> Route:
+        """The route of a model name; the default model's for None. Raises ModelNotFound, with the names there are for
+        this key: what it may not use does not exist for it."""
         found = self._default if name is None else self._names.get(name)
-        if found is None:
+        wanted = name or self._default
+        if found is None or not self._usable(wanted, key):
             if self._open_to is not None:
                 await self._refresh(self._open_to)
-                if name in self._listed:
+                if found is None and wanted in self._listed and self._usable(wanted, key):
                     one = self._routes[self._default]
-                    return Route(name, ((Target(self._open_to, name),),), one.patience)
-            known = ", ".join(entry["id"] for entry in self._entries())
-            raise ModelNotFound(f"The model '{str(name)[:200]}' does not exist here. There is: {known}.", param="model")
+                    return Route(wanted, ((Target(self._open_to, wanted),),), one.patience)
+            known = ", ".join(entry["id"] for entry in self._entries(key)) or "none that this key may use"
+            raise ModelNotFound(f"The model '{wanted[:200]}' does not exist here. There is: {known}.", param="model")
         split = self._config.models[found].split
-        return self._routes[found] if split is None else self._choose(found, split, key_id, headers)
+        return self._routes[found] if split is None else self._choose(found, split, key.id, headers)
+
+    def _usable(self, name: str, key: Key) -> bool:
+        """A key that may use a model may call it by any of its names; one that may use an alias, by that alone."""
+        return key.models is None or not key.models.isdisjoint((name, self._names.get(name, name)))
 
     def default(self) -> list[Route]:
         """The routes that a request for the default model may take."""
         split = self._config.models[self._default].split
         return [self._routes[self._names[arm.model]] for arm in split.arms] if split else [self._routes[self._default]]
 
-    async def entries(self) -> list[dict[str, Any]]:
-        """OpenAI model objects. Never fails: while an engine is away, the configured names are listed."""
+    async def entries(self, key: Key) -> list[dict[str, Any]]:
+        """OpenAI model objects, of the models that the key may use. Never fails: while an engine is away, the
+        configured names are listed."""
         if self._open_to is not None:
             await self._refresh(self._open_to)
-        return self._entries()
+        return self._entries(key)
 
     def _choose(self, name: str, split: Split, key_id: str, headers: dict[bytes, bytes]) -> Route:
         """An arm of a split: by weight, and the same one for the same key or header value on every worker."""
@@ -149,12 +157,12 @@ class Routes:
         )
         return Route(name, (replicas, *fallbacks), patience)
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self, key: Key) -> list[dict[str, Any]]:
         entries = {name: self._entry(name) for name in self._config.models} | self._listed
         for alias, name in self._names.items():
             if alias != name:
                 entries[alias] = entries[name] | {"id": alias, "parent": name}
-        return list(entries.values())
+        return [entry for name, entry in entries.items() if self._usable(name, key)]
 
     def _entry(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._since, "owned_by": "stack"}

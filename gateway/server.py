@@ -28,6 +28,7 @@ from gateway.config import load as load_config
 from gateway.scrape import Board, Port
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 from gateway.shared import MAX_SLOTS, Shared
+from gateway.store import prepare
 
 log = logging.getLogger("stack")
 
@@ -244,6 +245,7 @@ def main() -> None:
     try:
         settings = load()
         config = load_config(settings)
+        prepare(settings)
     except SettingsError as exc:
         sys.exit(f"stack can't start:\n{exc}")
     logs.configure(settings.stack_log_level)

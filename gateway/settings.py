@@ -103,6 +103,7 @@ Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Address = Annotated[str, AfterValidator(_address)]
 Listening = Annotated[str, AfterValidator(_listening)]
+Count = Annotated[int, Field(ge=1, le=10**15)] | None
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -131,6 +132,17 @@ class Settings(EngineSettings):
     stack_workers: Annotated[int, Field(ge=1, le=64)] = 2
     stack_api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     stack_api_keys_file: Path = Path("/run/secrets/stack_api_keys")
+    stack_admin_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
+    stack_admin_keys_file: Path = Path("/run/secrets/stack_admin_keys")
+    stack_data_dir: Path = Path("/var/lib/stack")
+    stack_store_url: SecretStr | None = None
+    stack_store_url_file: Path = Path("/run/secrets/stack_store_url")
+    stack_store_grace: Seconds = 3600.0
+    stack_limit_requests_per_minute: Count = None
+    stack_limit_tokens_per_minute: Count = None
+    stack_limit_concurrent: Count = None
+    stack_limit_tokens_per_day: Count = None
+    stack_limit_tokens_per_month: Count = None
     stack_progress_file: Path = Path("/run/progress/model.json")
     stack_config: Path = Path("/etc/stack/stack.yaml")
     stack_model_aliases: Pairs = Field(default_factory=dict)
@@ -149,6 +161,8 @@ class Settings(EngineSettings):
     stack_log_content: bool = False
 
     _accepted_keys: tuple[str, ...] = ()
+    _admin_keys: tuple[str, ...] = ()
+    _store_url: str = ""
 
     @property
     def reachable_from(self) -> str:
@@ -161,34 +175,51 @@ class Settings(EngineSettings):
         return ipaddress.ip_address(self.reachable_from).is_loopback
 
     def accepted_keys(self) -> tuple[str, ...]:
-        """Every key in force, in plain text: STACK_API_KEYS and what the secrets file held when this was loaded."""
+        """Every key of STACK_API_KEYS and its file, in plain text, as it was when this was loaded."""
         return self._accepted_keys
 
-    def _read_keys(self) -> tuple[str, ...]:
-        listed = [key.get_secret_value() for key in self.stack_api_keys]
-        text = _read_secret(self.stack_api_keys_file)
-        listed += [key for line in text.splitlines() if not line.lstrip().startswith("#") for key in _split(line)]
-        return tuple(dict.fromkeys(listed)) or ((PLACEHOLDER_KEY,) if self.on_loopback else ())
+    def admin_keys(self) -> tuple[str, ...]:
+        """The same of STACK_ADMIN_KEYS. None: there is no admin API."""
+        return self._admin_keys
+
+    @property
+    def store_url(self) -> str:
+        """Where what must last is kept, as SQLAlchemy writes it. It may hold a password."""
+        return self._store_url
 
     @model_validator(mode="after")
     def _check_keys(self) -> "Settings":
-        keys = self._accepted_keys = self._read_keys()
+        keys = _read_keys(self.stack_api_keys, self.stack_api_keys_file, "STACK_API_KEYS")
+        self._accepted_keys = keys = keys or ((PLACEHOLDER_KEY,) if self.on_loopback else ())
+        self._admin_keys = _read_keys(self.stack_admin_keys, self.stack_admin_keys_file, "STACK_ADMIN_KEYS")
         if not self.on_loopback:
             if not keys:
                 raise ValueError(
                     f"STACK_API_KEYS: no key is set, and the port is published on {self.reachable_from}, "
                     "beyond this machine. Set a strong key (openssl rand -hex 24), or publish on 127.0.0.1."
                 )
-            if weak := [key for key in keys if len(key) < MIN_KEY_LENGTH]:
-                what = f"the placeholder '{PLACEHOLDER_KEY}'" if PLACEHOLDER_KEY in weak else "a short key"
-                raise ValueError(
-                    f"STACK_API_KEYS: holds {what}, and the port is published on {self.reachable_from}, "
-                    f"beyond this machine. Use keys of {MIN_KEY_LENGTH} characters or more (openssl rand -hex 24), "
-                    "or publish on 127.0.0.1."
-                )
-        for key in keys:
-            if not re.fullmatch(r"[\x21-\x7e]+", key):
-                raise ValueError("STACK_API_KEYS: a key may hold only printable ASCII characters without spaces.")
+            self._check_strength("STACK_API_KEYS", keys)
+            self._check_strength("STACK_ADMIN_KEYS", self._admin_keys)
+        if set(keys) & set(self._admin_keys):
+            raise ValueError("STACK_ADMIN_KEYS: holds a key of STACK_API_KEYS too. An admin key must be no other's.")
+        return self
+
+    def _check_strength(self, name: str, keys: tuple[str, ...]) -> None:
+        if weak := [key for key in keys if len(key) < MIN_KEY_LENGTH]:
+            what = f"the placeholder '{PLACEHOLDER_KEY}'" if PLACEHOLDER_KEY in weak else "a short key"
+            raise ValueError(
+                f"{name}: holds {what}, and the port is published on {self.reachable_from}, "
+                f"beyond this machine. Use keys of {MIN_KEY_LENGTH} characters or more (openssl rand -hex 24), "
+                "or publish on 127.0.0.1."
+            )
+
+    @model_validator(mode="after")
+    def _check_store(self) -> "Settings":
+        given = self.stack_store_url.get_secret_value() if self.stack_store_url else ""
+        url = given or _read_secret(self.stack_store_url_file, "STACK_STORE_URL_FILE").strip()
+        if url and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("STACK_STORE_URL: must look like postgresql://user:password@host:5432/database")
+        self._store_url = url.replace("postgres://", "postgresql://", 1) or f"sqlite:///{self.stack_data_dir}/stack.db"
         return self
 
     @model_validator(mode="after")
@@ -207,7 +238,16 @@ class Settings(EngineSettings):
         return self
 
 
-def _read_secret(path: Path) -> str:
+def _read_keys(given: tuple[SecretStr, ...], file: Path, name: str) -> tuple[str, ...]:
+    listed = [key.get_secret_value() for key in given]
+    text = _read_secret(file, f"{name}_FILE")
+    listed += [key for line in text.splitlines() if not line.lstrip().startswith("#") for key in _split(line)]
+    if not all(re.fullmatch(r"[\x21-\x7e]+", key) for key in listed):
+        raise ValueError(f"{name}: a key may hold only printable ASCII characters without spaces.")
+    return tuple(dict.fromkeys(listed))
+
+
+def _read_secret(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -215,7 +255,7 @@ def _read_secret(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
         raise ValueError(
-            f"STACK_API_KEYS_FILE: {path} can't be read ({reason}). "
+            f"{name}: {path} can't be read ({reason}). "
             "In its container the gateway runs as uid 10001, which must be allowed to read the file."
         ) from None
 

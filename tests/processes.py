@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ KEY = "sk-test-0123456789abcdef"
 AUTH = {"authorization": f"Bearer {KEY}"}
 MESSAGES = [{"role": "user", "content": "Hello"}]
 T = TypeVar("T")
+_DATA = tempfile.TemporaryDirectory(prefix="stack-test-")  # removed with this process
 
 
 def wait_for(what: Callable[[], T], *, deadline: float = 30.0, message: str = "") -> T:
@@ -133,6 +135,7 @@ def environment(engine_url: str, **settings: str) -> dict[str, str]:
         "LLM_MODEL": "fake-model",
         "STACK_API_KEYS": f"{KEY},sk-second-0123456789abcdef",
         "STACK_CONFIG": "/nonexistent",
+        "STACK_DATA_DIR": tempfile.mkdtemp(dir=_DATA.name),  # each gateway has its own
         "STACK_DRAIN_DELAY": "0",
         "STACK_GRACE": "10",
         **settings,

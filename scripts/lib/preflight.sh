@@ -86,6 +86,8 @@ need_port() {
 
 need_secret_files() {
   need_secret_file stack_api_keys STACK_API_KEYS_FILE
+  need_secret_file stack_admin_keys STACK_ADMIN_KEYS_FILE
+  need_secret_file stack_store_url STACK_STORE_URL_FILE
   need_secret_file hf_token HF_TOKEN_FILE
   echo "every file that a setting names is there"
 }

@@ -220,7 +220,13 @@ def test_every_setting_reaches_the_gateway(config: Config) -> None:
     passed = set(config["services"]["gateway"]["environment"])
     fields = {name.upper() for name in Settings.model_fields}
     # The key file is mounted where the gateway looks for it; its path on the host means nothing inside.
-    assert passed == fields - {"STACK_API_KEYS_FILE", "STACK_CONFIG"}
+    assert passed == fields - {
+        "STACK_API_KEYS_FILE",
+        "STACK_ADMIN_KEYS_FILE",
+        "STACK_STORE_URL_FILE",
+        "STACK_CONFIG",
+        "STACK_DATA_DIR",
+    }
     assert config["services"]["gateway"]["secrets"][0]["target"] == "/run/secrets/stack_api_keys"
 
 
@@ -254,7 +260,7 @@ def test_the_tiny_stack_has_no_provisioner_and_no_way_out() -> None:
     config = merged("tiny")
     assert set(config["services"]) == {"gateway", "engine"}
     assert set(config["networks"]) == {"edge", "backend", "metrics"}
-    assert not config.get("volumes")
+    assert set(config["volumes"]) == {"data"}  # the gateway's own
 
 
 def test_vllm_reserves_the_gpus_it_splits_the_model_over() -> None:

@@ -1,0 +1,120 @@
+"""Admin: the HTTP API for whoever hands out keys, behind keys of its own. It can do what the `stack` command can.
+
+Where no admin key is set there is no such path. The body is read here, after the key is checked, with a cap: FastAPI
+would read it before, whoever sends it.
+"""
+
+import asyncio
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway import schema, secret
+from gateway.errors import BadRequest, InvalidKey, TooLarge
+from gateway.keybook import Entry, Keybook, KeyFields
+from gateway.settings import Settings
+
+MAX_BODY = 256 * 1024  # bytes
+DAY = 86_400
+
+Fields = TypeVar("Fields", bound=BaseModel)
+_bearer = HTTPBearer(scheme_name="AdminKey", auto_error=False, description="One of STACK_ADMIN_KEYS.")
+
+
+class NewKey(BaseModel):
+    """A key with its secret, which is shown this once."""
+
+    key: Entry
+    secret: str
+
+
+class KeyList(BaseModel):
+    data: list[Entry]
+
+
+class Rotation(BaseModel):
+    """For how long the secrets there are go on working."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grace_seconds: Annotated[int, Field(ge=0, le=366 * DAY)] = DAY
+
+
+def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook) -> None:
+    """Give the app the paths below /admin, if there is a key for them."""
+    digests = {secret.digest(key.encode()) for key in settings.admin_keys()}
+    if not digests:
+        return
+
+    async def require_admin(request: HttpRequest, _: Annotated[Any, Depends(_bearer)]) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = secret.digest(token.strip().encode("latin-1"))
+        if scheme.lower() != "bearer" or given not in digests:
+            raise InvalidKey("This needs an admin key. Send it as a header: Authorization: Bearer <key>.")
+
+    errors: dict[int | str, dict[str, Any]] = {"default": {"model": schema.ErrorEnvelope}}
+    common: dict[str, Any] = {"dependencies": [Depends(require_admin)], "tags": ["admin"], "responses": errors}
+
+    @app.get("/admin/keys", **common)
+    async def list_keys() -> KeyList:
+        """All keys, without their secrets."""
+        return KeyList(data=await asyncio.to_thread(book.list))
+
+    @app.post("/admin/keys", status_code=201, openapi_extra=_takes(KeyFields), **common)
+    async def create_key(request: HttpRequest) -> NewKey:
+        """Make a key. Its secret is in the answer and can't be had again."""
+        entry, text = await asyncio.to_thread(book.create, await _body(request, KeyFields))
+        return NewKey(key=entry, secret=text)
+
+    @app.get("/admin/keys/{key_id}", **common)
+    async def show_key(key_id: str) -> Entry:
+        """One key."""
+        return await asyncio.to_thread(book.show, key_id)
+
+    @app.patch("/admin/keys/{key_id}", openapi_extra=_takes(KeyFields), **common)
+    async def change_key(key_id: str, request: HttpRequest) -> Entry:
+        """Change what is given; the rest stays. `disabled`, limits, expiry and models hold within a second."""
+        return await asyncio.to_thread(book.change, key_id, await _body(request, KeyFields))
+
+    @app.post("/admin/keys/{key_id}/rotate", openapi_extra=_takes(Rotation), **common)
+    async def rotate_key(key_id: str, request: HttpRequest) -> NewKey:
+        """Make a new secret; the old ones work for the grace period."""
+        asked = await _body(request, Rotation)
+        entry, text = await asyncio.to_thread(book.rotate, key_id, asked.grace_seconds)
+        return NewKey(key=entry, secret=text)
+
+    @app.delete("/admin/keys/{key_id}", status_code=204, **common)
+    async def delete_key(key_id: str) -> Response:
+        """Delete a key for good. Its usage stays."""
+        await asyncio.to_thread(book.delete, key_id)
+        return Response(status_code=204)
+
+
+def _takes(model: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _body(request: HttpRequest, model: type[Fields]) -> Fields:
+    """The request's body as `model`. Raises BadRequest that names the field, or TooLarge."""
+    raw = b""
+    async for piece in request.stream():
+        raw += piece
+        if len(raw) > MAX_BODY:
+            raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
+    return understand(raw or b"{}", model)
+
+
+def understand(raw: bytes, model: type[Fields]) -> Fields:
+    """JSON as `model`. Raises BadRequest that names the field."""
+    try:
+        return model.model_validate_json(raw, strict=True)
+    except ValidationError as exc:
+        error = exc.errors(include_url=False, include_input=False)[0]
+        param = ".".join(map(str, error["loc"])) or None
+        message = str(error["msg"]).removeprefix("Value error, ")
+        raise BadRequest(f"'{param}': {message}." if param else f"{message}.", param=param) from None

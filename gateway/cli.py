@@ -1,0 +1,339 @@
+"""Cli: the `stack` command: keys and limits, from a terminal or a script.
+
+It works on the store itself, which it finds by the gateway's own settings: so it is run where the gateway is, in its
+container or from a checkout (scripts/stack). Running gateways learn of every change within a second.
+"""
+
+import datetime as dt
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from gateway import keybook
+from gateway.errors import StackError
+from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
+from gateway.keys import defaults
+from gateway.settings import Settings, SettingsError, load
+from gateway.store import open_store, prepare
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Keys, limits and usage of this gateway.")
+keys = typer.Typer(no_args_is_help=True, help="Make, show, change and take back API keys.")
+app.add_typer(keys, name="keys")
+out = Console(highlight=False, soft_wrap=True)
+
+UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="the key's id, as `stack keys list` shows it")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Owner = Annotated[str | None, typer.Option(help="whose it is")]
+Expires = Annotated[
+    str | None, typer.Option(help="when it ends: in 12h, 30d, 8w; on 2027-01-31 (UTC, its beginning); or never")
+]
+Models = Annotated[list[str] | None, typer.Option("--model", help="a model it may use; repeat it; 'all' for all")]
+Priority = Annotated[int | None, typer.Option(help="its weight in the queue of a busy engine, 1 to 100")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="repeat it")]
+Limit = Annotated[str | None, typer.Option(metavar="N", help="a whole number, or 'default'")]
+
+
+@keys.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="by which you know it again")],
+    *,
+    owner: Owner = None,
+    expires: Expires = None,
+    model: Models = None,
+    priority: Priority = None,
+    label: Labels = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    concurrent: Limit = None,
+    tokens_per_day: Limit = None,
+    tokens_per_month: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print its secret, which can't be had again."""
+    limits = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
+    fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
+    with _book() as (book, _):
+        _say_secret(*book.create(_checked(KeyFields, fields)), as_json=as_json)
+
+
+@keys.command("list")
+def list_keys(*, as_json: Json = False) -> None:
+    """All keys, without their secrets."""
+    with _book() as (book, _):
+        entries = book.list()
+    if as_json:
+        return _print_json([_as_json(entry) for entry in entries])
+    table = Table("id", "name", "owner", "state", "expires", "models", "limits", box=None)
+    for it in entries:
+        models = "all" if it.models is None else ", ".join(it.models)
+        table.add_row(it.id, it.name, it.owner, it.state, _when(it.expires_at), models, _brief(it.limits))
+    out.print(table if entries else "There are no keys yet: stack keys create NAME")
+    return None
+
+
+@keys.command("show")
+def show(key_id: Id, *, as_json: Json = False) -> None:
+    """One key, with all that is known of it."""
+    with _book() as (book, _):
+        _say(book.show(key_id), as_json=as_json)
+
+
+@keys.command("set")
+def change(
+    key_id: Id,
+    *,
+    name: Annotated[str | None, typer.Option(help="its new name")] = None,
+    owner: Owner = None,
+    expires: Expires = None,
+    model: Models = None,
+    priority: Priority = None,
+    label: Labels = None,
+    as_json: Json = False,
+) -> None:
+    """Change what is given; the rest stays. Labels are replaced all together. Limits: `stack limits`."""
+    fields = _fields(name, owner, expires, model, priority, label)
+    if not fields:
+        raise typer.BadParameter("say what to change: see `stack keys set --help`")
+    with _book() as (book, _):
+        _say(book.change(key_id, _checked(KeyFields, fields)), as_json=as_json)
+
+
+@keys.command("rotate")
+def rotate(
+    key_id: Id,
+    *,
+    grace: Annotated[str, typer.Option(help="for how long the old secret goes on working: 0, 12h, 7d")] = "1d",
+    as_json: Json = False,
+) -> None:
+    """Make a new secret; the old one works for a while beside it."""
+    seconds = _seconds(grace)
+    with _book() as (book, _):
+        _say_secret(*book.rotate(key_id, seconds), as_json=as_json)
+
+
+@keys.command("disable")
+def disable(key_id: Id, *, as_json: Json = False) -> None:
+    """Refuse it from now on; `enable` takes that back."""
+    with _book() as (book, _):
+        _say(book.change(key_id, KeyFields(disabled=True)), as_json=as_json)
+
+
+@keys.command("enable")
+def enable(key_id: Id, *, as_json: Json = False) -> None:
+    """Accept it again."""
+    with _book() as (book, _):
+        _say(book.change(key_id, KeyFields(disabled=False)), as_json=as_json)
+
+
+@keys.command("delete")
+def delete(key_id: Id, *, yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False) -> None:
+    """Delete it for good; its usage stays. To be able to take that back, `disable` it."""
+    with _book() as (book, _):
+        entry = book.show(key_id)
+        if not yes and not (
+            sys.stdin.isatty() and typer.confirm(f"Delete the key {entry.id} ({entry.name}) for good?")
+        ):
+            sys.exit("Nothing was deleted: say --yes, or answer y.")
+        book.delete(key_id)
+    out.print(f"{entry.id} ({entry.name}) is deleted.")
+
+
+@app.command("limits")
+def limits(
+    key_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="a key's id; without one: the defaults")] = None,
+    *,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    concurrent: Limit = None,
+    tokens_per_day: Limit = None,
+    tokens_per_month: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Show or change what a key may use. 'default' gives a limit back to the defaults, which are settings
+    (STACK_LIMIT_…)."""
+    asked = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
+    with _book() as (book, settings):
+        general = defaults(settings)
+        if key_id is None:
+            if asked:
+                raise typer.BadParameter("name a key; the defaults are the settings STACK_LIMIT_…")
+            own = LimitFields()
+        else:
+            entry = book.change(key_id, _checked(KeyFields, {"limits": asked})) if asked else book.show(key_id)
+            own = entry.limits
+    in_force = keybook.Limits(**own.model_dump()).over(general)
+    names = list(LimitFields.model_fields)
+    if as_json:
+        return _print_json({name: getattr(in_force, name) for name in names})
+    table = Table("limit", "in force", "from", box=None)
+    for name in names:
+        source = "the key" if getattr(own, name) is not None else "the defaults"
+        table.add_row(name.replace("_", " "), _number(getattr(in_force, name)), source)
+    out.print(table)
+    return None
+
+
+def main() -> None:
+    """The `stack` command. Exits 1 with a sentence where something can't be done, 2 where the words are wrong."""
+    app(prog_name="stack")
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _book() -> Iterator[tuple[Keybook, Settings]]:
+    try:
+        settings = load()
+        prepare(settings)
+        store = open_store(settings)
+        try:
+            store.migrate()
+            yield Keybook(store), settings
+        finally:
+            store.close()
+    except StackError as exc:
+        cause = f" ({exc.__cause__.__cause__ or exc.__cause__})".splitlines()[0] if exc.__cause__ else ""
+        sys.exit(f"{exc.message}{cause}")
+    except SettingsError as exc:
+        sys.exit(str(exc))
+
+
+# -- from words to values ---------------------------------------------------------------------------------------------
+
+
+def _fields(
+    name: str | None,
+    owner: str | None,
+    expires: str | None,
+    models: list[str] | None,
+    priority: int | None,
+    labels: list[str] | None,
+) -> dict[str, Any]:
+    given: dict[str, Any] = {"name": name, "owner": owner, "priority": priority}
+    fields = {field: value for field, value in given.items() if value is not None}
+    if expires is not None:
+        fields["expires_at"] = _moment(expires)
+    if models:
+        fields["models"] = None if models == ["all"] else models
+    if labels:
+        pairs = [label.partition("=") for label in labels]
+        if wrong := [label for label, (_, equals, _) in zip(labels, pairs, strict=True) if not equals]:
+            raise typer.BadParameter(f"--label {wrong[0]}: write it as NAME=VALUE")
+        fields["labels"] = {label: value for label, _, value in pairs}
+    return fields
+
+
+def _limits(*words: str | None) -> dict[str, int | None]:
+    limits: dict[str, int | None] = {}
+    for name, word in zip(LimitFields.model_fields, words, strict=True):
+        if word is None:
+            continue
+        if word != "default" and not re.fullmatch(r"[0-9]{1,15}", word):
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {word}: a whole number, or 'default'")
+        limits[name] = None if word == "default" else int(word)
+    return limits
+
+
+def _checked(model: type[KeyFields], fields: dict[str, Any]) -> KeyFields:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        name = ".".join(map(str, error["loc"]))
+        raise typer.BadParameter(f"{name}: {str(error['msg']).removeprefix('Value error, ')}") from None
+
+
+def _moment(words: str) -> int | None:
+    """'30d' from now, '2027-01-31', or 'never'; seconds since 1970."""
+    if words == "never":
+        return None
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", words):
+        try:
+            moment = int(dt.datetime.fromisoformat(words).replace(tzinfo=dt.UTC).timestamp())
+        except ValueError:
+            raise typer.BadParameter(f"there is no day {words}") from None
+        if moment <= time.time():
+            raise typer.BadParameter(f"{words} is over")
+        return moment
+    return int(time.time()) + _seconds(words)
+
+
+def _seconds(words: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,6})([mhdw]?)", words)
+    if not match or (match[1] != "0" and not match[2]):
+        raise typer.BadParameter(f"'{words}' is no time: write 90m, 12h, 30d or 8w")
+    return int(match[1]) * UNITS.get(match[2], 1)
+
+
+# -- from values to words ---------------------------------------------------------------------------------------------
+
+
+def _say(entry: Entry, *, as_json: bool) -> None:
+    if as_json:
+        return _print_json(_as_json(entry))
+    table = Table(box=None, show_header=False)
+    rows = {
+        "id": entry.id,
+        "name": entry.name,
+        "owner": entry.owner or "-",
+        "state": entry.state,
+        "made": _when(entry.created_at),
+        "expires": _when(entry.expires_at),
+        "models": "all" if entry.models is None else ", ".join(entry.models),
+        "limits": _brief(entry.limits),
+        "priority": str(entry.priority),
+        "labels": ", ".join(f"{name}={value}" for name, value in entry.labels.items()) or "-",
+        "secrets": "; ".join(
+            f"made {_when(it['created_at'])}, until {_when(it['expires_at'])}" for it in entry.secrets
+        ),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out.print(table)
+    return None
+
+
+def _say_secret(entry: Entry, text: str, *, as_json: bool) -> None:
+    if as_json:
+        return _print_json({"key": _as_json(entry), "secret": text})
+    out.print(f"{entry.id} ({entry.name}). Its secret, shown this once:\n\n{text}\n", markup=False)
+    return None
+
+
+def _as_json(entry: Entry) -> dict[str, Any]:
+    return entry.model_dump() | {"state": entry.state}
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _when(moment: int | None) -> str:
+    if moment is None:
+        return "never"
+    return dt.datetime.fromtimestamp(moment, dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _brief(limits: LimitFields) -> str:
+    given = limits.model_dump(exclude_none=True)
+    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items()) or "the defaults"
+
+
+def _number(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The `stack` command in a process of its own."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.processes import ROOT, environment
+
+
+class Command:
+    """`stack` with a gateway's settings."""
+
+    def __init__(self, **settings: str) -> None:
+        self._env = environment("http://127.0.0.1:1", **settings) | {"COLUMNS": "200"}
+
+    def run(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gateway.cli", *words],
+            cwd=ROOT,
+            env=self._env,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def __call__(self, *words: str) -> str:
+        """What it prints; it must succeed."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self(*words, "--json"))

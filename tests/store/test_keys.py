@@ -1,0 +1,293 @@
+"""Keys: made with the command or the admin API, known to every worker within a second, in either database."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from gateway import secret
+from tests.processes import KEY, MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.store.conftest import Postgres
+from tests.store.stack import Command
+
+CHAT = "/v1/chat/completions"
+ADMIN = "sk-admin-0123456789abcdef"
+
+
+@pytest.fixture
+def stack(store_settings: dict[str, str]) -> Command:
+    return Command(**store_settings)
+
+
+@pytest.fixture
+def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) -> Iterator[GatewayProcess]:
+    with running_gateway(tmp_path / "log", engine.url, STACK_ADMIN_KEYS=ADMIN, **store_settings) as gateway:
+        yield gateway
+
+
+def ask(gateway: GatewayProcess, key: str, **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.post(gateway.url + CHAT, json={"messages": MESSAGES, **fields}, headers=headers, timeout=30)
+
+
+def status(gateway: GatewayProcess, key: str) -> set[int]:
+    """What both workers say: of ten connections each takes some."""
+    with ThreadPoolExecutor(10) as pool:
+        return {it.status_code for it in pool.map(lambda _: ask(gateway, key), range(10))}
+
+
+def test_a_keys_life_with_the_command(gateway: GatewayProcess, stack: Command) -> None:
+    made = stack.json("keys", "create", "billing", "--owner", "Ann", "--label", "team=red", "--expires", "30d")
+    key_id, text = made["key"]["id"], made["secret"]
+    assert status(gateway, text) == {200}  # at once, on every worker
+    assert text not in stack("keys", "list") + stack("keys", "show", key_id)
+    shown = stack.json("keys", "show", key_id)
+    assert (shown["name"], shown["owner"], shown["labels"], shown["state"]) == (
+        "billing",
+        "Ann",
+        {"team": "red"},
+        "active",
+    )
+    assert 29 * 86_400 < shown["expires_at"] - time.time() <= 30 * 86_400
+
+    stack("keys", "disable", key_id)
+    wait_for(lambda: status(gateway, text) == {401}, deadline=5)
+    assert "disabled" in ask(gateway, text).json()["error"]["message"]
+    stack("keys", "enable", key_id)
+    wait_for(lambda: status(gateway, text) == {200}, deadline=5)
+
+    again = stack.json("keys", "rotate", key_id, "--grace", "1h")["secret"]
+    assert status(gateway, again) == status(gateway, text) == {200}
+    last = stack.json("keys", "rotate", key_id, "--grace", "0")["secret"]
+    wait_for(lambda: status(gateway, text) == status(gateway, again) == {401}, deadline=5)
+    assert status(gateway, last) == {200}
+
+    assert "is deleted" in stack("keys", "delete", key_id, "--yes")
+    wait_for(lambda: status(gateway, last) == {401}, deadline=5)
+    assert stack.json("keys", "list") == []
+    assert status(gateway, KEY) == {200}  # those of STACK_API_KEYS are there beside
+    log = gateway.log_path.read_text()
+    assert not any(it in log for it in (text, again, last, ADMIN, KEY))
+
+
+def test_a_key_has_its_models_and_its_end(
+    gateway: GatewayProcess, stack: Command, engine: FakeEngine, mark: str
+) -> None:
+    text = stack.json("keys", "create", "limited", "--model", "other/model:1b")["secret"]
+    assert ask(gateway, text, model="other/model:1b").status_code == 200
+    for fields in ({"model": "fake-model"}, {}):
+        answer = ask(gateway, text, user=mark, **fields)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert "other/model:1b" in answer.json()["error"]["message"]
+    assert engine.seen(mark) == []
+    models = httpx.get(gateway.url + "/v1/models", headers={"authorization": f"Bearer {text}"}).json()["data"]
+    assert [it["id"] for it in models] == ["other/model:1b"]
+    one = httpx.get(gateway.url + "/v1/models/fake-model", headers={"authorization": f"Bearer {text}"})
+    assert one.status_code == 404
+
+    with admin(gateway) as client:
+        ends = int(time.time()) + 2
+        made = client.post("/admin/keys", json={"name": "short", "expires_at": ends}).json()
+        wait_for(lambda: ask(gateway, made["secret"]).status_code == 401)
+        assert time.time() >= ends
+        assert "expired" in ask(gateway, made["secret"]).json()["error"]["message"]
+
+
+def test_keys_that_are_none(gateway: GatewayProcess) -> None:
+    unknown = secret.new_secret("0123456789")
+    for key in (unknown, unknown[:-1] + ("a" if unknown[-1] != "a" else "b"), "sk-stack-", "x", unknown * 20):
+        answer = ask(gateway, key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def admin(gateway: GatewayProcess, key: str = ADMIN) -> httpx.Client:
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+
+
+def test_a_keys_life_over_http(gateway: GatewayProcess) -> None:
+    with admin(gateway) as client:
+        answer = client.post("/admin/keys", json={"name": "app", "limits": {"concurrent": 3, "tokens_per_day": 1000}})
+        assert answer.status_code == 201
+        key, text = answer.json()["key"], answer.json()["secret"]
+        assert status(gateway, text) == {200}
+        changed = client.patch(f"/admin/keys/{key['id']}", json={"limits": {"concurrent": None}, "owner": "Bob"}).json()
+        assert (changed["limits"]["concurrent"], changed["limits"]["tokens_per_day"]) == (None, 1000)
+        assert (changed["owner"], changed["name"]) == ("Bob", "app")
+        rotated = client.post(f"/admin/keys/{key['id']}/rotate", json={"grace_seconds": 0}).json()
+        assert client.get("/admin/keys").json()["data"] == [client.get(f"/admin/keys/{key['id']}").json()]
+        assert text not in client.get("/admin/keys").text
+        wait_for(lambda: status(gateway, text) == {401}, deadline=5)
+        assert status(gateway, rotated["secret"]) == {200}
+        client.patch(f"/admin/keys/{key['id']}", json={"disabled": True})
+        wait_for(lambda: status(gateway, rotated["secret"]) == {401}, deadline=5)
+        assert client.delete(f"/admin/keys/{key['id']}").status_code == 204
+        assert client.get(f"/admin/keys/{key['id']}").status_code == 404
+
+
+WRONG: dict[str, tuple[Any, str | None]] = {
+    "no name": ({}, "name"),
+    "empty name": ({"name": ""}, "name"),
+    "a name with a newline": ({"name": "a\nb"}, "name"),
+    "a field nobody knows": ({"name": "a", "nmae": 1}, "nmae"),
+    "a limit below one": ({"name": "a", "limits": {"concurrent": 0}}, "limits.concurrent"),
+    "a limit that is text": ({"name": "a", "limits": {"concurrent": "3"}}, "limits.concurrent"),
+    "a limit that is a fraction": ({"name": "a", "limits": {"concurrent": 1.5}}, "limits.concurrent"),
+    "an unknown limit": ({"name": "a", "limits": {"per_year": 1}}, "limits.per_year"),
+    "no models at all": ({"name": "a", "models": []}, "models"),
+    "priority too high": ({"name": "a", "priority": 101}, "priority"),
+    "labels that are a list": ({"name": "a", "labels": ["x"]}, "labels"),
+    "a list": ([], None),
+    "not JSON": (b"{", None),
+    "too large": (b'{"name": "' + b"x" * 300_000 + b'"}', None),
+}
+
+
+def test_what_the_admin_api_refuses(gateway: GatewayProcess) -> None:
+    with admin(gateway) as client:
+        for what, (body, param) in WRONG.items():
+            content = {"content": body} if isinstance(body, bytes) else {"json": body}
+            answer = client.post("/admin/keys", **content)  # type: ignore[arg-type]
+            assert answer.status_code == (413 if what == "too large" else 400), what
+            assert answer.json()["error"]["param"] == param, what
+            assert answer.json()["error"]["message"], what
+        for path in ("/admin/keys/nobody", "/admin/keys/..%2f..", "/admin/nothing"):
+            assert client.get(path).status_code == 404
+        assert client.put("/admin/keys").status_code == 405
+
+
+def test_only_an_admin_key_opens_the_admin_api_and_nothing_else(gateway: GatewayProcess, stack: Command) -> None:
+    text = stack.json("keys", "create", "plain")["secret"]
+    for key in (text, KEY, "wrong"):
+        with admin(gateway, key) as client:
+            for method, path in [("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x")]:
+                assert client.request(method, path).status_code == 401, (key, method, path)
+    assert status(gateway, ADMIN) == {401}
+    paths = httpx.get(gateway.url + "/openapi.json").json()["paths"]
+    assert {"get", "post"} <= paths["/admin/keys"].keys()
+
+
+def test_without_an_admin_key_there_is_no_admin_api(engine: FakeEngine, tmp_path: Path) -> None:
+    with running_gateway(tmp_path / "log", engine.url) as gateway, admin(gateway) as client:
+        assert client.get("/admin/keys").status_code == 404
+        assert "/admin/keys" not in client.get("/openapi.json").json()["paths"]
+
+
+REFUSED = [
+    (["keys", "create"], "Missing argument"),
+    (["keys", "create", "x", "--expires", "30x"], "is no time"),
+    (["keys", "create", "x", "--expires", "2020-01-01"], "is over"),
+    (["keys", "create", "x", "--expires", "2027-02-30"], "no day"),
+    (["keys", "create", "x", "--label", "red"], "NAME=VALUE"),
+    (["keys", "create", "x", "--concurrent", "0"], "limits.concurrent"),
+    (["keys", "create", "x", "--concurrent", "many"], "whole number"),
+    (["keys", "create", "a\nb"], "name"),
+    (["keys", "create", "x" * 201], "name"),
+    (["keys", "show", "nobody"], "no key 'nobody'"),
+    (["keys", "set", "nobody"], "say what to change"),
+    (["keys", "rotate", "nobody", "--grace", "5"], "is no time"),
+    (["keys", "delete", "nobody"], "no key 'nobody'"),
+    (["limits", "--concurrent", "3"], "name a key"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), REFUSED)
+def test_what_the_command_refuses(tmp_path: Path, words: list[str], sentence: str) -> None:
+    done = Command(STACK_DATA_DIR=str(tmp_path)).run(*words)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_limits_are_shown_and_set(stack: Command) -> None:
+    key_id = stack.json("keys", "create", "x", "--requests-per-minute", "10")["key"]["id"]
+    stack("limits", key_id, "--concurrent", "4", "--requests-per-minute", "default")
+    assert {k: v for k, v in stack.json("limits", key_id).items() if v} == {"concurrent": 4}
+    assert "the key" in stack("limits", key_id)
+
+
+def test_any_number_may_start_at_once_on_an_empty_store(stack: Command) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda _: stack.json("keys", "list"), range(6))) == [[]] * 6
+
+
+def test_a_store_from_the_future_is_left_alone(stack: Command, store_settings: dict[str, str]) -> None:
+    stack("keys", "list")
+    change = "UPDATE alembic_version SET version_num = '9999'"
+    if url := store_settings.get("STACK_STORE_URL"):
+        with psycopg.connect(url) as postgres:
+            postgres.execute(change)
+    else:
+        with closing(sqlite3.connect(store_settings["STACK_DATA_DIR"] + "/stack.db")) as lite, lite:
+            lite.execute(change)
+    done = stack.run("keys", "list")
+    assert done.returncode == 1
+    assert "newer version of stack" in done.stderr
+
+
+def test_a_locked_store_is_said_to_be_so_and_keys_go_on(engine: FakeEngine, tmp_path: Path) -> None:
+    stack = Command(STACK_DATA_DIR=str(tmp_path / "data"))
+    text = stack.json("keys", "create", "x")["secret"]
+    with (
+        running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(tmp_path / "data")) as gateway,
+        closing(sqlite3.connect(tmp_path / "data/stack.db", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        done = stack.run("keys", "create", "y")
+        assert (done.returncode, "locked" in done.stderr) == (1, True)
+        assert status(gateway, text) == {200}
+        other.execute("ROLLBACK")
+        stack("keys", "create", "y")
+
+
+def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data"), "STACK_STORE_URL": postgres.new_database()}
+    stack = Command(**settings)
+    known, taken = (stack.json("keys", "create", name) for name in ("known", "taken"))
+    with running_gateway(tmp_path / "log", engine.url, STACK_STORE_GRACE="6", **settings) as gateway:
+        stack("keys", "disable", taken["key"]["id"])
+        wait_for(lambda: status(gateway, taken["secret"]) == {401}, deadline=5)
+        assert status(gateway, known["secret"]) == {200}
+        postgres.stop()
+        try:
+            unknown = secret.new_secret("0123456789")
+            wait_for(lambda: status(gateway, unknown) == {503}, deadline=25)  # not a false 401
+            answer = ask(gateway, unknown)
+            assert answer.json()["error"]["code"] == "store_unavailable"
+            assert answer.headers["retry-after"]
+            assert status(gateway, taken["secret"]) == {401}
+            assert status(gateway, "sk-nonsense") == {401}
+            ready = httpx.get(gateway.url + "/readyz")
+            assert (ready.status_code, ready.json()["store"]) == (200, "store_unavailable")
+            done = stack.run("keys", "list")
+            assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
+            wait_for(lambda: status(gateway, known["secret"]) == {503})  # the stated time is over
+            assert status(gateway, KEY) == {200}  # needs no store
+        finally:
+            postgres.start()
+        wait_for(lambda: status(gateway, known["secret"]) == {200})
+        assert status(gateway, unknown) == {401}
+        assert httpx.get(gateway.url + "/readyz").json()["store"] == "ok"
+        new = stack.json("keys", "create", "new")["secret"]
+        assert status(gateway, new) == {200}
+
+
+def test_a_gateway_starts_without_its_database_and_finds_it_later(
+    engine: FakeEngine, tmp_path: Path, postgres: Postgres
+) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data"), "STACK_STORE_URL": postgres.new_database()}
+    postgres.stop()
+    try:
+        with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+            assert status(gateway, KEY) == {200}
+            postgres.start()
+            text = Command(**settings).json("keys", "create", "x")["secret"]
+            wait_for(lambda: status(gateway, text) == {200})
+    finally:
+        postgres.start()
