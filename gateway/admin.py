@@ -7,6 +7,7 @@ would read it before, whoever sends it.
 import asyncio
 from typing import Annotated, Any, TypeVar
 
+import orjson
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gateway import schema, secret
 from gateway.errors import BadRequest, InvalidKey, TooLarge
 from gateway.keybook import Entry, Keybook, KeyFields
+from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
 
 MAX_BODY = 256 * 1024  # bytes
@@ -36,6 +38,15 @@ class KeyList(BaseModel):
     data: list[Entry]
 
 
+class PromptList(BaseModel):
+    data: list[Version]
+    uses: list[Holds]
+
+
+class VersionList(BaseModel):
+    data: list[Version]
+
+
 class Rotation(BaseModel):
     """For how long the secrets there are go on working."""
 
@@ -44,7 +55,7 @@ class Rotation(BaseModel):
     grace_seconds: Annotated[int, Field(ge=0, le=366 * DAY)] = DAY
 
 
-def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook) -> None:
+def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: Promptbook) -> None:
     """Give the app the paths below /admin, if there is a key for them."""
     digests = {secret.digest(key.encode()) for key in settings.admin_keys()}
     if not digests:
@@ -91,6 +102,40 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook) -> None:
     async def delete_key(key_id: str) -> Response:
         """Delete a key for good. Its usage stays."""
         await asyncio.to_thread(book.delete, key_id)
+        return Response(status_code=204)
+
+    @app.get("/admin/prompts", **common)
+    async def list_prompts() -> PromptList:
+        """Every prompt's newest version, and for whom which prompt holds."""
+        return PromptList(data=await asyncio.to_thread(prompts.newest), uses=await asyncio.to_thread(prompts.uses))
+
+    @app.put("/admin/prompts/{name}", status_code=201, openapi_extra=_takes(Template), **common)
+    async def set_prompt(name: str, request: HttpRequest) -> Version:
+        """Make the next version of a prompt."""
+        asked = await _body(request, Template)
+        named = understand(orjson.dumps({"name": name}), Use)
+        return await asyncio.to_thread(prompts.set, named.name, asked.template)
+
+    @app.get("/admin/prompts/{name}", **common)
+    async def show_prompt(name: str) -> VersionList:
+        """All versions of a prompt."""
+        return VersionList(data=await asyncio.to_thread(prompts.show, name))
+
+    @app.delete("/admin/prompts/{name}", status_code=204, **common)
+    async def delete_prompt(name: str) -> Response:
+        """Delete a prompt that holds for nobody, with all its versions."""
+        await asyncio.to_thread(prompts.delete, name)
+        return Response(status_code=204)
+
+    @app.put("/admin/{of}s/{target:path}/prompt", openapi_extra=_takes(Use), **common)
+    async def use_prompt(of: Of, target: str, request: HttpRequest) -> Holds:
+        """Let a prompt hold for a key, or for a model whoever asks it. It stands before whatever is asked."""
+        return await asyncio.to_thread(prompts.use, of, target, await _body(request, Use))
+
+    @app.delete("/admin/{of}s/{target:path}/prompt", status_code=204, **common)
+    async def stop_prompt(of: Of, target: str) -> Response:
+        """Let none hold for it any more."""
+        await asyncio.to_thread(prompts.stop, of, target)
         return Response(status_code=204)
 
 

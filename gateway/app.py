@@ -20,6 +20,8 @@ from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
 from gateway.progress import Progress
+from gateway.promptbook import Promptbook
+from gateway.prompts import Prompts
 from gateway.relay import Rules
 from gateway.retry import Budget
 from gateway.routing import Routes
@@ -55,8 +57,9 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
     store = open_store(settings)
-    keys = Keys(settings, store)
-    pipeline = Pipeline(settings, keys, routes, rules)
+    prompts, promptbook = Prompts(), Promptbook(store)
+    keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
+    pipeline = Pipeline(settings, keys, routes, prompts, rules)
     answers = Answers(settings, shared.directory)
     relays: api.Relays = set()
 
@@ -83,7 +86,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
         redirect_slashes=False,
     )
     api.add_routes(fastapi, keys, routes, health)
-    add_admin_routes(fastapi, settings, Keybook(store))
+    add_admin_routes(fastapi, settings, Keybook(store), promptbook)
 
     app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
     if settings.stack_cors_origins:

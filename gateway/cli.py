@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -22,14 +22,18 @@ from gateway import keybook
 from gateway.errors import StackError
 from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
 from gateway.keys import defaults
+from gateway.promptbook import Of, Promptbook, Use
 from gateway.settings import Settings, SettingsError, load
-from gateway.store import open_store, prepare
+from gateway.store import Store, open_store, prepare
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Keys, limits and usage of this gateway.")
 keys = typer.Typer(no_args_is_help=True, help="Make, show, change and take back API keys.")
 app.add_typer(keys, name="keys")
+prompts = typer.Typer(no_args_is_help=True, help="Text of yours that stands before what a key, or a model, is asked.")
+app.add_typer(prompts, name="prompts")
 out = Console(highlight=False, soft_wrap=True)
 
+Fields = TypeVar("Fields", bound=BaseModel)
 UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the key's id, as `stack keys list` shows it")]
@@ -64,7 +68,7 @@ def create(
     limits = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
     fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
     with _book() as (book, _):
-        _say_secret(*book.create(_checked(KeyFields, fields)), as_json=as_json)
+        _say_secret(*book.create(_valid(KeyFields, fields)), as_json=as_json)
 
 
 @keys.command("list")
@@ -106,7 +110,7 @@ def change(
     if not fields:
         raise typer.BadParameter("say what to change: see `stack keys set --help`")
     with _book() as (book, _):
-        _say(book.change(key_id, _checked(KeyFields, fields)), as_json=as_json)
+        _say(book.change(key_id, _valid(KeyFields, fields)), as_json=as_json)
 
 
 @keys.command("rotate")
@@ -170,7 +174,7 @@ def limits(
                 raise typer.BadParameter("name a key; the defaults are the settings STACK_LIMIT_…")
             own = LimitFields()
         else:
-            entry = book.change(key_id, _checked(KeyFields, {"limits": asked})) if asked else book.show(key_id)
+            entry = book.change(key_id, _valid(KeyFields, {"limits": asked})) if asked else book.show(key_id)
             own = entry.limits
     in_force = keybook.Limits(**own.model_dump()).over(general)
     names = list(LimitFields.model_fields)
@@ -184,6 +188,94 @@ def limits(
     return None
 
 
+@prompts.command("set")
+def set_prompt(
+    name: Annotated[str, typer.Argument(help="letters, digits, '.', '_' and '-'")],
+    file: Annotated[typer.FileText, typer.Argument(help="the template; '-' reads it from standard input")],
+) -> None:
+    """Make a prompt, or its next version. It may use {{ key_name }}, {{ owner }}, {{ labels.NAME }}, {{ model }} and
+    {{ date }}."""
+    named = _valid(Use, {"name": name})
+    with _store() as (store, _):
+        made = Promptbook(store).set(named.name, file.read())
+    out.print(f"{made.name} version {made.version}")
+
+
+@prompts.command("list")
+def list_prompts(*, as_json: Json = False) -> None:
+    """Every prompt, and whom it holds for."""
+    with _store() as (store, _):
+        found, held = Promptbook(store).newest(), Promptbook(store).uses()
+    if as_json:
+        return _print_json({"data": [it.model_dump() for it in found], "uses": [it.model_dump() for it in held]})
+    table = Table("name", "newest", "made", "holds for", box=None)
+    for it in found:
+        whom = [
+            f"{u.of} {u.target}" + (f" (version {u.version})" if u.version else "") for u in held if u.name == it.name
+        ]
+        table.add_row(it.name, str(it.version), _when(it.created_at), ", ".join(whom) or "nobody")
+    out.print(table if found else "There are no prompts yet: stack prompts set NAME FILE")
+    return None
+
+
+@prompts.command("show")
+def show_prompt(
+    name: Annotated[str, typer.Argument()],
+    *,
+    version: Annotated[int | None, typer.Option(help="not the newest")] = None,
+) -> None:
+    """Print a prompt's template."""
+    with _store() as (store, _):
+        found = Promptbook(store).show(name)
+    wanted = [it for it in found if version in (None, it.version)]
+    if not wanted:
+        sys.exit(f"The prompt '{name}' has no version {version}.")
+    sys.stdout.write(wanted[-1].template)
+
+
+@prompts.command("use")
+def use_prompt(
+    name: Annotated[str, typer.Argument()],
+    *,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="for this key")] = None,
+    model: Annotated[str | None, typer.Option(help="for this model, whoever asks it")] = None,
+    version: Annotated[int | None, typer.Option(help="this one for good, not the newest")] = None,
+) -> None:
+    """Let a prompt hold for a key or a model."""
+    of, target = _whom(key, model)
+    use = _valid(Use, {"name": name, "version": version})
+    with _store() as (store, _):
+        Promptbook(store).use(of, target, use)
+    out.print(f"{name} holds for the {of} {target}.")
+
+
+@prompts.command("stop")
+def stop_prompt(
+    *,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="for this key")] = None,
+    model: Annotated[str | None, typer.Option(help="for this model")] = None,
+) -> None:
+    """Let none hold any more."""
+    of, target = _whom(key, model)
+    with _store() as (store, _):
+        Promptbook(store).stop(of, target)
+    out.print(f"No prompt holds for the {of} {target} any more.")
+
+
+@prompts.command("delete")
+def delete_prompt(name: Annotated[str, typer.Argument()]) -> None:
+    """Delete a prompt that holds for nobody, with all its versions."""
+    with _store() as (store, _):
+        Promptbook(store).delete(name)
+    out.print(f"{name} is deleted.")
+
+
+def _whom(key: str | None, model: str | None) -> tuple[Of, str]:
+    if (key is None) == (model is None):
+        raise typer.BadParameter("say --key ID or --model NAME")
+    return ("key", key) if key is not None else ("model", model or "")
+
+
 def main() -> None:
     """The `stack` command. Exits 1 with a sentence where something can't be done, 2 where the words are wrong."""
     app(prog_name="stack")
@@ -194,13 +286,19 @@ def main() -> None:
 
 @contextmanager
 def _book() -> Iterator[tuple[Keybook, Settings]]:
+    with _store() as (store, settings):
+        yield Keybook(store), settings
+
+
+@contextmanager
+def _store() -> Iterator[tuple[Store, Settings]]:
     try:
         settings = load()
         prepare(settings)
         store = open_store(settings)
         try:
             store.migrate()
-            yield Keybook(store), settings
+            yield store, settings
         finally:
             store.close()
     except StackError as exc:
@@ -246,7 +344,7 @@ def _limits(*words: str | None) -> dict[str, int | None]:
     return limits
 
 
-def _checked(model: type[KeyFields], fields: dict[str, Any]) -> KeyFields:
+def _valid(model: type[Fields], fields: dict[str, Any]) -> Fields:
     try:
         return model.model_validate(fields)
     except ValidationError as exc:

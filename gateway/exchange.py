@@ -23,6 +23,7 @@ class Exchange:
     choices: int  # answers asked for
     fields: dict[str, Any]  # the body
     started: float  # time.monotonic(), seconds
+    prompt: str | None = None  # the operator's prompts in it, by name and version
 
     def encode(self, model: str, *, stream: bool) -> bytes:
         """The body for an engine: under its own name for the model, and with its count of tokens asked for.

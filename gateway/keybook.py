@@ -176,7 +176,7 @@ class Keybook:
         """For good. What it used stays in the usage, under its id."""
         with self._store.change() as connection:
             if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount == 0:
-                raise _unknown(key_id)
+                raise unknown(key_id)
 
     def secrets(self) -> tuple[int, dict[bytes, tuple[Entry, int | None]]]:
         """Everything a worker holds in memory: each secret's digest, its key, and when it ends; and the revision of the
@@ -191,7 +191,7 @@ class Keybook:
 def _entry(connection: sa.Connection, key_id: str) -> Entry:
     found = _entries(connection, keys.c.id == key_id)
     if not found:
-        raise _unknown(key_id)
+        raise unknown(key_id)
     return found[0]
 
 
@@ -212,5 +212,9 @@ def _without_nulls(limits: LimitFields) -> dict[str, int]:
     return limits.model_dump(exclude_none=True)
 
 
-def _unknown(key_id: str) -> NotFound:
+def exists(connection: sa.Connection, key_id: str) -> bool:
+    return connection.execute(sa.select(keys.c.id).where(keys.c.id == key_id)).first() is not None
+
+
+def unknown(key_id: str) -> NotFound:
     return NotFound(f"There is no key '{key_id[:64]}'. `stack keys list` shows those there are.")

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -51,7 +51,9 @@ class _Known:
 class Keys:
     """Every key in force. Only digests of them are kept. Use it with `async with`."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, also: Callable[[], object] = lambda: None) -> None:
+        """`also` is called, in a thread, whenever the store has changed: for what else is held in memory."""
+        self._also = also
         self._defaults = defaults(settings)
         self._book = Keybook(store)
         self._store = store
@@ -153,6 +155,7 @@ class Keys:
         if self._store.number() == self._number:
             return None
         number, secrets = self._book.secrets()
+        self._also()
         made: dict[str, Key] = {}
         known = {}
         for digest, (entry, ends) in secrets.items():

@@ -11,6 +11,7 @@ from gateway import guard
 from gateway.errors import BadRequest, ClientLeft, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
+from gateway.prompts import Prompts
 from gateway.relay import Relay, Rules
 from gateway.routing import Route, Routes
 from gateway.settings import Settings
@@ -32,9 +33,10 @@ class Request:
 class Pipeline:
     """What stands between a request and the engine: authenticate → read → understand → route, then admit → relay."""
 
-    def __init__(self, settings: Settings, keys: Keys, routes: Routes, rules: Rules) -> None:
+    def __init__(self, settings: Settings, keys: Keys, routes: Routes, prompts: Prompts, rules: Rules) -> None:
         self._keys = keys
         self._routes = routes
+        self._prompts = prompts
         self._rules = rules
         self._max_body = settings.stack_max_body_bytes
 
@@ -49,6 +51,7 @@ class Pipeline:
         body = parse(raw)
         size = check(kind, body)
         route = await self._routes.resolve(body.get("model"), key, headers)
+        body, prompt = self._prompts.apply(key, route.name, kind, body)
         options = body.get("stream_options") or {}
         exchange = Exchange(
             request_id=scope["request_id"],
@@ -59,6 +62,7 @@ class Pipeline:
             size=size,
             choices=_choices(kind, size, body.get("n")),
             fields=body,
+            prompt=prompt,
             started=started,
         )
         return Request(key, exchange, route, headers, raw)

@@ -75,15 +75,21 @@ class _Labels(dict[str, str]):
 
 
 class Prompts:
-    """Which prompts hold for whom: by key id, and by a model's name here. Immutable: a change makes another one."""
+    """Which prompts hold for whom: by key id, and by a model's name here."""
 
-    def __init__(self, by_key: Mapping[str, Prompt], by_model: Mapping[str, Prompt]) -> None:
-        self._by_key = by_key
-        self._by_model = by_model
+    def __init__(
+        self, by_key: Mapping[str, Prompt] | None = None, by_model: Mapping[str, Prompt] | None = None
+    ) -> None:
+        self.take(by_key or {}, by_model or {})
+
+    def take(self, by_key: Mapping[str, Prompt], by_model: Mapping[str, Prompt]) -> None:
+        """These hold from now on. Any thread may say so."""
+        self._held = by_key, by_model
 
     def of(self, key: Key, model: str) -> list[Prompt]:
         """Those that hold, in the order they are written: the model's, then the key's."""
-        found = (self._by_model.get(model), self._by_key.get(key.id))
+        by_key, by_model = self._held
+        found = (by_model.get(model), by_key.get(key.id))
         return [prompt for prompt in found if prompt is not None]
 
     def apply(self, key: Key, model: str, kind: Kind, body: dict[str, Any]) -> tuple[dict[str, Any], str | None]:

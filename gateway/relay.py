@@ -383,7 +383,14 @@ class Relay:
     def _started_log(self) -> None:
         it = self._exchange
         self._rules.metrics.started(it.kind, self._route.name, self._route.arm)
-        fields = {"request_id": it.request_id, "key": it.key_id, "model": self._route.name, _SIZE[it.kind]: it.size}
+        fields: dict[str, Any] = {
+            "request_id": it.request_id,
+            "key": it.key_id,
+            "model": self._route.name,
+            _SIZE[it.kind]: it.size,
+        }
+        if it.prompt is not None:
+            fields["prompt"] = it.prompt
         logs.event(f"{it.kind}_started", fields | {"stream": it.stream})
         if self._rules.log_content:
             body = orjson.dumps(it.fields, default=str).decode()
