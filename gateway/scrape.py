@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import Metric, values
@@ -102,36 +101,39 @@ class Port:
         self._page = page
         self._listener: socket.socket | None = None
         self._client: socket.socket | None = None
+        self._next_try = float("-inf")
+        os.register_at_fork(after_in_child=self._let_go)
 
     def open(self) -> None:
-        """Serve from now on, or as soon as the port can be had, until the process ends.
+        """Serve from now on until the process ends. Where the port can't be had yet, call again: any number of calls
+        make an attempt every AGAIN seconds.
 
-        The name is looked up here, by the main thread, before workers are forked: a fork in the middle of another
-        thread's look-up left the worker with a lock that nobody would ever release, and hung it at its first own one.
+        For the one thread that forks the workers. A fork in the middle of another thread's look-up of the name left the
+        worker with a lock that nobody would ever release, and hung it at its first own one.
         """
+        if self._listener is not None or time.monotonic() < self._next_try:
+            return
         try:
             self._listener = self._bind()
         except OSError as exc:
-            log.error("the metrics can't listen on %s port %s yet: %s", *self._address, exc.strerror or exc)  # noqa: TRY400
-        os.register_at_fork(after_in_child=self._let_go)
-        threading.Thread(target=self._run, name="metrics", daemon=True).start()
+            if self._next_try < 0:
+                log.error("the metrics can't listen on %s port %s yet: %s", *self._address, exc.strerror or exc)  # noqa: TRY400
+            self._next_try = time.monotonic() + AGAIN
+            return
+        host, port = self._listener.getsockname()[:2]
+        log.info("metrics", extra={"host": host, "port": port})
+        threading.Thread(target=self._run, args=(self._listener,), name="metrics", daemon=True).start()
 
     def _let_go(self) -> None:
         for each in (self._listener, self._client):
             if each is not None:
                 each.close()
 
-    def _run(self) -> None:
+    def _run(self, listener: socket.socket) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are the main thread's
-        while self._listener is None:
-            time.sleep(AGAIN)
-            with suppress(OSError):
-                self._listener = self._bind()
-        host, port = self._listener.getsockname()[:2]
-        log.info("metrics", extra={"host": host, "port": port})
         while True:
             try:
-                self._client, _ = self._listener.accept()
+                self._client, _ = listener.accept()
             except OSError:  # no file descriptor to be had, for one
                 time.sleep(0.1)
                 continue

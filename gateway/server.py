@@ -143,6 +143,7 @@ class Master(Arbiter):  # type: ignore[misc]
             self.cfg.set("graceful_timeout", self.app.graceful_timeout)
 
     def manage_workers(self) -> None:
+        self.app.open_metrics()
         super().manage_workers()
         if self._reloading:  # the last step before the wait, whose length this is
             self.cfg.set("graceful_timeout", 0)
@@ -156,6 +157,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._config = config
         self._shared = Shared()
         self._board = Board() if settings.stack_metrics_bind else None
+        self._port: Port | None = None
+        if self._board is not None and settings.stack_metrics_bind:
+            self._port = Port(*split_address(settings.stack_metrics_bind), self._board.page)
         super().__init__()
 
     @property
@@ -168,6 +172,11 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._shared.draining.set()
         log.info("draining", extra={"seconds": self._settings.stack_drain_delay})
         return self._settings.stack_drain_delay
+
+    def open_metrics(self) -> None:
+        """Serve /metrics, if it isn't served yet. Called by the master before it forks, and once a second."""
+        if self._port is not None:
+            self._port.open()
 
     def read_again(self) -> bool:
         """Read settings and stack.yaml anew; whether they can be used."""
@@ -194,7 +203,6 @@ class Server(BaseApplication):  # type: ignore[misc]
             "keepalive": 75,  # seconds an idle connection stays open: longer than a load balancer's own 60
             "control_socket_disable": True,  # it wants a writable home; the root file system is read-only
             "proc_name": "stack",
-            "when_ready": self._when_ready,
             "pre_fork": self._pre_fork,
             "post_fork": self._post_fork,
             "child_exit": self._child_exit,
@@ -214,10 +222,6 @@ class Server(BaseApplication):  # type: ignore[misc]
         Master(self).run()
 
     # Each worker has a slot, given before its fork, which is free again once it is gone.
-
-    def _when_ready(self, _: Arbiter) -> None:
-        if self._board is not None and self._settings.stack_metrics_bind:
-            Port(*split_address(self._settings.stack_metrics_bind), self._board.page).open()
 
     def _pre_fork(self, arbiter: Arbiter, worker: Worker) -> None:
         taken = {it.slot for it in arbiter.WORKERS.values()}
