@@ -55,7 +55,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     progress = Progress(settings)
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
-    rules = Rules(config.retries, Budget(config.retries.budget), metrics, log_content)
+    rules = Rules(config.retries, Budget(config.retries.budget, settings.stack_workers), metrics, log_content)
     store = open_store(settings)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))

@@ -25,6 +25,7 @@
     ├── PromptFailed         503  a prompt of the operator's can't be rendered
     ├── StoreUnavailable     503  the database of keys can't be asked
     ├── Draining             503  the gateway itself is stopping
+    ├── Exhausted            503  the gateway itself has no file descriptor left
     └── ClientLeft           499  the caller hung up
 
 Codes and types are those of OpenAI's API, so that its clients raise the right exception.
@@ -176,6 +177,11 @@ class PromptFailed(StackError):
 class StoreUnavailable(StackError):
     status, code = 503, "store_unavailable"
     headers = MappingProxyType({"retry-after": "5"})
+
+
+class Exhausted(StackError):
+    status, code = 503, "server_is_overloaded"
+    headers = MappingProxyType({"retry-after": "2"})
 
 
 class ClientLeft(StackError):

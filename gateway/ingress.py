@@ -85,6 +85,7 @@ class Protocol(HttpToolsProtocol):
         self._fed = 0  # bytes parsed in this phase, without the piece it began in
         self._body = 0  # bytes of the body so far
         self._body_seen = 0  # … when the sweep last looked
+        self._current: RequestResponseCycle | None = None  # the request under way; self.cycle is the one read last
         self._deaf = False  # nothing that comes is parsed any more
         self._upgrading = False
         self._parting = False
@@ -99,6 +100,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._current is not None and self._current is not self.cycle:
+            self._current.disconnected = True
+            self._current.message_event.set()
         self._deaf = True
         self._outlet.close = self.transport.close  # nothing refers to itself any more
 
@@ -202,6 +206,8 @@ class Protocol(HttpToolsProtocol):
         if not cycle.response_complete:
             cycle.body += body
             if len(cycle.body) > HIGH_WATER_LIMIT:
+                if cycle is not self._current:
+                    raise _invalid("a request that is sent ahead is too large")
                 self.flow.pause_reading()
             cycle.message_event.set()
 
@@ -222,7 +228,7 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._start(*self.pipeline.pop())
         elif self._phase == BUSY:
             self._enter(IDLE)
         elif self._phase == BODY:
@@ -250,10 +256,13 @@ class Protocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
-        else:
-            self.flow.pause_reading()
+            self._start(self.cycle, self.app)
+        else:  # reading goes on: it is how the hang-up of the one under way is noticed
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._current = cycle
+        self._start_asgi_task(cycle, app)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Answer a request that offers another protocol as if it hadn't, as RFC 9110 (7.8) allows. The parser would

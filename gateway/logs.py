@@ -1,18 +1,20 @@
 """Logs: one flat JSON object per line on stdout; ours, uvicorn's, gunicorn's and asyncio's alike.
 
-Lines go into a bounded buffer that one daemon thread empties. A reader that stalls costs lines, which are
-counted and reported once it reads again; it never stalls the gateway (with a handler that writes
-directly, a blocked pipe froze the event loop and SIGTERM had no effect).
+Lines go into a bounded buffer that one daemon thread empties. A reader that stalls, or a full disk, costs lines, which
+are counted and reported once there is room again; it never stalls the gateway (with a handler that writes directly, a
+blocked pipe froze the event loop and SIGTERM had no effect).
 """
 
 import atexit
+import fcntl
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import orjson
 from pythonjsonlogger.orjson import OrjsonFormatter
@@ -27,13 +29,21 @@ class Sink:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._turn: IO[bytes] | None = None
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.flush)
 
+    def share(self) -> None:
+        """From now on take turns with every process that is forked from this one: a pipe would mix writes that are
+        longer than ATOMIC."""
+        self._turn = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
+
     def _reset(self) -> None:  # a thread and its locks don't survive a fork
         self._lines: deque[bytes] = deque()
-        self._taken_in = self._written = self._dropped = 0
+        self._taken_in = self._written = 0  # bytes
+        self._refused = self._failed = self._told = 0  # lines: dropped by `write`, by the thread; reported
+        self._torn = False  # a write ended in the midst of a line
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self.on_drop: Callable[[], object] | None = None
@@ -41,7 +51,7 @@ class Sink:
     def write(self, line: bytes) -> None:
         """Queue one line, newline included; drop and count it when the backlog is full."""
         if self._taken_in - self._written > MAX_BACKLOG:
-            self._dropped += 1
+            self._refused += 1
             if self.on_drop is not None:
                 self.on_drop()
             return
@@ -65,25 +75,41 @@ class Sink:
             time.sleep(BATCH)
             self._wake.clear()
             while self._lines:
-                if self._dropped:
-                    dropped, self._dropped = self._dropped, 0
-                    self._put(_line("log_lines_dropped", "warning", {"count": dropped}))
+                dropped = self._refused + self._failed - self._told
+                if dropped and self._put(_line("log_lines_dropped", "warning", {"count": dropped})):
+                    self._told += dropped
                 batch = [self._lines.popleft()]
                 size = len(batch[0])
                 while self._lines and size + len(self._lines[0]) <= ATOMIC:
                     batch.append(self._lines.popleft())
                     size += len(batch[-1])
-                self._put(b"".join(batch))
+                if not self._put(b"".join(batch)):
+                    self._failed += len(batch)
+                    if self.on_drop is not None:
+                        for _ in batch:
+                            self.on_drop()
                 self._written += size
 
-    def _put(self, data: bytes) -> None:
-        while data:
-            try:
-                data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # somebody made the pipe non-blocking
-                time.sleep(BATCH)
-            except OSError:  # the reader is gone: there is nobody to tell
-                return
+    def _put(self, data: bytes) -> bool:
+        """Whether it could be written: not when the reader is gone, or the disk full."""
+        if self._turn is not None:
+            fcntl.lockf(self._turn, fcntl.LOCK_EX)  # the kernel lets go of it when its holder dies
+        data = b"\n" * self._torn + data
+        size = len(data)
+        try:
+            while data:
+                try:
+                    data = data[os.write(self._fd, data) :]
+                except BlockingIOError:  # somebody made the pipe non-blocking
+                    time.sleep(BATCH)
+        except OSError:
+            self._torn = self._torn or len(data) < size
+        else:
+            self._torn = False
+        finally:
+            if self._turn is not None:
+                fcntl.lockf(self._turn, fcntl.LOCK_UN)
+        return not data
 
 
 _sink = Sink(1)
@@ -134,6 +160,7 @@ class _Handler(logging.Handler):
 
 def configure(level: str) -> None:
     """Send every logger of the process through the sink. Called before gunicorn or uvicorn make their own handlers."""
+    _sink.share()
     handler = _Handler()
     handler.setFormatter(_Formatter())
     logging.root.handlers = [handler]

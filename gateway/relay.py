@@ -170,13 +170,11 @@ class Relay:
             if blames_the_engine(exc):
                 upstream.breaker.failed(exc.message, silent=isinstance(exc, EngineSilent))
             else:
-                upstream.breaker.succeeded()
+                upstream.breaker.gave_up()  # if it answered at all, `_post` has said so
             raise
         except BaseException:
             upstream.breaker.gave_up()
             raise
-        else:
-            upstream.breaker.succeeded()
         finally:
             upstream.outstanding -= 1
             self._quiet_since = None
@@ -255,7 +253,7 @@ class Relay:
     async def _block(self, target: Target) -> None:
         """Wait for the whole answer and pass it on."""
         with await self._post(target, stream=False) as reply:
-            body = await reply.read()
+            body = await self._rest(reply)
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -275,17 +273,28 @@ class Relay:
         exchange = self._exchange
         body = exchange.encode(target.model, stream=stream)
         if stream:
-            self._quiet_since = time.monotonic()
+            self._wait()
         reply = await target.upstream.post(exchange.kind, body, exchange.request_id, self._patience.connect)
         target.upstream.breaker.succeeded()  # a stream's end may be long in coming
         if reply.status == 200:
             return reply
         with reply:
-            raise dialects.refusal(reply.status, await reply.read())
+            raise dialects.refusal(reply.status, await self._rest(reply))
+
+    async def _rest(self, reply: Reply) -> bytes:
+        """The whole body of an answer that has begun: however long that took, the idle timeout watches the rest."""
+        self._begun = True
+        body = await reply.read(self._wait)
+        self._quiet_since = None
+        return body
+
+    def _wait(self) -> None:
+        """From here on the engine is waited for."""
+        self._quiet_since = time.monotonic()
 
     async def _read(self, reply: Reply, tap: Tap) -> bytes:
         if self._begun:
-            self._quiet_since = time.monotonic()
+            self._wait()
         try:
             return await reply.next()
         except EngineError:

@@ -16,20 +16,22 @@ from gateway.errors import (
     StackError,
 )
 
-RESERVE = 10.0  # retries that a quiet gateway may make at once
+RESERVE = 10.0  # retries that a quiet gateway may make at once, all its workers together
 
 
 class Budget:
     """Retries may add a share of the live traffic and no more, so that they can't make a bad moment worse (a retry
-    storm). Each request brings `share` of a retry, up to RESERVE; each retry takes one. One per worker."""
+    storm). Each request brings `share` of a retry, up to a reserve; each retry takes one. Each worker keeps its part of
+    the gateway's one budget: shares of traffic add up by themselves."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, workers: int) -> None:
         self._share = share
-        self._balance = RESERVE if share else 0.0
+        self._reserve = max(1.0, RESERVE / workers)
+        self._balance = self._reserve if share else 0.0
 
     def request(self) -> None:
         """A new request has come."""
-        self._balance = min(RESERVE, self._balance + self._share)
+        self._balance = min(self._reserve, self._balance + self._share)
 
     def take(self) -> bool:
         """Whether one more attempt is affordable; if so it is paid for."""

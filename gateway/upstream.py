@@ -1,6 +1,8 @@
 """Upstream: the client to the engine, and the one place where foreign exceptions become ours."""
 
 import asyncio
+import errno
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from types import TracebackType
@@ -11,7 +13,7 @@ import httpx
 from gateway.breaker import Breaker
 from gateway.config import Engine
 from gateway.dialects import DIALECTS, refusal
-from gateway.errors import EngineError, EngineLost, EngineSilent, EngineUnreachable, StackError
+from gateway.errors import EngineError, EngineLost, EngineSilent, EngineUnreachable, Exhausted, StackError
 from gateway.exchange import Kind
 from gateway.http1 import BrokenError, Connection, Pool, Target
 
@@ -45,15 +47,20 @@ class Reply:
         except BrokenError as exc:
             raise EngineLost("The connection to the engine broke.", code="engine_broken_stream") from exc
 
-    async def read(self) -> bytes:
-        """The whole body. Raises EngineError when it breaks off or is larger than MAX_ANSWER."""
-        parts, size = [], 0
-        while data := await self.next():
+    async def read(self, waits: Callable[[], None]) -> bytes:
+        """The whole body; `waits` is called before each wait for more. Raises EngineError when it breaks off or is
+        larger than MAX_ANSWER."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            waits()
+            data = await self.next()
+            if not data:
+                return b"".join(parts)
             size += len(data)
             if size > MAX_ANSWER:
                 raise EngineError(f"The engine's answer is larger than {MAX_ANSWER} bytes.")
             parts.append(data)
-        return b"".join(parts)
 
     async def finish(self) -> None:
         """Wait a moment for the body's end, after which the connection can be used again; drop what still comes."""
@@ -106,7 +113,7 @@ class Upstream:
         """Send a request; returns the reply once its head is here.
 
         A kept connection that turns out to be dead is replaced in silence: the engine closed it while it was idle.
-        Raises EngineUnreachable, EngineSilent, EngineLost or EngineError.
+        Raises EngineUnreachable, EngineSilent, EngineLost, EngineError or Exhausted.
         """
         head = f"{self._heads[kind]}x-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
         request = head.encode("ascii") + body
@@ -135,6 +142,8 @@ class Upstream:
         except TimeoutError as exc:
             raise EngineSilent("The engine could not be reached in time.") from exc
         except (OSError, UnicodeError) as exc:  # a name that can't be a name is a UnicodeError
+            if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise Exhausted("The gateway has as many connections open as it may. Try again shortly.") from exc
             raise EngineUnreachable("The engine can't be reached.") from exc
 
     async def get(self, path: str) -> httpx.Response:

@@ -11,6 +11,8 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     event OBJECT             one `data:` event
     role | token STRING | finish REASON | usage | done     the usual events of a chat stream
     tokens [COUNT, SIZE]     as many token events, as fast as they are taken
+    stale                    drop the connection, unless this is its first request
+    slots N                  refuse (503) when more than N requests are being answered
     gate NAME                wait until POST /_release/NAME
     pause SECONDS            wait
     flood N                  N bytes without a newline
@@ -47,10 +49,10 @@ class Engine:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        number = self.connections
+        number, used = self.connections, False
         try:
-            while await self.exchange(Connection(reader, writer, number)):
-                pass
+            while await self.exchange(Connection(reader, writer, number, used=used)):
+                used = True
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -126,10 +128,11 @@ def default_script(path: str, request: dict[str, Any]) -> list[list[Any]]:
 
 
 class Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, *, used: bool) -> None:
         self.reader = reader
         self.writer = writer
         self.number = number
+        self.used = used
         self.ahead = b""
 
     async def read_request(self) -> tuple[str, str, dict[str, str], bytes]:
@@ -161,6 +164,10 @@ class Connection:
                 await self.writer.drain()
                 headed = True
                 continue
+            if verb == "slots":
+                if engine.running > argument:
+                    return await self.json(503, {"error": "server busy"})
+                continue
             if verb == "gate":
                 await engine.gate(argument).wait()
                 continue
@@ -169,8 +176,10 @@ class Connection:
                 continue
             if verb == "hang":
                 await asyncio.Event().wait()
-            if verb == "close":
+            if verb == "close" or (verb == "stale" and self.used):
                 return False
+            if verb == "stale":
+                continue
             if verb == "reset":
                 raw = self.writer.get_extra_info("socket")
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -2,23 +2,18 @@
 it, the workers stay the same processes, and others are served meanwhile."""
 
 import json
-import resource
-import select
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.processes import KEY, MESSAGES, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
+from tests.processes import KEY, MESSAGES, FakeEngine, GatewayProcess, fake_engine, running_gateway
 
 CHAT = "/v1/chat/completions"
 READ = 1  # seconds, STACK_READ_TIMEOUT here
-WRITE = 1
 SWEEP = 1  # a bound is kept to within this
 CANARY = "canary-9c4e"
 HOST = "host: localhost\r\n"
@@ -36,7 +31,6 @@ def engine() -> Iterator[FakeEngine]:
 def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     settings = {
         "STACK_READ_TIMEOUT": str(READ),
-        "STACK_WRITE_TIMEOUT": str(WRITE),
         "STACK_MAX_BODY_BYTES": "1000000",
         "STACK_LOG_LEVEL": "DEBUG",
     }
@@ -367,44 +361,6 @@ def stream_head(body: dict[str, Any]) -> bytes:
     return f"POST {CHAT} HTTP/1.1\r\n{KEYED}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
-def deaf(gateway: GatewayProcess) -> socket.socket:
-    """A client that will take next to nothing."""
-    raw = socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    raw.connect(("127.0.0.1", gateway.port))
-    return raw
-
-
-def wait_dropped(raw: socket.socket) -> None:
-    """Wait until the other side has reset the connection, without reading from it."""
-    poll = select.poll()
-    poll.register(raw, 0)  # errors and hang-ups are always reported
-    assert poll.poll(5 * (WRITE + 2 * SWEEP) * 1000), "the connection is still held"
-
-
-@reaches_the_engine
-def test_a_client_that_never_reads_a_stream_is_dropped(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
-    script = [["role"], ["tokens", [10_000, 60_000]], ["finish", "stop"], ["done"], ["end"]]
-    with deaf(gateway) as raw:
-        raw.sendall(stream_head({"messages": MESSAGES, "stream": True, "user": mark, "script": script}))
-        wait_dropped(raw)
-    request_id = engine.wait_seen(mark, "hung_up")["headers"]["x-request-id"]
-    lines = gateway.lines(request_id)
-    assert lines[1]["outcome"] == "client_left"  # its own fault, not the engine's
-    assert lines[2]["status"] == 499
-
-
-@reaches_the_engine
-def test_a_client_that_never_reads_a_whole_answer_is_dropped(
-    gateway: GatewayProcess, engine: FakeEngine, mark: str
-) -> None:
-    script = [["head", [200, {}]], ["text", '{"choices":[],"x":"'], ["flood", 20_000_000], ["text", '"}'], ["end"]]
-    with deaf(gateway) as raw:
-        raw.sendall(stream_head({"messages": MESSAGES, "user": mark, "script": script}))
-        engine.wait_seen(mark, "done")
-        wait_dropped(raw)
-
-
 # ── Several requests on one connection ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -641,26 +597,3 @@ def test_keys_that_are_none(gateway: GatewayProcess, key: str) -> None:
         got = rest(raw)
     assert_refused(gateway, got, 401, "invalid_api_key")
     assert not key or key.encode("latin-1") not in got
-
-
-@reaches_the_engine
-def test_descriptors_run_out_and_come_back(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
-    settings = {"STACK_WORKERS": "1", "STACK_READ_TIMEOUT": "60"}
-    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
-        (worker,) = gateway.workers()
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, (64, 64))
-        held = [connect(gateway) for _ in range(100)]
-        wait_for(lambda: len(list(Path(f"/proc/{worker}/fd").iterdir())) >= 60)
-        for raw in held:
-            raw.close()
-
-        def served() -> bool:
-            try:
-                with gateway.client() as client:
-                    return client.post(CHAT, json={"messages": MESSAGES, "user": mark}).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_for(served)
-        assert gateway.workers() == [worker]
-        assert len(gateway.log()) < 1000

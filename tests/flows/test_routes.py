@@ -58,78 +58,6 @@ def ask(gateway: GatewayProcess, *, stream: bool = False, key: str = KEY, **fiel
 
 ONE = "  m: {targets: [{engine: a, model: fake-model}]}\ndefault_model: m"
 REPLICAS = "  m: {targets: [{engine: a, model: fake-model}, {engine: b, model: fake-model}]}\ndefault_model: m"
-FALLBACK = """  m:
-    targets: [{engine: a, model: fake-model}]
-    fallbacks: [{engine: b, model: 'other/model:1b'}]
-default_model: m"""
-ATTEMPT_FAULTS = {
-    "refused": None,
-    "closed without an answer": [["close"]],
-    "reset without an answer": [["reset"]],
-    "500": [["json", [500, {"error": "boom"}]]],
-    "overloaded": [["json", [503, {"error": "server busy"}]]],
-    "loading": [["json", [503, {"error": {"message": "Loading model"}}]]],
-    "our credentials refused": [["json", [401, {"error": "Unauthorized"}]]],
-    "an error as the first event": [["event", {"error": {"message": "x", "code": 500}}], ["hang"]],
-    "an empty stream": [["head", [200, {"content-type": "text/event-stream"}]], ["end"]],
-    "silence": [["hang"]],
-}
-
-
-@pytest.mark.parametrize("fault", ATTEMPT_FAULTS)
-def test_what_fails_before_its_first_event_goes_to_the_fallback(
-    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str, fault: str
-) -> None:
-    script = ATTEMPT_FAULTS[fault]
-    first = engine.url if script else f"http://127.0.0.1:{free_port()}"
-    # Only the first engine follows the script: the second one's model name tells it not to.
-    with gateway_with(tmp_path, {"a": first, "b": other.url}, FALLBACK, LLM_FIRST_TOKEN_TIMEOUT="1") as gateway:
-        answer = ask(gateway, stream=True, user=mark, script_for={"fake-model": script})
-        assert text_of(events(answer.text)) == "one two three", answer.text
-        assert other.wait_seen(mark)["body"]["model"] == "other/model:1b"
-        finished = gateway.lines(answer.headers["x-request-id"])
-        assert [line["msg"] for line in finished if line["msg"] in ("retry", "fallback")][-1] == "fallback"
-        assert finished[-2] | {"engine": "b", "outcome": "finished"} == finished[-2]
-
-
-@pytest.mark.parametrize(
-    ("script", "status"),
-    [
-        ([["json", [400, {"error": {"message": "bad"}}]]], 400),
-        ([["json", [404, {"error": {"message": "no such model"}}]]], 404),
-        ([["json", [422, {"error": {"message": "bad"}}]]], 422),
-    ],
-)
-def test_what_is_wrong_with_the_request_is_tried_once(
-    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str, script: list[Any], status: int
-) -> None:
-    with gateway_with(tmp_path, {"a": engine.url, "b": other.url}, FALLBACK) as gateway:
-        assert ask(gateway, user=mark, script=script).status_code == status
-    assert len(engine.seen(mark)) == 1
-    assert not other.seen(mark)
-
-
-def test_after_the_first_event_there_is_no_other_engine(
-    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
-) -> None:
-    with gateway_with(tmp_path, {"a": engine.url, "b": other.url}, FALLBACK) as gateway:
-        answer = ask(gateway, stream=True, user=mark, script=[["role"], ["token", "x"], ["close"]])
-        assert events(answer.text)[-2]["error"]["code"] == "engine_broken_stream"
-    assert not other.seen(mark)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("fault", "status", "tries"),
-    [("closed without an answer", 502, 2), ("500", 502, 2), ("overloaded", 503, 1), ("loading", 503, 1)],
-)
-def test_a_single_engine_is_asked_again_only_for_what_passes(
-    engine: FakeEngine, tmp_path: Path, mark: str, fault: str, status: int, tries: int, stream: bool
-) -> None:
-    with gateway_with(tmp_path, {"a": engine.url}, ONE) as gateway:
-        answer = ask(gateway, stream=stream, user=mark, script=ATTEMPT_FAULTS[fault])
-        assert answer.status_code == status
-    assert len(engine.seen(mark)) == tries
 
 
 def test_replicas_share_by_least_outstanding_requests(
@@ -143,16 +71,6 @@ def test_replicas_share_by_least_outstanding_requests(
         engine.release(mark)
         other.release(mark)
         assert all(answer.result().status_code == 200 for answer in answers)
-
-
-def test_retries_cannot_storm(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
-    """200 requests to an engine that fails them all: 10 retries in reserve, and a fifth of the traffic."""
-    with (
-        gateway_with(tmp_path, {"a": engine.url}, ONE, more="retries: {backoff: 0}") as gateway,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        list(pool.map(lambda _: ask(gateway, user=mark, script=[["json", [500, {}]]]), range(200)))
-    assert 200 < len(engine.seen(mark)) <= 200 + 10 + 200 * 0.2
 
 
 def states(gateway: GatewayProcess) -> list[str]:

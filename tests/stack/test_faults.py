@@ -52,6 +52,32 @@ def test_ten_streams_under_a_fault(stack: Stack, fault: Callable[[Stack], None])
     assert wait_for(lambda: answers(stack), deadline=60)
 
 
+def test_an_engine_gone_and_back_with_another_address(stack: Stack) -> None:
+    """While it is gone its name does not resolve."""
+    engine = stack.container("engine")
+    before = stack.address("engine", "backend")
+    engine.stop(timeout=5)
+    other = stack.docker.containers.run(  # takes the old address, where addresses are used again at once
+        stack.container("gateway").image.id,
+        ["600"],
+        entrypoint="sleep",
+        network=f"{stack.project}_backend",
+        detach=True,
+        init=True,
+    )
+    try:
+        for stream in (True, False):
+            with stack.client() as client:
+                body = {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}
+                answer = client.post("/v1/chat/completions", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        engine.start()
+        assert wait_for(lambda: answers(stack), deadline=60)
+        assert stack.address("engine", "backend") != before
+    finally:
+        other.remove(force=True)
+
+
 def answers(stack: Stack) -> bool:
     """Whether both workers do: each finds out by itself, within seconds, that the engine is back."""
     stack.wait_until_ready()
