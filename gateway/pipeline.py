@@ -44,8 +44,8 @@ class Pipeline:
         """Who asks for what, checked and whole. Raises StackError. Nothing has been counted or begun yet."""
         headers = dict(scope["headers"])
         key = await self._keys.authenticate(headers.get(b"authorization"))
-        started = time.monotonic()
         raw = await self._read(headers, receive)
+        started = time.monotonic()  # how long the client took to send it is not the answer's time
         if "refusal" in scope:  # the rest of the body never came, or came broken (ingress.py)
             raise scope["refusal"]
         body = parse(raw)

@@ -149,6 +149,11 @@ def environment(engine_url: str, **settings: str) -> dict[str, str]:
     }
 
 
+def _beginning(log: Path) -> str:
+    with log.open(errors="replace") as file:
+        return file.read(100_000)
+
+
 @contextmanager
 def running_gateway(
     log: Path, engine_url: str, *, under: Sequence[str] = (), **settings: str
@@ -165,7 +170,7 @@ def running_gateway(
         try:
 
             def alive() -> bool:
-                assert process.poll() is None, log.open("rb").read(100_000).decode()
+                assert process.poll() is None, _beginning(log)
                 try:
                     return httpx.get(gateway.url + "/livez", verify=NO_TLS).status_code == 200
                 except httpx.TransportError:

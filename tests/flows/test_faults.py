@@ -1016,9 +1016,12 @@ def descriptors(here: Scene) -> list[Outcome]:
     for pid in workers:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
     with ExitStack() as held:
-        for _ in range(150):
+
+        def both_exhausted() -> bool:
             held.enter_context(socket.create_connection(("127.0.0.1", here.gateway.port)))
-        wait_for(lambda: min(map(descriptors_of, workers)) >= 60)
+            return min(map(descriptors_of, workers)) >= 60
+
+        wait_for(both_exhausted)
         exhausted.set()
         assert OVERLOADED in {call.outcome() for call in calls}
     here.engine.release(gate)
