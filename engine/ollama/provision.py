@@ -7,28 +7,32 @@ Ollama downloads, checks and resumes; this drives its API. With --present, says 
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from provisioning import Report, provisioned
+from provisioning import FULL_DISK, SILENCE, Report, provision, provisioned
 
 API = "http://" + os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
 BLOBS = Path.home() / ".ollama/models/blobs"
-ATTEMPTS = 5
-SILENCE = float(os.environ.get("PROVISION_SILENCE", "600"))  # seconds without a line from Ollama: a new attempt
 
 # What Ollama's messages mean. The first that fits counts; the bool says whether another attempt may help.
 MEANINGS = (
-    ("no space left", "the disk is full: make room where Docker keeps its volumes", False),
+    ("no space left", FULL_DISK, False),
     ("file does not exist", "Ollama's library has no such model: correct LLM_MODEL", False),
     ("invalid model name", "this is no name of an Ollama model: correct LLM_MODEL", False),
-    ("", "the download broke off; check this machine's way to Ollama's library", True),
+    ("newer version of Ollama", "it needs a newer Ollama: set OLLAMA_IMAGE to one", False),
+    ("pull model manifest: 40", "its library does not hand it out: correct LLM_MODEL", False),
+    ("ollama serve", "Ollama did not start: 'docker compose logs provision' says why; put that right", False),
+    ("", "the download broke off: check this machine's way to Ollama's library", True),
 )
 
 
@@ -42,20 +46,38 @@ def main() -> int:
     if sys.argv[1:] == ["--present"]:
         print("all" if provisioned(model) else sum(file.stat().st_blocks * 512 for file in BLOBS.glob("*-partial")))
         return 0
-    report = Report(model)
-    server = subprocess.Popen(["ollama", "serve"], stderr=subprocess.DEVNULL)  # noqa: S607 - where PATH has it
-    try:
-        wait_for(server)
-        if model in present():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that serving() ends in order
+    return provision(model, fetch, meaning)
+
+
+def meaning(complaint: Exception) -> tuple[str, bool]:
+    """A sentence for a person, and whether another attempt may help."""
+    return next((sentence, again) for part, sentence, again in MEANINGS if part in str(complaint))
+
+
+def fetch(report: Report) -> None:
+    """One attempt. Raises PullError."""
+    with serving():
+        if report.model in present():
             report.say("already here")
         else:
-            pull_with_patience(model, report)
-    except PullError as exc:
-        return report.failed(meaning(str(exc))[0], exc)
-    finally:
-        server.terminate()
-        server.wait(10)
-    return report.ready()
+            pull(report)
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """A server of Ollama's, for as long as it takes."""
+    with tempfile.TemporaryFile() as said, subprocess.Popen(["ollama", "serve"], stderr=said) as server:  # noqa: S607
+        try:
+            wait_for(server, said)
+            yield
+        except BaseException:
+            # Ollama notes how far each part of a download is when the caller hangs up, which is now, not when it is
+            # stopped: without this second most of what is here would be fetched once more.
+            time.sleep(1)
+            raise
+        finally:
+            server.terminate()
 
 
 def call(path: str, body: dict[str, Any] | None = None, seconds: float = 30) -> http.client.HTTPResponse:
@@ -64,14 +86,15 @@ def call(path: str, body: dict[str, Any] | None = None, seconds: float = 30) -> 
     return urllib.request.urlopen(urllib.request.Request(API + path, data), timeout=seconds)  # noqa: S310 - always http
 
 
-def wait_for(server: "subprocess.Popen[bytes]") -> None:
+def wait_for(server: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
             return call("/api/version", seconds=5).close()
         except OSError as exc:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise PullError(f"'ollama serve' does not answer: {exc}") from exc
+                said.seek(0)
+                raise PullError(f"ollama serve: {exc}; {said.read().decode(errors='replace')[-500:]}") from exc
             time.sleep(0.2)
 
 
@@ -82,35 +105,32 @@ def present() -> set[str]:
     return names | {name.removesuffix(":latest") for name in names}
 
 
-def pull_with_patience(model: str, report: Report) -> None:
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return pull(model, report)
-        except PullError as exc:
-            if not meaning(str(exc))[1]:
-                raise
-            report.interrupted(f"interrupted ({exc}); going on in {2**attempt} s")
-            time.sleep(2**attempt)
-    return pull(model, report)
-
-
-def pull(model: str, report: Report) -> None:
+def pull(report: Report) -> None:
     """Follow one pull to its end. Raises PullError."""
     layers: dict[str, tuple[int, int]] = {}
-    for event in events(model):
-        if "error" in event:
-            raise PullError(event["error"])
-        if "digest" in event:
-            layers[event["digest"]] = (event.get("completed", 0), event.get("total", 0))
-            report.fetching(*(sum(column) for column in zip(*layers.values(), strict=True)))
-            continue
-        report.say(event.get("status", ""))
-        if event.get("status") == "success":
-            return
+    advanced = time.monotonic()
+    with closing(events(report.model)) as pulled:
+        for event in pulled:
+            if "error" in event:
+                raise PullError(event["error"])
+            if "digest" in event:
+                layers[event["digest"]] = (event.get("completed", 0), event.get("total", 0))
+                completed, total = (sum(column) for column in zip(*layers.values(), strict=True))
+                if completed != report.completed:
+                    advanced = time.monotonic()
+                elif (
+                    time.monotonic() - advanced > SILENCE
+                ):  # where nothing comes in, Ollama says the same over and over
+                    raise PullError(f"not a byte in {SILENCE:.0f} s")
+                report.fetching(completed, total)
+                continue
+            report.say(event.get("status", ""))
+            if event.get("status") == "success":
+                return
     raise PullError("the download ended without success")
 
 
-def events(model: str) -> Iterator[dict[str, Any]]:
+def events(model: str) -> Generator[dict[str, Any]]:
     try:
         with call("/api/pull", {"model": model}, SILENCE) as answer:
             for line in answer:
@@ -119,11 +139,6 @@ def events(model: str) -> Iterator[dict[str, Any]]:
         raise PullError(exc.read().decode(errors="replace").strip()) from exc
     except (OSError, http.client.HTTPException, ValueError) as exc:
         raise PullError(str(exc)) from exc
-
-
-def meaning(complaint: str) -> tuple[str, bool]:
-    """A sentence for a person, and whether another attempt may help."""
-    return next((sentence, again) for part, sentence, again in MEANINGS if part in complaint)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@
 import os
 import sys
 import time
-from pathlib import Path
 
-PROVISIONED = Path("/models/provisioned")  # holds the model's name once it is there
+from provisioning import provisioned, weights
 
 
 def main() -> None:
@@ -15,11 +14,9 @@ def main() -> None:
         print(f"waiting for the model {model}: see the log of 'provision'")
     while not provisioned(model):
         time.sleep(1)
-    os.execvp("vllm", ["vllm", "serve", model, "--host=0.0.0.0", "--port=8000", *sys.argv[1:]])  # noqa: S606, S607
-
-
-def provisioned(model: str) -> bool:
-    return PROVISIONED.exists() and PROVISIONED.read_text().strip() == model
+    # The directory, not the name: a name would be looked up in the hub's cache, by rules that change between versions.
+    options = [f"--served-model-name={model}", "--host=0.0.0.0", "--port=8000", *sys.argv[1:]]
+    os.execvp("vllm", ["vllm", "serve", str(weights(model)), *options])  # noqa: S606, S607 - where PATH has it
 
 
 if __name__ == "__main__":

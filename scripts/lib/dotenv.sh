@@ -6,7 +6,7 @@ check_dotenv() {
   [ -e .env ] || return 0
   local known unknown
   known=$(sed -nE 's/^#([A-Z][A-Z0-9_]*)=.*/\1/p' .env.example)
-  unknown=$(sed -nE 's/^ *(export )? *((STACK|LLM|OLLAMA|VLLM)_[A-Za-z0-9_]*) *=.*/\2/p' .env |
+  unknown=$(sed -nE 's/^ *(export )? *((STACK|LLM|OLLAMA|VLLM|HF)_[A-Za-z0-9_]*) *=.*/\2/p' .env |
     grep -vxF "$known" | head -n 1) || return 0
   die ".env sets $unknown, which nothing reads: did you mean $(closest "$unknown" "$known")? (.env.example lists every name.)"
 }

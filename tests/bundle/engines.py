@@ -6,20 +6,23 @@ stand-in can do (a download held at a point of the test's choosing) is skipped t
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.bundle.conftest import Tree, clean_environment
+from tests.bundle.conftest import ROOT, Tree, clean_environment
 from tests.processes import wait_for
 
 HERE = Path(__file__).parent
@@ -46,17 +49,12 @@ def engine_image(name: str, real_model: str, python_image: str) -> Iterator[Engi
         yield _real(name, real_model)
         return
     tag = f"stack-test-{name}:{uuid4().hex[:8]}"
-    build = [
-        "docker",
-        "build",
-        "--quiet",
-        "--build-arg",
-        f"PYTHON_IMAGE={python_image}",
-        "--tag",
-        tag,
-        str(HERE / name),
-    ]
-    subprocess.run(build, check=True, capture_output=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
+    base = ["--build-arg", f"PYTHON_IMAGE={python_image}"]
+    with tempfile.TemporaryDirectory() as context:
+        shutil.copytree(HERE / name, context, dirs_exist_ok=True)
+        shutil.copy(ROOT / "requirements/hub.txt", context)
+        build = ["docker", "build", "--quiet", *base, "--tag", tag, context]
+        subprocess.run(build, check=True, capture_output=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
     try:
         yield Engine(name, tag, "org/some-1B" if name == "vllm" else "some:1b", real=False)
     finally:
@@ -66,19 +64,21 @@ def engine_image(name: str, real_model: str, python_image: str) -> Iterator[Engi
 def _real(name: str, model: str) -> Engine:
     files = ["-f", "compose.yaml", *(["-f", "compose.gpu.yaml"] if name == "vllm" else [])]
     command = ["docker", "compose", "--env-file", "/dev/null", *files, "config", "--format", "json"]
-    answer = subprocess.run(command, cwd=HERE.parents[1], env=clean_environment(), capture_output=True, check=True)
+    answer = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, check=True)
     variable = f"{name.upper()}_IMAGE"
     default: str = json.loads(answer.stdout)["services"]["engine"]["build"]["args"][variable]
     image = os.environ.get(variable, default)
     here = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
     if here.returncode and subprocess.run(["docker", "pull", "--quiet", image], check=False).returncode:
-        pytest.skip(f"{image} is not here, and no registry hands it out")
+        pytest.fail(
+            f"{image} is not here, and no registry hands it out: without ENGINE a stand-in is taken", pytrace=False
+        )
     return Engine(name, image, model, real=True)
 
 
 @dataclass
 class Up:
-    """`make up` while it runs: what it has said so far, and how it ended."""
+    """`make up`, or what else brings the stack up, while it runs: what it has said so far, and how it ended."""
 
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
@@ -99,10 +99,10 @@ class Up:
 
 
 @contextmanager
-def running_up(tree: Tree, **env: str) -> Iterator[Up]:
+def running_up(tree: Tree, *command: str, **env: str) -> Iterator[Up]:
     environment = clean_environment(COMPOSE_PROJECT_NAME=tree.project, **env)
     with subprocess.Popen(
-        ["scripts/up"], cwd=tree.path, env=environment, text=True,
+        command or ["scripts/up"], cwd=tree.path, env=environment, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         up = Up(process)
@@ -116,24 +116,32 @@ def running_up(tree: Tree, **env: str) -> Iterator[Up]:
             reader.join(20)
 
 
-def ask(tree: Tree, path: str, body: Any = None, **env: str) -> tuple[int, dict[str, Any]]:
-    """GET or POST at the published port of the tree's gateway: status, and what its JSON says."""
+def send(tree: Tree, path: str, body: Any = None, **env: str) -> tuple[int, Message, str]:
+    """GET or POST at the published port of the tree's gateway: status, headers, text."""
     port = tree.run("docker", "compose", "port", "gateway", "9000", **env).stdout.rpartition(":")[2].strip()
     headers = {"Authorization": "Bearer dev-key", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
+            return answer.status, answer.headers, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, json.load(error) | {"retry-after": error.headers["retry-after"]}
+            return error.code, error.headers, error.read().decode()
+
+
+def ask(tree: Tree, path: str, body: Any = None, **env: str) -> tuple[int, dict[str, Any]]:
+    """The same: status, and what its JSON says."""
+    status, _, text = send(tree, path, body, **env)
+    said: dict[str, Any] = json.loads(text)
+    return status, said
 
 
 def error_of(tree: Tree, path: str, body: Any = None, **env: str) -> tuple[int, str, str, str]:
     """Status, Retry-After, code and message of a request that is refused."""
-    status, said = ask(tree, path, body, **env)
-    return status, said["retry-after"], said["error"]["code"], said["error"]["message"]
+    status, headers, text = send(tree, path, body, **env)
+    error = json.loads(text)["error"]
+    return status, headers["retry-after"], error["code"], error["message"]
 
 
 def log_of(tree: Tree, service: str, **env: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bundle.conftest import Tree
-from tests.bundle.engines import Engine, ask, engine_image, error_of, log_of, running_up, wait_until_healthy
+from tests.bundle.engines import Engine, ask, engine_image, error_of, log_of, running_up, send, wait_until_healthy
+from tests.processes import events
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 20}
@@ -35,6 +36,11 @@ def test_from_nothing_to_an_answer_and_once_more(tree: Tree, ollama: Engine, set
     status, answer = ask(tree, CHAT, QUESTION, **settings)
     assert status == 200, answer
     assert answer["choices"][0]["message"]["content"]
+    if not ollama.real:
+        crash = QUESTION | {"stream": True, "messages": [{"role": "user", "content": "Do crash."}]}
+        status, _, text = send(tree, CHAT, crash, **settings)
+        *_, error, done = events(text)
+        assert (status, error["error"]["code"], done) == (200, "engine_broken_stream", "[DONE]")
 
     for service, uid in (("engine", "10002"), ("gateway", "10001")):
         who = tree.run("docker", "compose", "exec", "-T", service, "id", "-u", **settings)
@@ -59,7 +65,7 @@ def test_from_nothing_to_an_answer_and_once_more(tree: Tree, ollama: Engine, set
 def test_progress_is_seen_everywhere_and_an_interrupted_pull_goes_on(
     tree: Tree, ollama: Engine, settings: dict[str, str]
 ) -> None:
-    """The pull is held after two of five parts, killed, and taken up by the next `make up`."""
+    """The pull is held after two of five parts, stopped, and taken up by the next `make up`."""
     if ollama.real:
         pytest.skip("a real download can't be held")
     settings |= {"LLM_MODEL": "held:1"}
@@ -76,7 +82,7 @@ def test_progress_is_seen_everywhere_and_an_interrupted_pull_goes_on(
         assert tree.run("docker", "inspect", "--format", networks, provision).stdout.split() == [
             f"{tree.project}_egress"
         ]
-        tree.run("docker", "compose", "kill", "provision", **settings)
+        tree.run("docker", "compose", "stop", "provision", **settings)
         assert up.ended() == 1
     assert f"stack: The fetching of the model was stopped (held:1: {far}): run 'make up' again" in up.lines[-1]
 
@@ -101,8 +107,8 @@ def test_what_can_not_be_fetched_ends_with_a_sentence_everywhere(
 ) -> None:
     """Changing the model is changing one setting and `make up`, after a failure too."""
     reasons = {
-        "missing-8f2c:1": "Ollama's library has no such model: correct LLM_MODEL",
-        "full:1": "the disk is full: make room where Docker keeps its volumes",
+        "missing:8f2c": "Ollama's library has no such model: correct LLM_MODEL",
+        "newer:1": "it needs a newer Ollama: set OLLAMA_IMAGE to one",
     }
     for model in list(reasons)[: 1 if ollama.real else 2]:
         settings |= {"LLM_MODEL": model}

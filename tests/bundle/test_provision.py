@@ -1,10 +1,13 @@
-"""The provisioners as plain processes in front of stand-ins: silences, drops, refusals, a full disk, a second run."""
+"""The provisioners as plain processes in front of stand-ins: silences, drops, refusals, a full disk, a stop, a second
+run. vLLM's is run with the hub's own library."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +21,60 @@ GATED = (
     "its owner asks who you are: request access on its page and put the file of a token into HF_TOKEN_FILE, "
     "or set LLM_MODEL to one that needs none, such as Qwen/Qwen3-8B"
 )
+MISSING = "the hub has no such model: correct LLM_MODEL"
+FULL = "the disk is full: make room where Docker keeps its volumes"
 
 
 @dataclass
 class Provisioner:
     engine: str
     home: Path
+    settings: dict[str, str] = field(default_factory=dict)
 
-    def run(self, model: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        path = [str(ROOT / "engine"), str(HERE / "vllm")]
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(ROOT / f"engine/{self.engine}/provision.py"), *arguments]
+
+    def environment(self, model: str, **env: str) -> dict[str, str]:
         own = {
             "HOME": str(self.home),
             "PATH": f"{HERE / 'ollama'}:{os.environ['PATH']}",
-            "PYTHONPATH": ":".join(path),
+            "PYTHONPATH": str(ROOT / "engine"),
             "PROGRESS_FILE": str(self.home / "model.json"),
             "HF_TOKEN_PATH": "/dev/null",
             "LLM_MODEL": model,
             "OLLAMA_HOST": f"127.0.0.1:{free_port()}",
             "OLLAMA_NOPRUNE": "1",
             "PROVISION_SILENCE": "0.5",
+            "PROVISION_PAUSE": "0.1",
+            "PROVISION_ATTEMPTS": "2",
         }
-        program = [sys.executable, str(ROOT / f"engine/{self.engine}/provision.py"), *arguments]
-        environment = clean_environment() | own | {"HF_HOME": str(self.home)} | env
-        return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return clean_environment() | own | self.settings | env
+
+    def run(self, model: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment(model, **env)
+        return subprocess.run(
+            self.command(*arguments), env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def run_and_stop(self, model: str, far: str) -> int:
+        """Run until it is so far, then SIGTERM, as `docker stop` sends it. Returns the exit status."""
+        environment = self.environment(model)
+        with subprocess.Popen(self.command(), env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert any(far in line for line in process.stdout)
+            process.send_signal(signal.SIGTERM)
+            return process.wait(30)
+
+    def run_on_a_disk_of(self, size: str, model: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """With everything on one disk of that size. What it tells the gateway is in stderr."""
+        small = (
+            f'mount -t tmpfs -o size={size} none "$HOME" && cd "$HOME" || exit 9; "$@"; status=$?; '
+            'cat "$PROGRESS_FILE" >&2; exit $status'
+        )
+        return subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "sh", "-c", small, "sh", *self.command()],
+            env=self.environment(model, **env), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
 
     @property
     def report(self) -> dict[str, Any]:
@@ -51,15 +85,32 @@ class Provisioner:
         told = self.report == {"model": model, "state": "ready"}
         return told and (self.home / "provisioned").read_text() == model + "\n"
 
+    def failed(self, ran: subprocess.CompletedProcess[str], model: str, reason: str) -> bool:
+        """The sentence is in the log and in what the gateway reads."""
+        sentence = f"The model {model} could not be fetched: {reason}, then run 'make up' again."
+        assert ran.returncode == 1, ran.stdout + ran.stderr
+        assert ran.stdout.splitlines()[-1].startswith(sentence + " ("), ran.stdout
+        return self.report == {"model": model, "state": "failed", "message": sentence}
+
 
 @pytest.fixture
 def ollama(tmp_path: Path) -> Provisioner:
     return Provisioner("ollama", tmp_path)
 
 
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "vllm/hub")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
 @pytest.fixture
-def vllm(tmp_path: Path) -> Provisioner:
-    return Provisioner("vllm", tmp_path)
+def vllm(tmp_path: Path, hub: str) -> Provisioner:
+    return Provisioner("vllm", tmp_path, {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)})
 
 
 @pytest.mark.parametrize("model", ["dropped:1", "refused:1", "silent:1"])
@@ -69,13 +120,28 @@ def test_ollama_a_download_that_breaks_off_goes_on_where_it_stopped(ollama: Prov
     lines = ran.stdout.splitlines()
     assert lines[:2] == [f"{model}: pulling manifest", f"{model}: 1.00 of 5.00 GB (20%)"]
     (interruption,) = (index for index, line in enumerate(lines) if f"{model}: interrupted (" in line)
-    assert lines[interruption].endswith("going on in 2 s")
+    assert lines[interruption].endswith("going on in 0.1 s")
     assert lines[interruption + 1 :][:2] == [f"{model}: pulling manifest", f"{model}: 3.00 of 5.00 GB (60%)"]
     assert ollama.ended_well(model)
 
 
+def test_ollama_a_library_that_does_not_say_a_word_is_asked_again(ollama: Provisioner) -> None:
+    ran = ollama.run("mute:1")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "mute:1: interrupted (timed out); going on in 0.1 s" in ran.stdout.splitlines()
+
+
+def test_ollama_a_download_that_is_stopped_goes_on_where_it_was(ollama: Provisioner) -> None:
+    """Ollama notes how far it is only when its caller hangs up, so it may not be killed together with its caller."""
+    assert ollama.run_and_stop("held:1", "1.00 of 5.00 GB") == 143
+    assert "held:1: 3.00 of 5.00 GB (60%)" in ollama.run("held:1").stdout.splitlines()
+    assert ollama.ended_well("held:1")
+
+
 def test_ollama_a_second_run_fetches_nothing(ollama: Provisioner) -> None:
     assert "GB" in ollama.run("some:1").stdout
+    assert ollama.run("some:1").stdout == "some:1: already here\n"
+    assert "GB" in ollama.run("other:1").stdout
     assert ollama.run("some:1").stdout == "some:1: already here\n"
     assert ollama.ended_well("some:1")
 
@@ -84,22 +150,31 @@ def test_ollama_a_second_run_fetches_nothing(ollama: Provisioner) -> None:
     ("model", "reason"),
     [
         ("missing:1", "Ollama's library has no such model: correct LLM_MODEL"),
-        ("full:1", "the disk is full: make room where Docker keeps its volumes"),
+        ("newer:1", "it needs a newer Ollama: set OLLAMA_IMAGE to one"),
+        ("private/some:1", "its library does not hand it out: correct LLM_MODEL"),
+        ("offline:1", "the download broke off: check this machine's way to Ollama's library"),
     ],
 )
-def test_ollama_what_patience_does_not_help_ends_with_a_sentence(ollama: Provisioner, model: str, reason: str) -> None:
+def test_ollama_ends_with_a_sentence(ollama: Provisioner, model: str, reason: str) -> None:
     ran = ollama.run(model)
-    assert ran.returncode == 1
-    sentence = f"The model {model} could not be fetched: {reason}, then run 'make up' again."
-    assert ran.stdout.splitlines()[-1].startswith(sentence + " (")
-    assert ollama.report == {"model": model, "state": "failed", "message": sentence}
+    assert ollama.failed(ran, model, reason)
+    assert ("interrupted" in ran.stdout) == (model == "offline:1")  # where patience does not help, there is none
     assert not (ollama.home / "provisioned").exists()
 
 
+def test_ollama_that_does_not_start(ollama: Provisioner, tmp_path: Path) -> None:
+    (tmp_path / ".ollama").write_text("no directory")
+    ran = ollama.run("some:1")
+    assert ollama.failed(
+        ran, "some:1", "Ollama did not start: 'docker compose logs provision' says why; put that right"
+    )
+    assert "FileExistsError" in ran.stdout
+
+
 def test_ollama_says_how_much_is_here_already(ollama: Provisioner) -> None:
-    assert ollama.run("full:1", "--present").stdout == "0\n"
-    ollama.run("full:1")
-    assert ollama.run("full:1", "--present").stdout == "8192\n"
+    assert ollama.run("held:1", "--present").stdout == "0\n"
+    ollama.run_and_stop("held:1", "1.00 of 5.00 GB")
+    assert ollama.run("held:1", "--present").stdout == "8192\n"
     ollama.run("some:1")
     assert ollama.run("some:1", "--present").stdout == "all\n"
 
@@ -108,39 +183,72 @@ def test_vllm_fetches_once(vllm: Provisioner) -> None:
     ran = vllm.run("org/model")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert vllm.ended_well("org/model")
-    assert vllm.run("org/model").stdout == "org/model: already here\n"
+    files = vllm.home / "weights/org--model/files"
+    assert json.loads((files / "config.json").read_text())
+    assert (files / "nested/model.safetensors").stat().st_size == 50 << 20
+    assert not (files / "original").exists()
+    assert vllm.run("org/model", HF_ENDPOINT="http://127.0.0.1:9").stdout == "org/model: already here\n"
     assert vllm.run("org/model", "--present").stdout == "all\n"
+
+
+def test_vllm_a_download_that_breaks_off_goes_on_where_it_stopped(vllm: Provisioner) -> None:
+    """Within one run: the hub's library sees to it."""
+    assert vllm.run("org/dropped", PROVISION_ATTEMPTS="1").returncode == 0
+    assert vllm.ended_well("org/dropped")
+
+
+def test_vllm_a_download_that_is_stopped_goes_on_where_it_was(vllm: Provisioner) -> None:
+    """From one run to the next: this is ours."""
+    assert vllm.run_and_stop("org/held", "0.02 of 0.05 GB (40%)") == -signal.SIGTERM
+    assert int(vllm.run("org/held", "--present").stdout) >= 20 << 20
+    assert vllm.run_and_stop("org/held", "0.04 of 0.05 GB (80%)") == -signal.SIGTERM
+    ran = vllm.run("org/held")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert vllm.ended_well("org/held")
 
 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("missing/model", "the hub has no such model: correct LLM_MODEL"),
-        ("llama3.1:8b", "the hub has no such model: correct LLM_MODEL"),
-        ("org/full", "the disk is full: make room where Docker keeps its volumes"),
-        ("org/broken", "the download broke off; check this machine's way to the model hub"),
+        ("missing/model", MISSING),
+        ("llama3.1:8b", MISSING),
+        ("org/wrong", "the download broke off: check this machine's way to the model hub"),
         ("org/gated", GATED),
     ],
 )
 def test_vllm_ends_with_a_sentence(vllm: Provisioner, model: str, reason: str) -> None:
-    ran = vllm.run(model)
-    assert ran.returncode == 1, ran.stderr
-    sentence = f"The model {model} could not be fetched: {reason}, then run 'make up' again."
-    assert ran.stdout.splitlines()[-1].startswith(sentence + " (")
-    assert vllm.report == {"model": model, "state": "failed", "message": sentence}
+    assert vllm.failed(vllm.run(model), model, reason)
+
+
+def test_vllm_without_a_way_to_the_hub(vllm: Provisioner) -> None:
+    ran = vllm.run("org/some", HF_ENDPOINT="http://127.0.0.1:9")
+    assert vllm.failed(ran, "org/some", "the download broke off: check this machine's way to the model hub")
+    assert "org/some: interrupted (" in ran.stdout
 
 
 def test_vllm_a_token_opens_a_gated_model(vllm: Provisioner, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("hf_right\n")
     assert vllm.run("org/gated", HF_TOKEN_PATH=str(token)).returncode == 0
+
+    token.write_text("hf_wrong\n")
+    wrong = vllm.run("org/other", HF_TOKEN_PATH=str(token))
+    reason = "the hub does not accept the token in the file of HF_TOKEN_FILE: put a valid one there"
+    assert vllm.failed(wrong, "org/other", reason)
+    assert "hf_wrong" not in wrong.stdout
+
     missing = vllm.run("org/other", HF_TOKEN_PATH=str(tmp_path / "nothing"))
-    assert "the file of HF_TOKEN_FILE can't be read by uid" in missing.stdout
-    assert "hf_right" not in missing.stdout
+    assert vllm.failed(missing, "org/other", f"the file of HF_TOKEN_FILE can't be read by uid {os.getuid()}: chmod it")
 
 
-def test_vllm_says_how_much_is_here_and_goes_on_from_there(vllm: Provisioner) -> None:
-    assert vllm.run("org/full", "--present").stdout == "0\n"
-    vllm.run("org/full")
-    assert vllm.run("org/full", "--present").stdout == "8192\n"
-    assert "goes on after part 2" in vllm.run("org/full").stdout
+@pytest.mark.parametrize(("engine", "size", "model"), [("ollama", "16k", "some:1"), ("vllm", "30m", "org/some")])
+def test_a_full_disk_ends_with_a_sentence(
+    engine: str, size: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The one on which the sentence is written, too."""
+    provisioner: Provisioner = request.getfixturevalue(engine)
+    ran = provisioner.run_on_a_disk_of(size, model, HF_HOME=str(tmp_path))
+    sentence = f"The model {model} could not be fetched: {FULL}, then run 'make up' again."
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-1].startswith(sentence + " ("), ran.stdout
+    assert json.loads(ran.stderr.splitlines()[-1]) == {"model": model, "state": "failed", "message": sentence}

@@ -108,6 +108,7 @@ def test_a_secret_file_that_is_not_there(tree: Tree) -> None:
         ("STACK_WORKRES=3", "STACK_WORKRES", "STACK_WORKERS"),
         ("export LLM_MODLE=qwen3:0.6b", "LLM_MODLE", "LLM_MODEL"),
         ("VLLM_MAX_NUM_SEQ=8", "VLLM_MAX_NUM_SEQ", "VLLM_MAX_NUM_SEQS"),
+        ("HF_TOKEN=hf_0123456789", "HF_TOKEN", "HF_TOKEN_FILE"),
     ],
 )
 def test_a_setting_with_a_typo(tree: Tree, line: str, name: str, meant: str) -> None:

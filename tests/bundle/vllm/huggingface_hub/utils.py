@@ -1,2 +1,0 @@
-def disable_progress_bars():
-    pass
