@@ -8,6 +8,13 @@ import pytest
 from tests.processes import FakeEngine, GatewayProcess, fake_engine, running_gateway
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs in one process: a file's tests; and all of tests/stack, which share one stack of containers."""
+    for item in items:
+        of_stack = item.path.parent.name == "stack"
+        item.add_marker(pytest.mark.xdist_group("stack" if of_stack else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[FakeEngine]:
     with fake_engine() as engine:

@@ -87,7 +87,7 @@ def answers(stack: Stack) -> bool:
 
 
 def test_a_disconnected_engine_leaves_no_client_hanging(stack: Stack) -> None:
-    """No FIN and no RST reaches the gateway: only the idle timeout tells (it is set to 5 s for these tests)."""
+    """No FIN and no RST reaches the gateway: only the idle timeout tells (it is set to 15 s for these tests)."""
     network = stack.docker.networks.get(f"{stack.project}_backend")
     engine = stack.container("engine")
     stream = Stream(stack, 3000)
