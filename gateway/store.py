@@ -62,16 +62,21 @@ class Store:
             yield connection
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads; it waits for no writer."""
+    def read(self, *, steady: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that only reads; it waits for no writer. `steady`: it sees the store as of one moment."""
         reading = self._engine.execution_options(stack_reads=True)
+        if steady and not self._lite:  # SQLite's are
+            reading = reading.execution_options(isolation_level="REPEATABLE READ")
         with _translated(), reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
-    def change(self) -> Iterator[sa.Connection]:
-        """A transaction that changes what workers hold in memory: they learn of it, see `number`."""
+    def change(self, *, patient: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that changes what workers hold in memory: they learn of it, see `number`. `patient`: each of
+        its statements may take as long as it needs."""
         with self.write() as connection:
+            if patient and not self._lite:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             yield connection
             connection.execute(sa.update(revision).values(number=revision.c.number + 1))
 
