@@ -22,6 +22,7 @@ from gateway.pipeline import Pipeline
 from gateway.progress import Progress
 from gateway.promptbook import Promptbook
 from gateway.prompts import Prompts
+from gateway.recorder import Recorder
 from gateway.relay import Rules
 from gateway.retry import Budget
 from gateway.routing import Routes
@@ -29,6 +30,7 @@ from gateway.settings import Settings
 from gateway.shared import Shared
 from gateway.store import open_store
 from gateway.upstream import Upstream
+from gateway.usage import UsageBook
 
 
 class Gateway:
@@ -55,18 +57,20 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     progress = Progress(settings)
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
-    rules = Rules(config.retries, Budget(config.retries.budget, settings.stack_workers), metrics, log_content)
     store = open_store(settings)
+    relays: api.Relays = set()
+    recorder = Recorder(settings, UsageBook(store), metrics, lambda: [it.running() for it in relays])
+    rules = Rules(config.retries, Budget(config.retries.budget, settings.stack_workers), metrics, recorder, log_content)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
     pipeline = Pipeline(settings, keys, routes, prompts, rules)
     answers = Answers(settings, shared.directory)
-    relays: api.Relays = set()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(store.close)
+            await stack.enter_async_context(recorder)
             await stack.enter_async_context(keys)
             for upstream in upstreams.values():
                 await stack.enter_async_context(upstream)

@@ -55,9 +55,12 @@ class Store(ABC):
             yield connection
 
     @contextmanager
-    def change(self) -> Iterator[sa.Connection]:
-        """A transaction that changes what workers hold in memory: they learn of it, see `number`."""
+    def change(self, *, patient: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that changes what workers hold in memory: they learn of it, see `number`. `patient`: each of
+        its statements may take as long as it needs."""
         with self.write() as connection:
+            if patient:
+                self._be_patient(connection)
             yield connection
             connection.execute(sa.update(revision).values(number=revision.c.number + 1))
 
@@ -100,6 +103,10 @@ class Store(ABC):
     def _be_alone(self, connection: sa.Connection) -> None:
         """Have every other process that comes here wait for this transaction, however long it takes."""
 
+    @abstractmethod
+    def _be_patient(self, connection: sa.Connection) -> None:
+        """Have this transaction's statements take as long as they need."""
+
 
 class SqliteStore(Store):
     """A file, which must be there: one that has gone is not made anew, and empty."""
@@ -116,6 +123,9 @@ class SqliteStore(Store):
 
     def _be_alone(self, connection: sa.Connection) -> None:
         pass  # whoever writes is alone in SQLite, see _on_begin
+
+    def _be_patient(self, connection: sa.Connection) -> None:
+        pass  # they do
 
     def _on_connect(self, connection: Any, record: Any) -> None:
         record.info["file"] = self._identity()
@@ -156,6 +166,9 @@ class PostgresStore(Store):
 
     def _be_alone(self, connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+        self._be_patient(connection)
+
+    def _be_patient(self, connection: sa.Connection) -> None:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
         cast("_Connection", connection.connection.driver_connection).patience = None
         connection.detach()  # nobody else gets such a patient one
