@@ -6,9 +6,8 @@ learned, four bytes make a token, and an answer has 256.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from gateway.exchange import Ending, Kind
+from gateway.exchange import Ending, Exchange, Kind
 
 FADING = 1 / 32  # the weight of the newest answer; of the first ones it is more
 MAX_ROUTES = 1024
@@ -45,15 +44,16 @@ class Estimates:
     def __init__(self) -> None:
         self._means: dict[tuple[Kind, str], _Means] = {}
 
-    def of(self, kind: Kind, route: str, body: dict[str, Any], size: int, choices: int) -> Estimate:
+    def of(self, exchange: Exchange, route: str, size: int) -> Estimate:
         """Of a request to that route; `size` is its body's in bytes."""
-        means = self._means.get((kind, route)) or _Means()
+        body = exchange.fields
+        means = self._means.get((exchange.kind, route)) or _Means()
         size = max(1, size - _media(body.get("messages")))
-        if kind == "embedding":
+        if exchange.kind == "embedding":
             answer = 0.0
         else:
             limits = (body.get("max_completion_tokens"), body.get("max_tokens"))
-            answer = choices * min((means.answer, *(it for it in limits if type(it) is int and it > 0)))
+            answer = exchange.choices * min((means.answer, *(it for it in limits if type(it) is int and it > 0)))
         return Estimate(size, max(1, round(size * means.ratio)), round(answer), means.seconds)
 
     def learn(self, ending: Ending, estimate: Estimate) -> None:

@@ -74,7 +74,8 @@ class Pipeline:
     async def admit(self, request: Request) -> Relay:
         """A Relay that is ready to run, and has to: its key is charged. Raises StackError."""
         it = request.exchange
-        estimate = self._rules.estimates.of(it.kind, request.route.name, it.fields, len(request.raw), it.choices)
+        size = len(request.raw) if it.prompt is None else len(it.encode("", stream=False))
+        estimate = self._rules.estimates.of(it, request.route.name, size)
         lease = await self._book.admit(request.key, estimate)
         return Relay(it, request.route, lease, self._rules)
 
