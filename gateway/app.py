@@ -1,5 +1,6 @@
 """App: builds every object once and hands them to each other."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -9,13 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, api, logs
+from gateway.accounts import Accounts, SharedBook
 from gateway.admin import add_admin_routes
 from gateway.breaker import Breaker, State
 from gateway.config import Config
+from gateway.estimates import Estimates
 from gateway.health import Health, Probes
 from gateway.idempotency import Answers
 from gateway.keybook import Keybook
 from gateway.keys import Keys
+from gateway.limits import HEADERS
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
@@ -24,6 +28,7 @@ from gateway.promptbook import Promptbook
 from gateway.prompts import Prompts
 from gateway.recorder import Recorder
 from gateway.relay import Rules
+from gateway.replicas import PostgresBook
 from gateway.retry import Budget
 from gateway.routing import Routes
 from gateway.settings import Settings
@@ -48,7 +53,7 @@ class Gateway:
             relay.cut()
 
 
-def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
+def create_app(settings: Settings, config: Config, shared: Shared, accounts: Accounts) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
     metrics = Metrics([name for name, model in config.models.items() if not model.split])
     logs.on_drop(metrics.log_line_dropped)
@@ -58,12 +63,15 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     store = open_store(settings)
+    usage = UsageBook(store)
     relays: api.Relays = set()
-    recorder = Recorder(settings, UsageBook(store), metrics, lambda: [it.running() for it in relays])
-    rules = Rules(config.retries, Budget(config.retries.budget, settings.stack_workers), metrics, recorder, log_content)
+    recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
+    budget = Budget(config.retries.budget, settings.stack_workers)
+    rules = Rules(config.retries, budget, metrics, recorder, Estimates(), log_content)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
-    pipeline = Pipeline(settings, keys, routes, prompts, rules)
+    book = _book(settings, accounts, shared.slot, usage)
+    pipeline = Pipeline(settings, keys, routes, prompts, book, rules)
     answers = Answers(settings, shared.directory)
 
     @asynccontextmanager
@@ -72,6 +80,8 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
             stack.callback(store.close)
             await stack.enter_async_context(recorder)
             await stack.enter_async_context(keys)
+            if isinstance(book, PostgresBook):
+                await stack.enter_async_context(book)
             for upstream in upstreams.values():
                 await stack.enter_async_context(upstream)
             await stack.enter_async_context(Probes(config.breaker, upstreams))
@@ -99,12 +109,23 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
             allow_origins=settings.stack_cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # authorization and the x-stainless-* family of the official clients
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms", *HEADERS],
             max_age=600,
         )
     app = Host(app, settings=settings)
     app = RequestLog(app, log_level=settings.stack_log_level, metrics=metrics)
     return Gateway(app, relays)
+
+
+def _book(settings: Settings, accounts: Accounts, slot: int, usage: UsageBook) -> SharedBook | PostgresBook:
+    """Where the keys' accounts are: with PostgreSQL there may be other gateways beside this one."""
+    if settings.store_url.startswith("postgresql:"):
+        return PostgresBook(settings.store_url, accounts, slot)
+
+    async def recorded(key_id: str, since: int, until: int) -> int:
+        return await asyncio.to_thread(usage.spent, key_id, since, until)
+
+    return SharedBook(accounts, slot, recorded)
 
 
 def _upstream(name: str, config: Config, metrics: Metrics) -> Upstream:

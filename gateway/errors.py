@@ -11,6 +11,8 @@
     ├── TooLarge             413
     ├── UnsupportedEncoding  415
     ├── HeadersTooLarge      431
+    ├── RateLimited          429  more than the key may have right now
+    ├── QuotaSpent           429  the key's tokens of the day or month are used up
     ├── InternalError        500
     ├── EngineError          502  the engine's reply can't be used
     │   ├── EngineUnauthorized   502  the engine refuses the gateway's own credentials
@@ -22,6 +24,7 @@
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it said nothing for too long
+    ├── GatewayBusy          503  the gateway itself has too much to do
     ├── PromptFailed         503  a prompt of the operator's can't be rendered
     ├── StoreUnavailable     503  the database of keys can't be asked
     ├── Draining             503  the gateway itself is stopping
@@ -31,6 +34,7 @@
 Codes and types are those of OpenAI's API, so that its clients raise the right exception.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -110,6 +114,26 @@ class HeadersTooLarge(StackError):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
+class RateLimited(StackError):
+    """`wait` is the time in seconds after which it would be let in; `standing`, headers that say how the key stands."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+    def __init__(self, message: str, wait: float, standing: Mapping[str, str]) -> None:
+        super().__init__(message)
+        milliseconds = max(1, math.ceil(wait * 1000))
+        waits = {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
+        self.headers = MappingProxyType({**standing, **waits})
+
+
+class QuotaSpent(StackError):
+    status, type, code = 429, "insufficient_quota", "insufficient_quota"
+
+    def __init__(self, message: str, standing: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.headers = MappingProxyType({**standing, "x-should-retry": "false"})  # OpenAI's clients would repeat a 429
+
+
 class InternalError(StackError):
     pass
 
@@ -168,6 +192,11 @@ class EngineSilent(EngineTimeout):
 class Draining(StackError):
     status, code = 503, "draining"
     headers = MappingProxyType({"retry-after": "5"})
+
+
+class GatewayBusy(StackError):
+    status, code = 503, "server_is_overloaded"
+    headers = MappingProxyType({"retry-after": "1"})
 
 
 class PromptFailed(StackError):

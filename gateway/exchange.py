@@ -96,6 +96,7 @@ class Ending:
     error: StackError | None  # None: it finished
     begun: bool  # the client got a part of the answer, or all of it
     usage: Usage | None  # None: the engine didn't get to say
+    estimated: int  # tokens of the prompt, for as long as the engine hasn't said
     counted: int  # pieces of content that came, at least one token each
     first_token_at: float | None  # of a stream
     finish_reason: str | None
@@ -113,7 +114,9 @@ class Ending:
 
     @property
     def tokens_in(self) -> int:
-        return self.usage.tokens_in if self.usage else 0
+        if self.usage is None:
+            return self.estimated if self.counted else 0
+        return self.usage.tokens_in
 
     @property
     def tokens_out(self) -> int:

@@ -382,7 +382,8 @@ class _Reader:
             status, pairs = orjson.loads(self._entry.read(_HEAD.size)[:length])
             headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
             self._stream = EVENT_STREAM in headers
-            if self._again:
+            if self._again:  # the key stands otherwise by now
+                headers = [it for it in headers if not it[0].startswith(b"x-ratelimit-")]
                 headers.append((b"idempotent-replayed", b"true"))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             self._started = True

@@ -11,6 +11,7 @@ from gateway import guard
 from gateway.errors import BadRequest, ClientLeft, TooLarge, UnsupportedEncoding
 from gateway.exchange import Exchange, Kind
 from gateway.keys import Key, Keys
+from gateway.limits import Book
 from gateway.prompts import Prompts
 from gateway.relay import Relay, Rules
 from gateway.routing import Route, Routes
@@ -33,10 +34,13 @@ class Request:
 class Pipeline:
     """What stands between a request and the engine: authenticate → read → understand → route, then admit → relay."""
 
-    def __init__(self, settings: Settings, keys: Keys, routes: Routes, prompts: Prompts, rules: Rules) -> None:
+    def __init__(
+        self, settings: Settings, keys: Keys, routes: Routes, prompts: Prompts, book: Book, rules: Rules
+    ) -> None:
         self._keys = keys
         self._routes = routes
         self._prompts = prompts
+        self._book = book
         self._rules = rules
         self._max_body = settings.stack_max_body_bytes
 
@@ -68,8 +72,12 @@ class Pipeline:
         return Request(key, exchange, route, headers, raw)
 
     async def admit(self, request: Request) -> Relay:
-        """A Relay that is ready to run; the engine has not been called yet. Raises StackError."""
-        return Relay(request.exchange, request.route, self._rules)
+        """A Relay that is ready to run, and has to: its key is charged. Raises StackError."""
+        it = request.exchange
+        size = len(request.raw) if it.prompt is None else len(it.encode("", stream=False))
+        estimate = self._rules.estimates.of(it, request.route.name, size)
+        lease = await self._book.admit(request.key, estimate)
+        return Relay(it, request.route, lease, self._rules)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()

@@ -29,8 +29,10 @@ from gateway.errors import (
     InternalError,
     StackError,
 )
+from gateway.estimates import Estimates
 from gateway.exchange import Ending, Exchange, Running, Usage
 from gateway.fold import Fold
+from gateway.limits import Lease
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
@@ -56,14 +58,17 @@ class Rules:
     budget: Budget
     metrics: Metrics
     recorder: Recorder
+    estimates: Estimates
     log_content: bool
 
 
 class Relay:
-    """One exchange. `run` it once: it answers the client, or raises a StackError if nothing was sent yet."""
+    """One exchange, and its lease's end. `run` it once: it answers the client, or raises a StackError if nothing was
+    sent yet."""
 
-    def __init__(self, exchange: Exchange, route: Route, rules: Rules) -> None:
+    def __init__(self, exchange: Exchange, route: Route, lease: Lease, rules: Rules) -> None:
         self._exchange = exchange
+        self._lease = lease
         self._route = route
         self._patience = route.patience
         self._rules = rules
@@ -350,7 +355,8 @@ class Relay:
         self._finished = last
 
     async def _commit(self, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers})
+        standing = [(name.encode(), value.encode()) for name, value in self._lease.headers().items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers + standing + self._headers})
         self._committed = True
 
     async def _ping(self) -> None:
@@ -427,12 +433,16 @@ class Relay:
     def _answered(self) -> None:
         """The answer is whole, and its last bytes go out next. What a client has is written down before, even if this
         process is killed now."""
-        self._rules.recorder.finished(self._record, self._ending(None))
+        ending = self._ending(None)
+        self._lease.settle(ending.tokens_in + ending.tokens_out)
+        self._rules.recorder.finished(self._record, ending)
         self._recorded = True
 
     def _ended(self, error: StackError | None) -> None:
         it = self._exchange
         ending = self._ending(error)
+        self._lease.settle(ending.tokens_in + ending.tokens_out)
+        self._rules.estimates.learn(ending, self._lease.estimate)
         self._rules.metrics.finished(ending)
         if error is not None or not self._recorded:
             self._rules.recorder.finished(self._record, ending)
@@ -451,6 +461,7 @@ class Relay:
             error=error,
             begun=self._committed,
             usage=tap.usage if tap else self._usage,
+            estimated=self._lease.estimate.prompt,
             counted=tap.tokens if tap else 0,
             first_token_at=self._first_token_at if it.stream else None,
             finish_reason=tap.finish_reason if tap else self._finish_reason,

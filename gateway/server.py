@@ -22,6 +22,7 @@ from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
 
 from gateway import ingress, logs
+from gateway.accounts import Accounts
 from gateway.app import Gateway, create_app
 from gateway.config import Config
 from gateway.config import load as load_config
@@ -157,6 +158,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._settings = settings
         self._config = config
         self._shared = Shared()
+        self._accounts = Accounts()
         self._board = Board() if settings.stack_metrics_bind else None
         self._port: Port | None = None
         if self._board is not None and settings.stack_metrics_bind:
@@ -217,7 +219,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         return ingress.Limits(read=self._settings.stack_read_timeout, write=self._settings.stack_write_timeout)
 
     def load(self) -> Gateway:
-        return create_app(self._settings, self._config, self._shared)
+        return create_app(self._settings, self._config, self._shared, self._accounts)
 
     def run(self) -> None:
         Master(self).run()
@@ -227,6 +229,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def _pre_fork(self, arbiter: Arbiter, worker: Worker) -> None:
         taken = {it.slot for it in arbiter.WORKERS.values()}
         worker.slot = next(number for number in range(MAX_SLOTS) if number not in taken)
+        self._accounts.occupy(worker.slot)
         worker.counted = self._board is not None and self._board.reserve(worker.slot)
 
     def _post_fork(self, _: Arbiter, worker: Worker) -> None:
@@ -236,6 +239,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def _child_exit(self, _: Arbiter, worker: Worker) -> None:
         self._shared.vacate(worker.slot)
+        self._accounts.vacate(worker.slot)
         if self._board is not None and worker.counted:
             self._board.vacate(worker.slot)
 

@@ -36,6 +36,10 @@ class Region:
         os.posix_fallocate(self._file.fileno(), 0, size)  # writing into a file without room for it is a SIGBUS
         self.memory = mmap.mmap(self._file.fileno(), size)
 
+    def close(self) -> None:
+        """Nobody may lock it any more."""
+        self._file.close()
+
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[mmap.mmap]:
         """Hold the lock. Raises BusyError after `patience` seconds; a stopped holder would stop every loop else."""

@@ -79,6 +79,10 @@ class FakeEngine:
     def release(self, gate: str) -> None:
         httpx.post(f"{self.url}/_release/{gate}", verify=NO_TLS).raise_for_status()
 
+    def peak(self) -> int:
+        """How many requests it was answering at most, since this was last asked."""
+        return int(httpx.get(self.url + "/_running").json()["peak"])
+
     def health(self, status: int) -> None:
         httpx.post(f"{self.url}/_health/{status}", verify=NO_TLS).raise_for_status()
 

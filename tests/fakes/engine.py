@@ -20,7 +20,8 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     close | reset            drop the connection now
     hang                     say nothing more
 GET /_seen lists the requests so far (the last 20,000): path, headers, body, state (running, done, hung_up) and
-connection number. GET /_running says how many are being answered.
+connection number. GET /_running says how many are being answered, and how many were
+at most since it was last asked.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ TOKENS = ["one", " two", " three"]
 class Engine:
     def __init__(self) -> None:
         self.seen: deque[dict[str, Any]] = deque(maxlen=20_000)
-        self.running = 0
+        self.running = self.peak = 0
         self.gates: dict[str, asyncio.Event] = {}
         self.connections = 0
         self.health = 200
@@ -63,7 +64,8 @@ class Engine:
         if path == "/_seen":
             return await connection.json(200, {"seen": list(self.seen), "connections": self.connections})
         if path == "/_running":
-            return await connection.json(200, {"running": self.running})
+            peak, self.peak = self.peak, self.running
+            return await connection.json(200, {"running": self.running, "peak": peak})
         if path.startswith("/_release/"):
             self.gate(path.removeprefix("/_release/")).set()
             return await connection.json(200, {})
@@ -90,6 +92,7 @@ class Engine:
         play = asyncio.create_task(connection.play(self, script, request))
         listen = asyncio.create_task(connection.reader.read(1))
         self.running += 1
+        self.peak = max(self.peak, self.running)
         try:
             await asyncio.wait({play, listen}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -1,0 +1,284 @@
+"""Limits through the front door, over four workers, in either database; over two gateways with PostgreSQL."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.kills import kill_under_load
+from tests.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
+from tests.soak import Case, Client
+from tests.store.conftest import Postgres
+
+CHAT = "/v1/chat/completions"
+ADMIN = "sk-admin-0123456789abcdef"
+SETTINGS = {"STACK_ADMIN_KEYS": ADMIN, "STACK_WORKERS": "4", "STACK_CORS_ORIGINS": "https://chat.example"}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[FakeEngine]:
+    """One of our own: how many it answers at a time is counted."""
+    with fake_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def gateway(
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[GatewayProcess]:
+    directory = tmp_path_factory.mktemp("gateway")
+    settings = {"STACK_DATA_DIR": str(directory / "data"), **SETTINGS}
+    if request.param == "postgres":
+        settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
+    with running_gateway(directory / "log", engine.url, **settings) as gateway:
+        yield gateway
+
+
+def admin(gateway: GatewayProcess) -> httpx.Client:
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30)
+
+
+def make_key(gateway: GatewayProcess, **limits: int) -> tuple[str, str]:
+    """Its id and its secret."""
+    with admin(gateway) as client:
+        made = client.post("/admin/keys", json={"name": "limited", "limits": limits}).raise_for_status().json()
+    return made["key"]["id"], made["secret"]
+
+
+def client(gateway: GatewayProcess, key: str) -> httpx.Client:
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
+
+
+def ask(gateway: GatewayProcess, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:
+    with client(gateway, key) as http:
+        return http.post(path, json={"messages": MESSAGES, **fields})
+
+
+def flood(gateways: Sequence[GatewayProcess], key: str, count: int, **fields: Any) -> tuple[Counter[int], float]:
+    """So many requests over a hundred connections, spread over the gateways; how many got which status, and the seconds
+    it took."""
+    case, left_to_send = Case(1, 200, "finished", fields), iter(range(count))
+
+    async def caller(number: int) -> list[int]:
+        http = Client(gateways[number % len(gateways)].port, key)
+        try:
+            return [(await http.ask(case, f"flood-{it}"))[0] for it in left_to_send]
+        finally:
+            await http.close()
+
+    async def all_of_them() -> list[list[int]]:
+        return await asyncio.gather(*(caller(number) for number in range(100)))
+
+    began = time.monotonic()
+    statuses = asyncio.run(all_of_them())
+    return Counter(it for one in statuses for it in one), time.monotonic() - began
+
+
+def left(answer: httpx.Response, what: str) -> int:
+    return int(answer.headers[f"x-ratelimit-remaining-{what}"])
+
+
+def test_a_thousand_requests_at_once_get_the_hundred_of_the_limit(gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, requests_per_minute=100)
+    statuses, seconds = flood([gateway], key, 1000)
+    assert set(statuses) == {200, 429}
+    assert 100 <= statuses[200] <= 100 + seconds * 100 / 60
+
+
+def test_the_engine_never_sees_more_at_a_time_than_the_key_may(engine: FakeEngine, gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, concurrent=5)
+    script = [["pause", 0.02], ["json", [200, {"choices": []}]]]
+    engine.peak()
+    statuses, _ = flood([gateway], key, 300, script=script)
+    assert engine.peak() == 5
+    assert statuses[200] >= 5
+    assert set(statuses) == {200, 429}
+    assert ask(gateway, key).status_code == 200
+
+
+def test_answers_say_how_the_key_stands(gateway: GatewayProcess) -> None:
+    key_id, key = make_key(gateway, requests_per_minute=10, tokens_per_minute=600)
+    answer = ask(gateway, key)
+    assert answer.headers["x-ratelimit-limit-requests"] == "10"
+    assert answer.headers["x-ratelimit-limit-tokens"] == "600"
+    assert left(answer, "requests") == 9
+    assert answer.headers["x-ratelimit-reset-requests"].startswith(("5.9", "6s"))
+    assert 585 <= left(answer, "tokens") <= 595, "the ten that it took, not the estimate"
+    stream = ask(gateway, key, stream=True, max_tokens=40)
+    assert left(stream, "requests") == 8
+    assert 400 <= left(stream, "tokens") <= 590, "its answer is not over yet"
+    with client(gateway, key) as http:
+        answer = http.post(CHAT, json={"messages": MESSAGES}, headers={"origin": "https://chat.example"})
+    exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+    assert {"x-ratelimit-remaining-requests", "retry-after", "retry-after-ms"} <= exposed
+    # Who is refused is told the same, and when to come back.
+    with admin(gateway) as http:
+        http.patch(f"/admin/keys/{key_id}", json={"limits": {"requests_per_minute": 1}}).raise_for_status()
+    refused = wait_for(lambda: it if (it := ask(gateway, key)).status_code == 429 else None, deadline=5)
+    error = refused.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "rate_limit_exceeded", None)
+    assert left(refused, "requests") == 0
+    milliseconds = int(refused.headers["retry-after-ms"])
+    assert 0 < milliseconds <= 60_000
+    assert int(refused.headers["retry-after"]) == -(-milliseconds // 1000)
+    assert "x-should-retry" not in refused.headers
+
+
+def test_what_is_wrong_or_not_limited_costs_nothing(gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, requests_per_minute=3)
+    assert left(ask(gateway, key), "requests") == 2
+    with client(gateway, key) as http:
+        assert http.post(CHAT, json={"messages": 3}).status_code == 400
+        assert http.post(CHAT, json={"messages": MESSAGES, "model": "nobody-has-this"}).status_code == 404
+        assert [http.get("/v1/models").status_code for _ in range(5)] == [200] * 5
+        assert http.post("/v1/completions", json={"prompt": "one"}).headers["x-ratelimit-remaining-requests"] == "1"
+        assert http.post("/v1/embeddings", json={"input": "one"}).headers["x-ratelimit-remaining-requests"] == "0"
+        assert http.post("/v1/embeddings", json={"input": "one"}).status_code == 429
+
+
+def test_openais_client_comes_back_when_it_is_told_to(gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, requests_per_minute=60)
+    statuses, _ = flood([gateway], key, 90)
+    assert statuses[429]
+    with openai.OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=2) as patient:
+        answer = patient.chat.completions.create(model="fake-model", messages=[{"role": "user", "content": "Hello"}])
+    assert answer.choices[0].message.content == "one two three"
+    _, key = make_key(gateway, requests_per_minute=1)
+    assert ask(gateway, key).status_code == 200
+    with (
+        openai.OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=0) as hasty,
+        pytest.raises(openai.RateLimitError) as refused,
+    ):
+        hasty.chat.completions.create(model="fake-model", messages=[{"role": "user", "content": "Hello"}])
+    assert refused.value.code == "rate_limit_exceeded"
+
+
+def test_a_debt_delays_the_next_request(gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, tokens_per_minute=60)
+    usage = {"prompt_tokens": 100, "completion_tokens": 80, "total_tokens": 180}
+    answer = ask(gateway, key, max_tokens=1, script=[["json", [200, {"choices": [], "usage": usage}]]])
+    assert answer.status_code == 200
+    refused = ask(gateway, key, max_tokens=1)
+    assert refused.status_code == 429
+    assert 115 <= int(refused.headers["retry-after"]) <= 180
+
+
+def test_the_share_of_an_answer_whose_client_left_is_charged(engine: FakeEngine, gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, tokens_per_minute=6000, concurrent=1)
+    script = [["role"], *[["token", "x"]] * 50, ["hang"]]
+    body = {"messages": MESSAGES, "stream": True, "script": script, "user": "leaves"}
+    with client(gateway, key) as http, http.stream("POST", CHAT, json=body) as answer:
+        lines = answer.iter_lines()
+        while "x" not in next(lines):
+            pass
+    engine.wait_seen("leaves", "hung_up")
+    stands = wait_for(lambda: it if (it := ask(gateway, key)).status_code == 200 else None)
+    # Fifty pieces, what its prompt was estimated to be, and the ten of this request; 100 flow back in a second.
+    assert 5800 <= left(stands, "tokens") <= 5999
+
+
+def test_a_quota_is_spent_and_stays_so(gateway: GatewayProcess, engine: FakeEngine, tmp_path: Path) -> None:
+    del engine, tmp_path
+    _, key = make_key(gateway, tokens_per_day=25)
+    assert [ask(gateway, key).status_code for _ in range(3)] == [200] * 3
+    spent = ask(gateway, key)
+    assert spent.status_code == 429
+    error = spent.json()["error"]
+    assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
+    assert spent.headers["x-should-retry"] == "false"
+    began = time.monotonic()
+    with (
+        openai.OpenAI(base_url=gateway.url + "/v1", api_key=key) as user,
+        pytest.raises(openai.RateLimitError, match="tokens of the day"),
+    ):
+        user.chat.completions.create(model="fake-model", messages=[{"role": "user", "content": "Hello"}])
+    assert time.monotonic() - began < 5, "it doesn't come again"
+
+
+def test_workers_that_die_give_back_what_they_held(gateway: GatewayProcess) -> None:
+    """SIGKILL under load. With SQLite at once, with PostgreSQL within seconds (replicas.PATIENCE)."""
+    _, key = make_key(gateway, concurrent=20)  # more than there are callers
+    asyncio.run(kill_under_load(gateway, 5, seed=1, key=key))
+    hang = {"messages": MESSAGES, "stream": True, "script": [["role"], ["hang"]]}
+
+    async def all_twenty() -> bool:
+        """Whether the key may have twenty requests at a time, and not one more."""
+        headers = {"authorization": f"Bearer {key}"}
+        async with (
+            httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60) as http,
+            AsyncExitStack() as stack,
+        ):
+            for _ in range(20):
+                if (await stack.enter_async_context(http.stream("POST", CHAT, json=hang))).status_code != 200:
+                    return False
+            assert (await http.post(CHAT, json={"messages": MESSAGES})).status_code == 429
+            return True
+
+    wait_for(lambda: asyncio.run(all_twenty()), deadline=75)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_quota_lasts_over_restarts(
+    engine: FakeEngine, tmp_path: Path, request: pytest.FixtureRequest, database: str
+) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data"), **SETTINGS}
+    if database == "postgres":
+        settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
+    with running_gateway(tmp_path / "log", engine.url, **settings) as first:
+        _, key = make_key(first, tokens_per_month=25)
+        assert [ask(first, key).status_code for _ in range(2)] == [200] * 2
+        first.process.send_signal(signal.SIGHUP)  # new workers, the same memory
+        assert ask(first, key).status_code == 200
+        assert ask(first, key).status_code == 429
+    with running_gateway(tmp_path / "log", engine.url, **settings) as second:
+        assert ask(second, key).json()["error"]["code"] == "insufficient_quota"
+
+
+def test_two_gateways_share_the_limits_of_one_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
+    url = postgres.new_database()
+    with ExitStack() as stack:
+        settings = SETTINGS | {"STACK_STORE_URL": url, "STACK_WORKERS": "2"}
+        both = [
+            stack.enter_context(running_gateway(tmp_path / f"log-{number}", engine.url, **settings))
+            for number in range(2)
+        ]
+        _, key = make_key(both[0], requests_per_minute=100)
+        statuses, seconds = flood(both, key, 1000)
+        assert set(statuses) == {200, 429}
+        assert 100 <= statuses[200] <= 100 + seconds * 100 / 60
+        _, key = make_key(both[0], concurrent=5)
+        engine.peak()
+        flood(both, key, 200, script=[["pause", 0.02], ["json", [200, {"choices": []}]]])
+        assert engine.peak() == 5
+        _, key = make_key(both[0], tokens_per_day=25)
+        statuses = Counter(ask(both[number % 2], key).status_code for number in range(10))
+        assert statuses[200] == 3
+
+
+def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
+    settings = SETTINGS | {"STACK_STORE_URL": postgres.new_database(), "STACK_WORKERS": "2"}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+        _, key = make_key(gateway, requests_per_minute=100, tokens_per_day=1500)
+        known, _ = flood([gateway], key, 20)  # to both workers
+        assert set(known) == {200}
+        postgres.stop()
+        try:
+            statuses, seconds = flood([gateway], key, 400)
+            assert set(statuses) == {200, 429}
+            assert 100 <= statuses[200] <= 100 + seconds * 100 / 60, "one host's memory is exact, too"
+        finally:
+            postgres.start()
+        wait_for(lambda: any("can be used again" in it["msg"] and "limits" in it["msg"] for it in gateway.log()))
+        answers = [ask(gateway, key)]
+        while answers[-1].status_code == 200:
+            answers.append(ask(gateway, key))
+        assert answers[-1].json()["error"]["code"] == "insufficient_quota"
+        assert 150 <= 20 + statuses[200] + len(answers) - 1 <= 151, "what was used meanwhile counts"
