@@ -105,8 +105,8 @@ def test_a_stream_whose_client_was_cut_off_is_whole_on_its_return_and_made_once(
     assert events(answer.text)[-1] == "[DONE]"
     assert answer.headers["idempotent-replayed"] == "true"
     assert [it["state"] for it in engine.seen(mark)] == ["done"]
-    finished = [it for it in own.log() if it["msg"] == "chat_finished_stream" and it["request_id"] == request_id]
-    assert [it["outcome"] for it in finished] == ["finished"]  # counted once, as finished
+    lines = own.lines(request_id, last="chat_finished_stream")
+    assert [it["outcome"] for it in lines if it["msg"] == "chat_finished_stream"] == ["finished"]  # counted once
 
 
 def test_many_at_once_on_both_workers_are_one(own: GatewayProcess, engine: FakeEngine, mark: str) -> None:
