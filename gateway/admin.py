@@ -7,7 +7,6 @@ would read it before, whoever sends it.
 import asyncio
 from typing import Annotated, Any, TypeVar
 
-import orjson
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
@@ -16,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway import schema, secret
 from gateway.errors import BadRequest, InvalidKey, TooLarge
-from gateway.keybook import Entry, Keybook, KeyFields
+from gateway.keybook import YEAR, Entry, Keybook, KeyFields
+from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
 
@@ -52,7 +52,7 @@ class Rotation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    grace_seconds: Annotated[int, Field(ge=0, le=366 * DAY)] = DAY
+    grace_seconds: Annotated[int, Field(ge=0, le=YEAR)] = DAY
 
 
 def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: Promptbook) -> None:
@@ -113,7 +113,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
     async def set_prompt(name: str, request: HttpRequest) -> Version:
         """Make the next version of a prompt."""
         asked = await _body(request, Template)
-        named = understand(orjson.dumps({"name": name}), Use)
+        named = understand({"name": name}, Use)
         return await asyncio.to_thread(prompts.set, named.name, asked.template)
 
     @app.get("/admin/prompts/{name}", **common)
@@ -151,13 +151,13 @@ async def _body(request: HttpRequest, model: type[Fields]) -> Fields:
         raw += piece
         if len(raw) > MAX_BODY:
             raise TooLarge(f"The body is larger than {MAX_BODY} bytes.")
-    return understand(raw or b"{}", model)
+    return understand(parse(raw or b"{}"), model)
 
 
-def understand(raw: bytes, model: type[Fields]) -> Fields:
-    """JSON as `model`. Raises BadRequest that names the field."""
+def understand(body: dict[str, Any], model: type[Fields]) -> Fields:
+    """The body as `model`. Raises BadRequest that names the field."""
     try:
-        return model.model_validate_json(raw, strict=True)
+        return model.model_validate(body, strict=True)
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_input=False)[0]
         param = ".".join(map(str, error["loc"])) or None

@@ -31,7 +31,7 @@ keys = typer.Typer(no_args_is_help=True, help="Make, show, change and take back 
 app.add_typer(keys, name="keys")
 prompts = typer.Typer(no_args_is_help=True, help="Text of yours that stands before what a key, or a model, is asked.")
 app.add_typer(prompts, name="prompts")
-out = Console(highlight=False, soft_wrap=True)
+out = Console(markup=False, highlight=False, soft_wrap=True)
 
 Fields = TypeVar("Fields", bound=BaseModel)
 UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -121,7 +121,7 @@ def rotate(
     as_json: Json = False,
 ) -> None:
     """Make a new secret; the old one works for a while beside it."""
-    seconds = _seconds(grace)
+    seconds = _seconds(grace, years=1)
     with _book() as (book, _):
         _say_secret(*book.rotate(key_id, seconds), as_json=as_json)
 
@@ -365,14 +365,17 @@ def _moment(words: str) -> int | None:
         if moment <= time.time():
             raise typer.BadParameter(f"{words} is over")
         return moment
-    return int(time.time()) + _seconds(words)
+    return int(time.time()) + _seconds(words, years=100)
 
 
-def _seconds(words: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,6})([mhdw]?)", words)
+def _seconds(words: str, *, years: int) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})([mhdw]?)", words)
     if not match or (match[1] != "0" and not match[2]):
         raise typer.BadParameter(f"'{words}' is no time: write 90m, 12h, 30d or 8w")
-    return int(match[1]) * UNITS.get(match[2], 1)
+    seconds = int(match[1]) * UNITS.get(match[2], 1)
+    if seconds > years * keybook.YEAR:
+        raise typer.BadParameter(f"'{words}' is too long: at most {years * 366}d")
+    return seconds
 
 
 # -- from values to words ---------------------------------------------------------------------------------------------
@@ -406,7 +409,7 @@ def _say(entry: Entry, *, as_json: bool) -> None:
 def _say_secret(entry: Entry, text: str, *, as_json: bool) -> None:
     if as_json:
         return _print_json({"key": _as_json(entry), "secret": text})
-    out.print(f"{entry.id} ({entry.name}). Its secret, shown this once:\n\n{text}\n", markup=False)
+    out.print(f"{entry.id} ({entry.name}). Its secret, shown this once:\n\n{text}\n")
     return None
 
 

@@ -18,6 +18,7 @@ from gateway.store import Store, metadata
 Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 YEAR = 366 * 86_400
+LAST = 253_402_300_799  # the last second of the year 9999, beyond which no calendar goes
 
 keys = sa.Table(
     "keys",
@@ -78,7 +79,7 @@ class KeyFields(BaseModel):
 
     name: Annotated[Text, Field(min_length=1)] | None = None
     owner: Text = ""
-    expires_at: Annotated[int, Field(ge=0, le=1 << 40)] | None = Field(
+    expires_at: Annotated[int, Field(ge=0, le=LAST)] | None = Field(
         None, description="Seconds since 1970; null: never."
     )
     models: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=200)] | None = Field(

@@ -16,7 +16,7 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from gateway import secret
-from gateway.errors import InvalidKey, StackError, StoreUnavailable
+from gateway.errors import InvalidKey, StoreUnavailable
 from gateway.keybook import Entry, Keybook, Limits
 from gateway.settings import Settings
 from gateway.store import Store
@@ -64,10 +64,11 @@ class Keys:
         }
         self._known = dict(self._listed)
         self._number = -1  # the revision of the store that this is of
+        self._looking = asyncio.Lock()
         self._good_at = float("-inf")  # when the store was last heard of, time.monotonic()
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None  # a look at the store that has not begun
-        self.trouble: StackError | None = None  # why the store can't be asked, if it can't
+        self.trouble: StoreUnavailable | None = None  # why the store can't be asked, if it can't
 
     async def __aenter__(self) -> Self:
         await self._look()
@@ -112,13 +113,15 @@ class Keys:
 
     async def _ask(self, digest: bytes) -> _Known:
         """A key may be younger than the last look. However many ask, the store is asked twice a second."""
+        if self.trouble is not None:
+            raise _untold()
         if self._asking is None:
             self._asking = asyncio.create_task(self._look_soon())
         await asyncio.shield(self._asking)
         if (known := self._known.get(digest)) is not None:
             return known
         if self.trouble is not None:
-            raise StoreUnavailable("The API key can't be looked up right now. Try again shortly.")
+            raise _untold()
         raise InvalidKey("The API key is not known here. Ask whoever runs this gateway for one.")
 
     async def _look_soon(self) -> None:
@@ -133,20 +136,27 @@ class Keys:
             await self._look()
 
     async def _look(self) -> None:
-        """See whether the store has changed, and take over what it holds now."""
-        try:
-            found = await asyncio.to_thread(self._read)
-        except StoreUnavailable as exc:
-            if self.trouble is None:
-                log.error("the store can't be used: %s", exc.__cause__)  # noqa: TRY400  no bug of ours
-            self.trouble = exc
-            return
-        if self.trouble is not None:
-            log.info("the store can be used again")
-        self.trouble = None
-        self._good_at = time.monotonic()
-        if found is not None and found[0] > self._number:  # two looks may overlap
-            self._number, self._known = found
+        """See whether the store has changed, and take over what it holds now. Never raises: a watch that ended would
+        leave taken-back keys in force."""
+        async with self._looking:
+            try:
+                found = await asyncio.to_thread(self._read)
+            except StoreUnavailable as exc:
+                if self.trouble is None:
+                    log.error("the store can't be used: %s", exc.__cause__)  # noqa: TRY400  no bug of ours
+                self.trouble = exc
+                return
+            except Exception:
+                if self.trouble is None:
+                    log.exception("the keys can't be read from the store")
+                self.trouble = _untold()
+                return
+            if self.trouble is not None:
+                log.info("the store can be used again")
+            self.trouble = None
+            self._good_at = time.monotonic()
+            if found is not None:
+                self._number, self._known = found
 
     def _read(self) -> tuple[int, dict[bytes, _Known]] | None:
         """In a thread. None: nothing has changed."""
@@ -163,6 +173,10 @@ class Keys:
             last = min(float("inf") if it is None else it for it in (ends, entry.expires_at))
             known[digest] = _Known(key, last, disabled=entry.disabled)
         return number, known | self._listed
+
+
+def _untold() -> StoreUnavailable:
+    return StoreUnavailable("The API key can't be looked up right now. Try again shortly.")
 
 
 def defaults(settings: Settings) -> Limits:

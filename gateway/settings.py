@@ -68,6 +68,14 @@ def _base_url(value: str) -> str:
     return f"{url.scheme}://{url.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 
 
+def _is_postgres(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        return url.scheme in ("postgresql", "postgres") and url.port != 0 and len(url.path) > 1
+    except ValueError:
+        return False
+
+
 def _address(value: str) -> str:
     """Check 'host:port' where host is an IP address ('[::1]:9000' for IPv6)."""
     host, port = split_address(value)
@@ -184,7 +192,7 @@ class Settings(EngineSettings):
 
     @property
     def store_url(self) -> str:
-        """Where what must last is kept, as SQLAlchemy writes it. It may hold a password."""
+        """A PostgreSQL database, with its password; empty: SQLite, in the data directory."""
         return self._store_url
 
     @model_validator(mode="after")
@@ -217,9 +225,9 @@ class Settings(EngineSettings):
     def _check_store(self) -> "Settings":
         given = self.stack_store_url.get_secret_value() if self.stack_store_url else ""
         url = given or _read_secret(self.stack_store_url_file, "STACK_STORE_URL_FILE").strip()
-        if url and not url.startswith(("postgresql://", "postgres://")):
+        if url and not _is_postgres(url):
             raise ValueError("STACK_STORE_URL: must look like postgresql://user:password@host:5432/database")
-        self._store_url = url.replace("postgres://", "postgresql://", 1) or f"sqlite:///{self.stack_data_dir}/stack.db"
+        self._store_url = url.replace("postgres://", "postgresql://", 1)
         return self
 
     @model_validator(mode="after")

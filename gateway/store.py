@@ -4,21 +4,23 @@ Everything here waits for the database: the event loop calls it through `asyncio
 they are used, on `metadata`; `migrations/` brings a database to them.
 """
 
-import fcntl
+import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote
 
 import alembic.command
 import alembic.config
 import alembic.util
+import psycopg
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from gateway.errors import StoreUnavailable
 from gateway.settings import Settings, SettingsError
@@ -33,27 +35,12 @@ metadata = sa.MetaData()
 revision = sa.Table("revision", metadata, sa.Column("number", sa.BigInteger, nullable=False))
 
 
-class Store:
+class Store(ABC):
     """One database. Threads may share it; a forked process makes its own. Raises StoreUnavailable, everywhere."""
 
-    def __init__(self, url: str) -> None:
-        self.url = sa.make_url(url)
-        self._lite = self.url.get_backend_name() == "sqlite"
-        if self._lite:
-            self._engine = sa.create_engine(self.url, connect_args={"timeout": WAIT})
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
-        else:
-            options = f"-c statement_timeout={int(WAIT * 1000)} -c lock_timeout={int(WAIT * 1000)} -c timezone=UTC"
-            arguments = {"connect_timeout": int(WAIT), "options": options}
-            self._engine = sa.create_engine(
-                self.url.set(drivername="postgresql+psycopg"),
-                connect_args=arguments,
-                pool_size=2,
-                pool_timeout=WAIT,
-                pool_pre_ping=True,
-                pool_recycle=1800,
-            )
+    def __init__(self, engine: sa.Engine, reading: sa.Engine) -> None:
+        self._engine = engine
+        self._reading = reading
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -63,9 +50,8 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads; it waits for no writer."""
-        reading = self._engine.execution_options(stack_reads=True)
-        with _translated(), reading.connect() as connection, connection.begin():
+        """A transaction that only reads, all of it of one moment; it waits for no writer."""
+        with _translated(), self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -95,7 +81,8 @@ class Store:
             there = MigrationContext.configure(connection).get_current_revision()
         if there == ScriptDirectory.from_config(config).get_current_head():
             return
-        with _translated(), self._alone(), self._engine.connect() as connection:
+        with self.write() as connection:
+            self._be_alone(connection)
             config.attributes["connection"] = connection
             try:
                 alembic.command.upgrade(config, "head")
@@ -104,28 +91,80 @@ class Store:
                     f"STACK_STORE_URL: this database was last used by a newer version of stack ({exc}). "
                     "Run that version, or restore a backup made before it."
                 ) from exc
-            connection.commit()
 
     def close(self) -> None:
         """Drop all connections. The store may be used again."""
         self._engine.dispose()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if self._lite:
-            with Path(f"{self.url.database}.migrating").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-        else:
-            with self._engine.connect() as connection:
-                connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATING)))
-                yield
-                connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATING)))
+    @abstractmethod
+    def _be_alone(self, connection: sa.Connection) -> None:
+        """Have every other process that comes here wait for this transaction, however long it takes."""
+
+
+class SqliteStore(Store):
+    """A file, which must be there: one that has gone is not made anew, and empty."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        engine = sa.create_engine(
+            f"sqlite:///file:{quote(str(file))}?mode=rw&uri=true", connect_args={"timeout": WAIT}, hide_parameters=True
+        )
+        sa.event.listen(engine, "connect", self._on_connect)
+        sa.event.listen(engine, "checkout", self._on_checkout)
+        sa.event.listen(engine, "begin", _on_begin)
+        super().__init__(engine, engine.execution_options(stack_reads=True))
+
+    def _be_alone(self, connection: sa.Connection) -> None:
+        pass  # whoever writes is alone in SQLite, see _on_begin
+
+    def _on_connect(self, connection: Any, record: Any) -> None:
+        record.info["file"] = self._identity()
+        connection.isolation_level = None  # transactions are begun below and nowhere else
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def _on_checkout(self, _: object, record: Any, __: object) -> None:
+        """A file that was removed or replaced lives on for whoever has it open; what is there now counts."""
+        if record.info["file"] != self._identity():
+            raise sa.exc.DisconnectionError("the database is another file now")
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.file)  # noqa: PTH116  at every use: a third of the time
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class PostgresStore(Store):
+    """A database on a server."""
+
+    def __init__(self, url: str) -> None:
+        milliseconds = int(WAIT * 1000)
+        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+        engine = sa.create_engine(
+            sa.make_url(url).set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": int(WAIT), "options": options},
+            hide_parameters=True,
+            pool_size=2,
+            pool_timeout=WAIT,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+        )
+        sa.event.listen(engine, "do_connect", _connect)
+        super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
+
+    def _be_alone(self, connection: sa.Connection) -> None:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
+        cast("_Connection", connection.connection.driver_connection).patience = None
+        connection.detach()  # nobody else gets such a patient one
 
 
 def open_store(settings: Settings) -> Store:
     """The store of the settings: STACK_STORE_URL, or a file in STACK_DATA_DIR. Nothing is connected yet."""
-    return Store(settings.store_url)
+    url = settings.store_url
+    return PostgresStore(url) if url else SqliteStore(settings.stack_data_dir / "stack.db")
 
 
 def prepare(settings: Settings) -> None:
@@ -136,12 +175,14 @@ def prepare(settings: Settings) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
+        store = open_store(settings)
+        if isinstance(store, SqliteStore):
+            store.file.touch(0o600)
     except OSError as exc:
         raise SettingsError(
             f"STACK_DATA_DIR: {directory} can't be written ({exc.strerror}). Name one that this user may write, "
             "such as STACK_DATA_DIR=.data, or mount a volume there."
         ) from None
-    store = open_store(settings)
     with suppress(StoreUnavailable):
         store.migrate()
     store.close()
@@ -153,19 +194,29 @@ def _translated() -> Iterator[None]:
         yield
     except IntegrityError:
         raise  # the caller's matter: what it wants to write contradicts what is there
-    except (DBAPIError, PoolTimeoutError) as exc:
-        raise StoreUnavailable("The gateway's store can't be used right now.") from exc
     except (SQLAlchemyError, OSError) as exc:
-        raise StoreUnavailable("The gateway's store can't be used.") from exc
+        raise StoreUnavailable("The gateway's store can't be used right now.") from exc
 
 
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions are begun below and nowhere else
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
+def _on_begin(connection: sa.Connection) -> None:
     """A transaction that will write takes its lock first: one that finds out later can't wait for it."""
     reads = connection.get_execution_options().get("stack_reads", False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+class _Connection(psycopg.Connection[Any]):
+    """One that waits for an answer no longer than `patience`, in seconds: the server's own timeouts are no help where
+    it stands still."""
+
+    patience: float | None = WAIT + 1
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001
+            self.close()
+            raise psycopg.OperationalError("the server does not answer") from None
+
+
+def _connect(_: object, __: object, arguments: Any, options: Any) -> _Connection:
+    return _Connection.connect(*arguments, **options)

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import ROOT, FakeEngine, environment, free_port, running_gateway
+from tests.processes import KEY, ROOT, FakeEngine, environment, free_port, running_gateway
 
 REFUSED = [
     ({"STACK_API_KEYS": "dev-key", "STACK_PUBLISH": "0.0.0.0:9000"}, "placeholder 'dev-key'"),
@@ -28,6 +28,11 @@ REFUSED = [
     ({"STACK_MODEL_ALIASES": "a"}, "'a' is not of the form alias=model"),
     ({"STACK_MODEL_ALIASES": "a=b,a=c"}, "given twice"),
     ({"STACK_MODEL_ALIASES": "a=b,b=c"}, "which is an alias itself"),
+    ({"STACK_STORE_URL": "mysql://u:p@host/db"}, "STACK_STORE_URL: must look like postgresql://"),
+    ({"STACK_STORE_URL": "postgresql://u:p@host:port/db"}, "STACK_STORE_URL: must look like postgresql://"),
+    ({"STACK_DATA_DIR": "/proc/stack"}, "STACK_DATA_DIR: /proc/stack can't be written"),
+    ({"STACK_ADMIN_KEYS": "short", "STACK_PUBLISH": "0.0.0.0:9000"}, "STACK_ADMIN_KEYS: holds a short key"),
+    ({"STACK_ADMIN_KEYS": KEY}, "An admin key must be no other's"),
     ({"STACK_API_KEYS": "schlüssel-0123456789"}, "printable ASCII"),
 ]
 

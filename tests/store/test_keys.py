@@ -143,6 +143,8 @@ WRONG: dict[str, tuple[Any, str | None]] = {
     "no models at all": ({"name": "a", "models": []}, "models"),
     "priority too high": ({"name": "a", "priority": 101}, "priority"),
     "labels that are a list": ({"name": "a", "labels": ["x"]}, "labels"),
+    "an end beyond any calendar": ({"name": "a", "expires_at": 1 << 40}, "expires_at"),
+    "a name twice": (b'{"name": "a", "name": "b"}', "name"),
     "a list": ([], None),
     "not JSON": (b"{", None),
     "too large": (b'{"name": "' + b"x" * 300_000 + b'"}', None),
@@ -184,6 +186,7 @@ REFUSED = [
     (["keys", "create", "x", "--expires", "30x"], "is no time"),
     (["keys", "create", "x", "--expires", "2020-01-01"], "is over"),
     (["keys", "create", "x", "--expires", "2027-02-30"], "no day"),
+    (["keys", "create", "x", "--expires", "999999w"], "is too long"),
     (["keys", "create", "x", "--label", "red"], "NAME=VALUE"),
     (["keys", "create", "x", "--concurrent", "0"], "limits.concurrent"),
     (["keys", "create", "x", "--concurrent", "many"], "whole number"),
@@ -192,6 +195,7 @@ REFUSED = [
     (["keys", "show", "nobody"], "no key 'nobody'"),
     (["keys", "set", "nobody"], "say what to change"),
     (["keys", "rotate", "nobody", "--grace", "5"], "is no time"),
+    (["keys", "rotate", "nobody", "--grace", "53w"], "is too long"),
     (["keys", "delete", "nobody"], "no key 'nobody'"),
     (["limits", "--concurrent", "3"], "name a key"),
 ]
@@ -203,6 +207,13 @@ def test_what_the_command_refuses(tmp_path: Path, words: list[str], sentence: st
     assert done.returncode in (1, 2)
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_written_is_shown_as_it_is(tmp_path: Path) -> None:
+    stack = Command(STACK_DATA_DIR=str(tmp_path))
+    made = stack.json("keys", "create", "[/red] [bold]x", "--expires", "5200w")
+    assert "[/red] [bold]x" in stack("keys", "list")
+    assert "[/red] [bold]x" in stack("keys", "show", made["key"]["id"])
 
 
 def test_limits_are_shown_and_set(stack: Command) -> None:

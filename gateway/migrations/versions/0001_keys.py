@@ -1,5 +1,7 @@
 """Keys and their secrets; the number by which workers see that something has changed."""
 
+import time
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -9,7 +11,8 @@ down_revision = None
 
 def upgrade() -> None:
     table = op.create_table("revision", sa.Column("number", sa.BigInteger, nullable=False))
-    op.bulk_insert(table, [{"number": 0}])
+    # By it workers see, too, that the database is another one now: no two begin with the same number.
+    op.bulk_insert(table, [{"number": time.time_ns() // 1000}])
     op.create_table(
         "keys",
         sa.Column("id", sa.String(16), primary_key=True),

@@ -1,0 +1,109 @@
+"""The store's faults: what callers see meanwhile, and that all is well afterwards without anybody's doing."""
+
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway import secret
+from gateway.keybook import Keybook, KeyFields
+from gateway.settings import Settings
+from gateway.store import open_store, prepare
+from tests.processes import FakeEngine, running_gateway, wait_for
+from tests.store.conftest import Postgres
+from tests.store.stack import Command
+from tests.store.test_keys import ask, status
+
+
+def test_what_is_read_is_of_one_moment(store_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key made between two queries of one look had no row in the first; the worker that looked died of it."""
+    for name, value in store_settings.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    prepare(settings)
+    store = open_store(settings)
+    book, over = Keybook(store), threading.Event()
+
+    def make_and_delete() -> None:
+        while not over.is_set():
+            book.delete(book.create(KeyFields(name="x"))[0].id)
+
+    maker = threading.Thread(target=make_and_delete)
+    maker.start()
+    try:
+        for _ in range(300):
+            book.secrets()
+    finally:
+        over.set()
+        maker.join()
+        store.close()
+
+
+def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data"), "STACK_STORE_URL": postgres.new_database()}
+    stack = Command(**settings)
+    text = stack.json("keys", "create", "x")["secret"]
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+        wait_for(lambda: gateway.log_path.read_text().count("startup complete") == 2)
+        subprocess.run(["docker", "pause", postgres.container], check=True, capture_output=True)
+        try:
+            answer = ask(gateway, secret.new_secret("0123456789"))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+            assert status(gateway, text) == {200}
+            wait_for(lambda: httpx.get(gateway.url + "/readyz").json()["store"] == "store_unavailable")
+            done = stack.run("keys", "list")
+            assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
+        finally:
+            subprocess.run(["docker", "unpause", postgres.container], check=True, capture_output=True)
+        wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
+        stack("keys", "list")
+
+
+def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    stack = Command(STACK_DATA_DIR=str(data))
+    kept = stack.json("keys", "create", "kept")["secret"]
+    with running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(data)) as gateway:
+        assert status(gateway, kept) == {200}
+        data.rename(tmp_path / "away")
+        wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {503})
+        assert status(gateway, kept) == {200}
+        assert httpx.get(gateway.url + "/readyz").json()["store"] == "store_unavailable"
+        (tmp_path / "away").rename(data)
+        wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
+        new = stack.json("keys", "create", "new")["secret"]
+        assert status(gateway, new) == {200}
+
+
+def test_another_file_in_its_place_is_what_counts(engine: FakeEngine, tmp_path: Path) -> None:
+    """One restored from a backup, say: a key that is not in it is none."""
+    data = tmp_path / "data"
+    stack = Command(STACK_DATA_DIR=str(data))
+    kept = stack.json("keys", "create", "kept")["secret"]
+    shutil.copytree(data, tmp_path / "backup")
+    lost = stack.json("keys", "create", "lost")["secret"]
+    with running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(data)) as gateway:
+        assert status(gateway, lost) == {200}
+        data.rename(tmp_path / "away")
+        (tmp_path / "backup").rename(data)
+        wait_for(lambda: status(gateway, lost) == {401})
+        assert status(gateway, kept) == {200}
+
+
+def test_a_change_reaches_the_other_gateways_of_a_database(
+    engine: FakeEngine, tmp_path: Path, postgres: Postgres
+) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data"), "STACK_STORE_URL": postgres.new_database()}
+    stack = Command(**settings)
+    with (
+        running_gateway(tmp_path / "log", engine.url, **settings) as one,
+        running_gateway(tmp_path / "other", engine.url, **settings) as other,
+    ):
+        made = stack.json("keys", "create", "x")
+        assert status(one, made["secret"]) == status(other, made["secret"]) == {200}
+        stack("keys", "disable", made["key"]["id"])
+        for gateway in (one, other):
+            wait_for(lambda it=gateway: status(it, made["secret"]) == {401}, deadline=5)  # type: ignore[misc]
