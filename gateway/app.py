@@ -12,6 +12,7 @@ from gateway import __version__, api, logs
 from gateway.admin import add_admin_routes
 from gateway.breaker import Breaker, State
 from gateway.config import Config
+from gateway.context import Contexts
 from gateway.health import Health, Probes
 from gateway.idempotency import Answers
 from gateway.keybook import Keybook
@@ -55,7 +56,8 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     progress = Progress(settings)
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
-    rules = Rules(config.retries, Budget(config.retries.budget, settings.stack_workers), metrics, log_content)
+    budget = Budget(config.retries.budget, settings.stack_workers)
+    rules = Rules(config.retries, budget, metrics, Contexts(), log_content)
     store = open_store(settings)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
@@ -95,7 +97,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
             allow_origins=settings.stack_cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # authorization and the x-stainless-* family of the official clients
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "x-stack-ignored-params", "retry-after"],
             max_age=600,
         )
     app = Host(app, settings=settings)
