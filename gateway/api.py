@@ -217,7 +217,8 @@ class RelayRoutes:
 def chat_completions(body: schema.ChatRequest) -> None:
     """Answer a conversation; with `stream`, token by token as server-sent events that end with `[DONE]`.
 
-    Unknown fields go to the engine untouched. A stream that can't be finished ends with an error event.
+    Unknown fields go to the engine untouched. A stream that can't be finished ends with an error event. The header
+    `x-stack-ignored-params` names what the engine ignored; with `x-stack-strict: true` that is a 400.
     """
 
 

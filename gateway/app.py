@@ -14,6 +14,7 @@ from gateway.accounts import Accounts, SharedBook
 from gateway.admin import add_admin_routes
 from gateway.breaker import Breaker, State
 from gateway.config import Config
+from gateway.context import Contexts
 from gateway.estimates import Estimates
 from gateway.health import Health, Probes
 from gateway.idempotency import Answers
@@ -67,7 +68,7 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
     relays: api.Relays = set()
     recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
     budget = Budget(config.retries.budget, settings.stack_workers)
-    rules = Rules(config.retries, budget, metrics, recorder, Estimates(), log_content)
+    rules = Rules(config.retries, budget, metrics, recorder, Estimates(), Contexts(), log_content)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
     book = _book(settings, accounts, shared.slot, usage)
@@ -109,7 +110,7 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
             allow_origins=settings.stack_cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # authorization and the x-stainless-* family of the official clients
-            expose_headers=["x-request-id", "retry-after", "retry-after-ms", *HEADERS],
+            expose_headers=["x-request-id", "x-stack-ignored-params", "retry-after", "retry-after-ms", *HEADERS],
             max_age=600,
         )
     app = Host(app, settings=settings)

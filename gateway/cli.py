@@ -302,6 +302,8 @@ def _fields(
     if expires is not None:
         fields["expires_at"] = _moment(expires)
     if models:
+        if "all" in models and len(models) > 1:
+            raise typer.BadParameter("--model all stands alone: it is every model")
         fields["models"] = None if models == ["all"] else models
     if labels:
         pairs = [label.partition("=") for label in labels]

@@ -1,12 +1,14 @@
 """Dialects: what each engine's endpoints and errors mean, in one table and one function."""
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from gateway.errors import (
-    BadRequest,
+    ContextExceeded,
     EngineError,
     EngineOverloaded,
     EngineRefused,
@@ -21,21 +23,34 @@ from gateway.errors import (
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One engine's ways. `health` is a path below the server's root that answers 200 once it can generate; `deaf` says
-    that it goes on with a blocking request whose client has hung up (llama.cpp's server: tried)."""
+    that it goes on with a blocking request whose client has hung up (llama.cpp's server: tried); `cuts` that it makes
+    a prompt fit by shortening it, and doesn't say so."""
 
     name: str
     health: str
     deaf: bool = False
+    cuts: bool = False
 
 
 DIALECTS = {
-    "ollama": Dialect("ollama", health="/api/version"),
+    "ollama": Dialect("ollama", health="/api/version", cuts=True),
     "vllm": Dialect("vllm", health="/health"),
     "llamacpp": Dialect("llamacpp", health="/health", deaf=True),
 }
 
-# Names and phrases by which the engines say that a prompt does not fit (llama.cpp; vLLM; OpenAI's own).
-_TOO_LONG = ("exceed_context_size_error", "context_length_exceeded", "maximum context length")
+# Names and phrases by which the engines say that a prompt does not fit.
+_TOO_LONG = (
+    "exceed_context_size_error",  # llama.cpp
+    "too large to process",  # llama.cpp, of embeddings, with a 500
+    "maximum context length",  # vLLM; Ollama's runner for Apple's chips
+    "the model's context length is only",  # vLLM, older
+    "exceeds the context length",  # Ollama before 0.30
+    "longer than the context length",  # Ollama from 0.30 on, where it may not cut
+    "context_length_exceeded",  # OpenAI's own
+)
+# "request (9031 tokens) exceeds the available context size (4096 tokens)", and others of llama.cpp's and Ollama's.
+_BOTH_NUMBERS = re.compile(r"\((\d+) tokens\).*\((?:current batch size: )?(\d+)")
+_LIMIT = re.compile(r"context length is (?:only )?(\d+) tokens")  # vLLM; it says "at least" about the prompt's
 _LOADING = ("loading model", "model is loading")
 
 
@@ -55,7 +70,7 @@ def fault(error: Any) -> StackError:
 
 
 def _refusal(status: int, error: Any) -> StackError:
-    detail = error if isinstance(error, dict) else {"message": error}
+    detail = _inner(error if isinstance(error, dict) else {"message": error})
     message = detail.get("message")
     message = message if isinstance(message, str) and message else ""
     kind = f"{detail.get('type')} {detail.get('code')} {message}".lower()
@@ -73,10 +88,11 @@ def _refusal(status: int, error: Any) -> StackError:
         return EngineTimeout("The engine took too long to answer.")
     if status == 501:
         return EngineRefused(message or "This engine does not support this endpoint.", status=400, code="unsupported")
+    if any(phrase in kind for phrase in _TOO_LONG):
+        tokens, limit = _numbers(detail, message)
+        return ContextExceeded(message, param="messages", tokens=tokens, limit=limit)
     if status >= 500 or status < 400:
         return EngineError("The engine failed to answer.")
-    if any(phrase in kind for phrase in _TOO_LONG):
-        return BadRequest(message, code="context_length_exceeded", param="messages")
     param, code = detail.get("param"), detail.get("code")
     return EngineRefused(
         message or "The engine refused the request.",
@@ -84,3 +100,23 @@ def _refusal(status: int, error: Any) -> StackError:
         param=param if isinstance(param, str) else None,
         code=code if isinstance(code, str) else None,
     )
+
+
+def _inner(detail: dict[str, Any]) -> dict[str, Any]:
+    """Ollama passes on what its own llama.cpp said as a string: an envelope within an envelope's message."""
+    message = detail.get("message")
+    if isinstance(message, str) and message.startswith('{"error":{'):
+        with suppress(orjson.JSONDecodeError, TypeError):
+            return dict(orjson.loads(message)["error"])
+    return detail
+
+
+def _numbers(detail: dict[str, Any], message: str) -> tuple[int | None, int | None]:
+    """The prompt's tokens and the model's limit, as far as a refusal tells them."""
+    tokens, limit = detail.get("n_prompt_tokens"), detail.get("n_ctx")
+    if isinstance(tokens, int) and isinstance(limit, int):
+        return tokens, limit
+    if found := _BOTH_NUMBERS.search(message):
+        return int(found[1]), int(found[2])
+    found = _LIMIT.search(message)
+    return None, int(found[1]) if found else None

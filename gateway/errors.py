@@ -2,6 +2,7 @@
 
     StackError
     ├── BadRequest           400  the request itself is wrong; `param` names the field
+    │   └── ContextExceeded      400  its prompt is longer than the model can read
     ├── InvalidKey           401
     ├── ModelNotFound        404
     ├── NotFound             404  no such path
@@ -69,7 +70,19 @@ class StackError(Exception):
 
 
 class BadRequest(StackError):
-    status, type, code = 400, "invalid_request_error", None
+    status, type = 400, "invalid_request_error"
+    code: str | None = None
+
+
+class ContextExceeded(BadRequest):
+    """`tokens` are the prompt's, `limit` the model's; None where the engine didn't say."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str, tokens: int | None = None, limit: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class InvalidKey(StackError):

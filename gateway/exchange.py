@@ -11,6 +11,8 @@ MOST = 1 << 40  # what an engine says beyond that, it doesn't mean
 
 Kind = Literal["chat", "completion", "embedding"]
 
+CONTENT: dict[Kind, str] = {"chat": "messages", "completion": "prompt", "embedding": "input"}  # where the prompt is
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -27,14 +29,15 @@ class Exchange:
     started: float  # time.monotonic(), seconds
     prompt: str | None = None  # the operator's prompts in it, by name and version
 
-    def encode(self, model: str, *, stream: bool) -> bytes:
-        """The body for an engine: under its own name for the model, and with its count of tokens asked for.
+    def encode(self, model: str, fields: dict[str, Any], *, stream: bool) -> bytes:
+        """The body for an engine: `fields` as it takes them (gateway.parameters), under its own name for the model, and
+        with its count of tokens asked for.
 
         Raises BadRequest where it is nested more than some 250 levels deep, which is all that orjson writes.
         """
-        fields = self.fields | {"model": model}
+        fields = fields | {"model": model}
         if stream:
-            options = self.fields.get("stream_options") or {}
+            options = fields.get("stream_options") or {}
             fields |= {"stream": True, "stream_options": options | {"include_usage": True}}
         try:
             return orjson.dumps(fields)

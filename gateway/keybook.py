@@ -15,7 +15,7 @@ from gateway import secret
 from gateway.errors import BadRequest, NotFound
 from gateway.store import Store, metadata
 
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 YEAR = 366 * 86_400
 LAST = 253_402_300_799  # the last second of the year 9999, beyond which no calendar goes

@@ -1,15 +1,15 @@
 """Pipeline: one request from its headers to a Relay, top to bottom. The order is a security property."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope
 
-from gateway import guard
+from gateway import guard, parameters
 from gateway.errors import BadRequest, ClientLeft, TooLarge, UnsupportedEncoding
-from gateway.exchange import Exchange, Kind
+from gateway.exchange import CONTENT, Exchange, Kind
 from gateway.keys import Key, Keys
 from gateway.limits import Book
 from gateway.prompts import Prompts
@@ -17,7 +17,7 @@ from gateway.relay import Relay, Rules
 from gateway.routing import Route, Routes
 from gateway.settings import Settings
 
-_CONTENT = {"chat": "messages", "completion": "prompt", "embedding": "input"}
+_STRICT = b"x-stack-strict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Pipeline:
         self._book = book
         self._rules = rules
         self._max_body = settings.stack_max_body_bytes
+        self._strict = settings.stack_strict_params
 
     async def understand(self, kind: Kind, scope: Scope, receive: Receive) -> Request:
         """Who asks for what, checked and whole. Raises StackError. Nothing has been counted or begun yet."""
@@ -55,6 +56,8 @@ class Pipeline:
         body = parse(raw)
         size = check(kind, body)
         route = await self._routes.resolve(body.get("model"), key, headers)
+        if _is_strict(headers, unless_said=self._strict):
+            route = strictly(route, kind, body)
         body, prompt = self._prompts.apply(key, route.name, kind, body)
         options = body.get("stream_options") or {}
         exchange = Exchange(
@@ -74,7 +77,7 @@ class Pipeline:
     async def admit(self, request: Request) -> Relay:
         """A Relay that is ready to run, and has to: its key is charged. Raises StackError."""
         it = request.exchange
-        size = len(request.raw) if it.prompt is None else len(it.encode("", stream=False))
+        size = len(request.raw) if it.prompt is None else len(it.encode("", it.fields, stream=False))
         estimate = self._rules.estimates.of(it, request.route.name, size)
         lease = await self._book.admit(request.key, estimate)
         return Relay(it, request.route, lease, self._rules)
@@ -127,7 +130,7 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
         raise BadRequest("'stream' must be true or false.", param="stream")
     if not isinstance(body.get("stream_options"), dict | None):
         raise BadRequest("'stream_options' must be an object.", param="stream_options")
-    field = _CONTENT[kind]
+    field = CONTENT[kind]
     content = body.get(field)
     if content is None:
         raise BadRequest(f"'{field}' is missing.", param=field)
@@ -142,6 +145,33 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
     guard.refuse_control(body)
     # A list of numbers is one prompt in tokens, anything else in a list is one prompt each.
     return len(content) if isinstance(content, list) and not (content and isinstance(content[0], int)) else 1
+
+
+def strictly(route: Route, kind: Kind, body: dict[str, Any]) -> Route:
+    """The route without the engines that would ignore one of the request's parameters. Raises BadRequest that names the
+    parameter when none is left."""
+    dialects = [target.upstream.dialect.name for tier in route.tiers for target in tier]
+    ignored = {name: parameters.read(name, kind, body).ignored for name in dialects}
+    if not any(ignored.values()):
+        return route
+    tiers = tuple(tuple(it for it in tier if not ignored[it.upstream.dialect.name]) for tier in route.tiers)
+    if not any(tiers):
+        name = ignored[dialects[0]][0]
+        raise BadRequest(
+            f"The engine behind this model would ignore '{name}', and strict mode is on.",
+            param=name,
+            code="unsupported_parameter",
+        )
+    return replace(route, tiers=tuple(filter(None, tiers)))
+
+
+def _is_strict(headers: dict[bytes, bytes], *, unless_said: bool) -> bool:
+    value = headers.get(_STRICT)
+    if value is None:
+        return unless_said
+    if value.lower() not in (b"true", b"false"):
+        raise BadRequest("'x-stack-strict' must be true or false.", param="x-stack-strict")
+    return value.lower() == b"true"
 
 
 def _choices(kind: Kind, size: int, n: object) -> int:

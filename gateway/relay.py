@@ -17,8 +17,9 @@ from typing import Any, cast
 import orjson
 from starlette.types import Receive, Send
 
-from gateway import dialects, logs
+from gateway import dialects, logs, parameters
 from gateway.config import Retries
+from gateway.context import Contexts
 from gateway.errors import (
     ClientLeft,
     Draining,
@@ -32,6 +33,7 @@ from gateway.errors import (
 from gateway.estimates import Estimates
 from gateway.exchange import Ending, Exchange, Running, Usage
 from gateway.fold import Fold
+from gateway.introspection import Prompt
 from gateway.limits import Lease
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
@@ -59,6 +61,7 @@ class Rules:
     metrics: Metrics
     recorder: Recorder
     estimates: Estimates
+    contexts: Contexts
     log_content: bool
 
 
@@ -74,6 +77,7 @@ class Relay:
         self._rules = rules
         self._loop = asyncio.get_running_loop()
         self._headers = [(b"x-stack-arm", route.arm.encode())] if route.arm else []
+        self._ignored: list[tuple[bytes, bytes]] = []  # the header about parameters, for the engine asked last
         self._committed = False  # the response's head is out
         self._forwarded = False  # an event of the engine's is out: from here on there is no other engine
         self._finished = False  # the last byte is handed over
@@ -290,16 +294,22 @@ class Relay:
 
     async def _post(self, target: Target, *, stream: bool) -> Reply:
         """Ask the engine; returns its reply if that is a 200, else raises what the refusal means."""
-        exchange = self._exchange
-        body = exchange.encode(target.model, stream=stream)
+        exchange, upstream = self._exchange, target.upstream
+        reading = parameters.read(upstream.dialect.name, exchange.kind, exchange.fields)
+        self._ignored = reading.headers
+        body = exchange.encode(target.model, reading.fields, stream=stream)
         if stream:
             self._wait()
-        reply = await target.upstream.post(exchange.kind, body, exchange.request_id, self._patience.connect)
-        target.upstream.breaker.succeeded()  # a stream's end may be long in coming
+        prompt = Prompt(exchange.kind, target.model, reading.fields, len(body))
+        if upstream.dialect.cuts:
+            await self._rules.contexts.check(upstream, prompt)
+        reply = await upstream.post(exchange.kind, body, exchange.request_id, self._patience.connect)
+        upstream.breaker.succeeded()  # a stream's end may be long in coming
         if reply.status == 200:
             return reply
         with reply:
-            raise dialects.refusal(reply.status, await self._rest(reply))
+            error = dialects.refusal(reply.status, await self._rest(reply))
+        raise await self._rules.contexts.explained(error, upstream, prompt)
 
     async def _rest(self, reply: Reply) -> bytes:
         """The whole body of an answer that has begun: however long that took, the idle timeout watches the rest."""
@@ -356,7 +366,8 @@ class Relay:
 
     async def _commit(self, headers: list[tuple[bytes, bytes]]) -> None:
         standing = [(name.encode(), value.encode()) for name, value in self._lease.headers().items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers + standing + self._headers})
+        headers = headers + standing + self._headers + self._ignored
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._committed = True
 
     async def _ping(self) -> None:

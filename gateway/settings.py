@@ -157,6 +157,7 @@ class Settings(EngineSettings):
     stack_model_aliases: Pairs = Field(default_factory=dict)
     stack_allowed_hosts: Names = ()
     stack_cors_origins: Names = ()
+    stack_strict_params: bool = False
     stack_max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 20 * 1024 * 1024
     stack_read_timeout: Seconds = 10.0
     stack_write_timeout: Seconds = 30.0

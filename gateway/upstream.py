@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import orjson
 
 from gateway.breaker import Breaker
 from gateway.config import Engine
@@ -94,7 +95,12 @@ class Upstream:
 
     async def __aenter__(self) -> Self:
         self._pool = Pool(self._target)
-        self._control = httpx.AsyncClient(headers=self._control_headers, timeout=CONTROL_TIMEOUT, trust_env=False)
+        self._control = httpx.AsyncClient(
+            headers=self._control_headers,
+            timeout=CONTROL_TIMEOUT,
+            limits=httpx.Limits(max_connections=None),  # no probe waits behind patient calls
+            trust_env=False,
+        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -104,7 +110,7 @@ class Upstream:
     async def probe(self) -> StackError | None:
         """Ask whether it could generate now; returns what is wrong, or None."""
         try:
-            response = await self.get(self.dialect.health)
+            response = await self.ask(self.dialect.health)
         except EngineError as exc:
             return exc
         return None if response.status_code == HTTPStatus.OK else refusal(response.status_code, response.content)
@@ -146,14 +152,18 @@ class Upstream:
                 raise Exhausted("The gateway has as many connections open as it may. Try again shortly.") from exc
             raise EngineUnreachable("The engine can't be reached.") from exc
 
-    async def get(self, path: str) -> httpx.Response:
-        """A control call: GET `path`, relative to the base URL, or to the server's root if it starts with '/'.
+    async def ask(self, path: str, body: dict[str, Any] | None = None, *, patient: bool = False) -> httpx.Response:
+        """A control call: GET `path`, or POST `body` to it, relative to the base URL, or to the server's root if it
+        starts with '/'. With `patient` it takes what it takes: whoever waits for it watches a clock of his own.
 
         Raises EngineUnreachable or EngineSilent; any status is returned.
         """
         url = self.base_url.removesuffix("/v1") + path if path.startswith("/") else f"{self.base_url}/{path}"
+        timeout = httpx.Timeout(None, connect=CONTROL_TIMEOUT) if patient else httpx.USE_CLIENT_DEFAULT
         try:
-            return await self._control.get(url)
+            if body is None:
+                return await self._control.get(url, timeout=timeout)
+            return await self._control.post(url, content=orjson.dumps(body), timeout=timeout)
         except httpx.TimeoutException as exc:
             raise EngineSilent("The engine did not answer in time.") from exc
         except (httpx.HTTPError, UnicodeError) as exc:
@@ -164,7 +174,7 @@ class Upstream:
 
         Raises EngineError when it can't be asked or understood.
         """
-        response = await self.get("models")
+        response = await self.ask("models")
         if response.status_code != HTTPStatus.OK:
             raise EngineError("The engine does not list its models now.")
         try:

@@ -83,16 +83,24 @@ class FakeEngine:
         """How many requests it was answering at most, since this was last asked."""
         return int(httpx.get(self.url + "/_running").json()["peak"])
 
+    def asked(self, path: str) -> list[dict[str, Any]]:
+        """What was asked at a path of an engine with a dialect since its state was last set: `body`, and what it `took`
+        of that."""
+        return [it for it in httpx.get(f"{self.url}/_dialect", verify=False).json() if it["path"] == path]
+
+    def set(self, **state: Any) -> None:
+        """Set what an engine with a dialect is like: see tests/fakes/dialects.py."""
+        httpx.post(f"{self.url}/_dialect", json=state, verify=False).raise_for_status()
+
     def health(self, status: int) -> None:
         httpx.post(f"{self.url}/_health/{status}", verify=NO_TLS).raise_for_status()
 
 
 @contextmanager
-def fake_engine(port: int | None = None) -> Iterator[FakeEngine]:
+def fake_engine(port: int | None = None, dialect: str = "") -> Iterator[FakeEngine]:
     port = port or free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes.engine", str(port)], cwd=ROOT, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "tests.fakes.engine", str(port), *filter(None, [dialect])]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout
     with process, process.stdout:
         assert process.stdout.readline() == b"ready\n"

@@ -1,6 +1,6 @@
 """A fake engine: a real program on a real socket that does what a request's `script` field says.
 
-    python -m tests.fakes.engine PORT
+    python -m tests.fakes.engine PORT [DIALECT]
 
 A script is a list of [verb, argument] steps; without one the engine answers "one two three", blocking or
 streaming as asked. `script_for` is {model: script}. Verbs:
@@ -20,8 +20,8 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     close | reset            drop the connection now
     hang                     say nothing more
 GET /_seen lists the requests so far (the last 20,000): path, headers, body, state (running, done, hung_up) and
-connection number. GET /_running says how many are being answered, and how many were
-at most since it was last asked.
+connection number. With a DIALECT it has that engine's own endpoints, and its refusals (tests/fakes/dialects.py).
+GET /_running says how many are being answered, and how many were at most since it was last asked.
 """
 
 import asyncio
@@ -32,12 +32,15 @@ import sys
 from collections import deque
 from typing import Any
 
+from tests.fakes.dialects import DIALECTS
+
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 TOKENS = ["one", " two", " three"]
 
 
 class Engine:
-    def __init__(self) -> None:
+    def __init__(self, dialect: str = "") -> None:
+        self.dialect = DIALECTS[dialect]() if dialect else None
         self.seen: deque[dict[str, Any]] = deque(maxlen=20_000)
         self.running = self.peak = 0
         self.gates: dict[str, asyncio.Event] = {}
@@ -61,6 +64,10 @@ class Engine:
 
     async def exchange(self, connection: "Connection") -> bool:
         method, path, headers, body = await connection.read_request()
+        if self.dialect is not None and (answer := self.dialect.answer(method, path, body)):
+            if not path.startswith(("/_", "/v1/")):
+                await asyncio.sleep(self.dialect.slow)
+            return await connection.json(*answer)
         if path == "/_seen":
             return await connection.json(200, {"seen": list(self.seen), "connections": self.connections})
         if path == "/_running":
@@ -242,7 +249,7 @@ def body_of(verb: str, argument: Any, request: dict[str, Any]) -> bytes:
 
 
 async def main() -> None:
-    server = await asyncio.start_server(Engine().serve, "127.0.0.1", int(sys.argv[1]))
+    server = await asyncio.start_server(Engine(*sys.argv[2:]).serve, "127.0.0.1", int(sys.argv[1]))
     async with server:
         print("ready", flush=True)
         await server.serve_forever()

@@ -1016,21 +1016,27 @@ def flapping(here: Scene) -> list[Outcome]:
     def workers(state: str) -> float:
         return scrape(here.metrics).total("stack_upstream_workers", state=state)
 
+    def ask_both(**fields: Any) -> list[Call]:
+        """So many at once that neither is left out."""
+        return [here.ask(**fields) for _ in range(20)]
+
     def both_half_open() -> bool:
-        here.ask(stream=True, script=[["hang"]]).join(60)
+        if workers("closed"):
+            for call in ask_both(stream=True, script=[["hang"]]):
+                call.join(60)
         return workers("half-open") == 2
+
+    def both_closed() -> bool:
+        for call in ask_both(stream=False, script=gated):
+            call.join(60)
+        return workers("closed") == 2
 
     wait_for(both_half_open, deadline=60)
     gated = [["gate", "trial"], http(ANSWER)]
-    calls = [here.ask(stream=False, script=gated) for _ in range(20)]
+    calls = ask_both(stream=False, script=gated)
     wait_for(lambda: sum(call.is_alive() for call in calls) == here.engine.running() > 0)
     assert here.engine.running() <= 2
     here.engine.release("trial")
-
-    def both_closed() -> bool:
-        here.ask(stream=False, script=gated).join(60)
-        return workers("closed") == 2
-
     wait_for(both_closed, deadline=60)
     assert all(here.ask(stream=False).outcome() == WHOLE for _ in range(10))
     return here.settle()

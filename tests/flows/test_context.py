@@ -1,0 +1,294 @@
+"""A prompt that is too long comes back as 400 with both numbers, from each engine; one that fits is never refused. The
+fakes count a word as a token, and one more for each message; they read 1000, or as many as a test says."""
+
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.flows.conftest import ENGINES
+from tests.processes import (
+    AUTH,
+    FakeEngine,
+    GatewayProcess,
+    events,
+    fake_engine,
+    free_port,
+    running_gateway,
+    wait_for,
+)
+
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+BOTH = pytest.mark.parametrize("stream", [False, True])
+
+
+@pytest.fixture(scope="module")
+def http(before_all: GatewayProcess) -> Iterator[httpx.Client]:
+    with before_all.client() as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def as_ever(fakes: dict[str, FakeEngine]) -> None:
+    """A test that changes more than refusals does so for a model of its own: the gateway remembers what it was told."""
+    for fake in fakes.values():
+        fake.set(context=1000, numbers=True, counts=True, slow=0)
+    fakes["ollama"].set(loaded=True, system="")
+
+
+def user(words: int) -> dict[str, str]:
+    return {"role": "user", "content": "a " * words}
+
+
+def too_long(http: httpx.Client, model: str, words: int, **more: Any) -> httpx.Response:
+    return http.post(CHAT, json={"model": model, "messages": [user(words)], **more})
+
+
+def said(answer: httpx.Response) -> dict[str, Any]:
+    """The error of an answer that is what it should be for a prompt that is too long."""
+    error: dict[str, Any] = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (
+        400,
+        "invalid_request_error",
+        "context_length_exceeded",
+    )
+    return error
+
+
+def told(limit: int, field: str, tokens: int) -> str:
+    return f"This model's maximum context length is {limit} tokens. However, your {field} resulted in {tokens} tokens."
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+def test_both_numbers(http: httpx.Client, engine: str, stream: bool) -> None:
+    error = said(too_long(http, engine, 1500, stream=stream))
+    assert error["param"] == "messages"
+    assert error["message"].startswith(told(1000, "messages", 1501))
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+def test_of_completions(http: httpx.Client, engine: str, stream: bool) -> None:
+    error = said(http.post(COMPLETIONS, json={"model": engine, "prompt": "a " * 1500, "stream": stream}))
+    assert error["param"] == "prompt"
+    assert error["message"].startswith(told(1000, "prompt", 1500))
+
+
+@pytest.mark.parametrize(("engine", "limit"), [("ollama", 1000), ("vllm", 1000), ("llamacpp", 512)])
+def test_of_embeddings(http: httpx.Client, engine: str, limit: int) -> None:
+    """llama.cpp's limit is that of a batch; it says so with a 500."""
+    error = said(http.post(EMBEDDINGS, json={"model": engine, "input": "a " * 1500}))
+    assert error["param"] == "input"
+    assert error["message"].startswith(told(limit, "input", 1500))
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_that_just_fits_passes(http: httpx.Client, fakes: dict[str, FakeEngine], engine: str, stream: bool) -> None:
+    """Whatever its bytes say: they are twice the context's tokens. llama.cpp keeps one for the answer."""
+    words = 998 if engine == "llamacpp" else 999
+    answer = too_long(http, engine, words, stream=stream)
+    assert answer.status_code == 200
+    if stream:
+        assert events(answer.text)[-1] == "[DONE]"
+    assert len(fakes[engine].asked(CHAT)) == 1
+    assert said(too_long(http, engine, words + 1, stream=stream))
+
+
+# -- Ollama, which would cut ------------------------------------------------------------------------------------------
+
+
+def test_a_short_prompt_costs_nothing(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    assert too_long(http, "ollama", 10).status_code == 200
+    assert fakes["ollama"].asked("/api/chat") == []
+
+
+def test_a_doubtful_one_is_shown_first_and_then_read_as_a_whole(
+    http: httpx.Client, fakes: dict[str, FakeEngine]
+) -> None:
+    answer = too_long(http, "ollama", 900, seed=7)
+    assert answer.json()["usage"]["prompt_tokens"] == 901
+    (shown,) = fakes["ollama"].asked("/api/chat")
+    assert shown["body"] == {
+        "model": "fake-model",
+        "stream": False,
+        "truncate": False,
+        "options": {"num_predict": 1},
+        "messages": [user(900) | {"tool_calls": [], "tool_name": "", "thinking": ""}],
+        "tools": [],
+    }
+
+
+@BOTH
+def test_old_messages_are_not_dropped(http: httpx.Client, fakes: dict[str, FakeEngine], stream: bool) -> None:
+    """Each fits by itself; Ollama would leave out the first, and answer."""
+    messages = [user(600), {"role": "assistant", "content": "b " * 300}, user(300)]
+    error = said(http.post(CHAT, json={"model": "ollama", "messages": messages, "stream": stream}))
+    assert error["message"].startswith(told(1000, "messages", 1203))
+    assert fakes["ollama"].asked(CHAT) == []
+
+
+def test_a_conversation_is_shown_as_ollama_would_have_it(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    image = base64.b64encode(b"\xff\xd8\xff").decode()
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    parts = [
+        {"type": "text", "text": "a " * 700},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
+    ]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+    ]
+    body = {"model": "ollama", "messages": messages, "tools": [tool], "reasoning_effort": "none"}
+    assert http.post(CHAT, json=body).status_code == 200
+    shown = fakes["ollama"].asked("/api/chat")[0]["body"]
+    assert (shown["tools"], shown["think"]) == ([tool], False)
+    function = {"name": "weather", "arguments": {"city": "Paris"}}
+    assert [{name: value for name, value in it.items() if value} for it in shown["messages"]] == [
+        {"role": "user", "content": "a " * 700},
+        {"role": "user", "images": [image]},
+        {"role": "assistant", "tool_calls": [{"function": function}]},
+        {"role": "tool", "content": "sunny", "tool_name": "weather"},
+    ]
+
+
+@pytest.mark.parametrize("content", [5, [{"type": "input_audio"}], [{"no": "type"}], [5], None])
+def test_what_ollama_would_not_understand_is_its_own_to_refuse(
+    http: httpx.Client, fakes: dict[str, FakeEngine], content: Any
+) -> None:
+    messages = [user(900), {"role": "user", "content": content}]
+    assert http.post(CHAT, json={"model": "ollama", "messages": messages}).status_code < 500
+    assert len(fakes["ollama"].asked(CHAT)) == 1
+
+
+def test_only_the_long_inputs_of_an_embedding_are_shown(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    texts = ["a " * 300, "a " * 900, "a"]
+    assert http.post(EMBEDDINGS, json={"model": "ollama", "input": texts}).status_code == 200
+    (shown,) = fakes["ollama"].asked("/api/embed")
+    assert shown["body"] == {"model": "fake-model", "stream": False, "truncate": False, "input": ["a " * 900]}
+
+
+def test_the_models_own_system_prompt_counts(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    """A Modelfile's: short as the request is, it doesn't fit behind that."""
+    fakes["ollama"].set(system="b " * 950)
+    assert said(too_long(http, "own-system", 60))["message"].startswith(told(1000, "messages", 1011))
+    assert too_long(http, "own-system", 49).status_code == 200
+
+
+def test_a_model_that_is_not_loaded_is_loaded_to_know(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    fakes["ollama"].set(loaded=False)
+    assert too_long(http, "unloaded", 1).status_code == 200
+    assert [it["body"] for it in fakes["ollama"].asked("/api/chat")] == [{"model": "unloaded", "stream": False}]
+
+
+def test_a_smaller_context_is_noticed(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    """An engine that was restarted with other settings: within seconds, though the prompt is short."""
+    assert too_long(http, "small", 230).status_code == 200
+    fakes["ollama"].set(context=200)
+    answer = wait_for(lambda: (it := too_long(http, "small", 230)).status_code == 400 and it, deadline=5 * 5.0)
+    assert said(answer)["message"].startswith(told(200, "messages", 231))
+
+
+def test_it_is_remembered_while_the_engine_is_away(tmp_path: Path) -> None:
+    """Nothing but the engine's absence is told, and what is too long stays so."""
+    port = free_port()
+    url, settings = f"http://127.0.0.1:{port}", {"LLM_BACKEND": "ollama", "STACK_WORKERS": "1"}
+    with running_gateway(tmp_path / "log", url, **settings) as gateway, gateway.client() as http:
+        with fake_engine(port, "ollama"):
+            assert too_long(http, "fake-model", 1).status_code == 200
+        gone = too_long(http, "fake-model", 1500)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (503, "engine_unavailable")
+        with fake_engine(port, "ollama"):
+            again = wait_for(lambda: (it := too_long(http, "fake-model", 1500)).status_code < 500 and it)
+            assert said(again)["message"].startswith(told(1000, "messages", 1501))
+
+
+def test_an_ollama_that_names_no_numbers(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    """Before 0.30."""
+    fakes["ollama"].set(numbers=False)
+    assert (
+        "1000 tokens. However, your messages resulted in more than 1000 tokens."
+        in said(too_long(http, "ollama", 1500))["message"]
+    )
+
+
+def test_a_client_that_leaves_meanwhile(before_all: GatewayProcess, fakes: dict[str, FakeEngine]) -> None:
+    """Nobody waits for what is shown to the engine any longer."""
+    fakes["ollama"].set(slow=60)
+    body = {"model": "ollama", "messages": [user(900)]}
+    headers = AUTH | {"x-request-id": "leaves-meanwhile"}
+
+    def leave() -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(before_all.url + CHAT, json=body, headers=headers, timeout=1)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    lines = before_all.lines("leaves-meanwhile")
+    thread.join()
+    assert [line.get("outcome") for line in lines if line["msg"] == "chat_finished"] == ["client_left"]
+    assert fakes["ollama"].asked(CHAT) == []
+
+
+# -- vLLM and llama.cpp, which refuse by themselves --------------------------------------------------------------------
+
+
+def test_without_a_tokenizer_vllms_own_words(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    fakes["vllm"].set(counts=False)
+    message = said(too_long(http, "vllm", 1500))["message"]
+    assert "maximum context length is 1000 tokens" in message
+    assert "at least 1001 input tokens" in message
+
+
+def test_a_prompt_that_fits_without_its_answer_is_vllms_to_explain(http: httpx.Client) -> None:
+    message = said(too_long(http, "vllm", 500, max_tokens=600))["message"]
+    assert "you requested 600 output tokens" in message
+
+
+def test_much_too_long_is_not_counted(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    """The number isn't worth the work."""
+    assert "at least 1001 input tokens" in said(too_long(http, "vllm", 50_000))["message"]
+    assert fakes["vllm"].asked("/tokenize") == []
+
+
+def test_numbers_that_llamacpp_leaves_out_are_asked_for(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    fakes["llamacpp"].set(numbers=False)
+    assert said(too_long(http, "llamacpp", 1500))["message"].startswith(told(1000, "messages", 1501))
+    body = {"model": "llamacpp", "prompt": "a " * 1500}
+    assert said(http.post(COMPLETIONS, json=body))["message"].startswith(told(1000, "prompt", 1500))
+    fakes["llamacpp"].set(counts=False)
+    assert "resulted in more than 1000 tokens" in said(too_long(http, "llamacpp", 1500))["message"]
+
+
+NESTED = '{"error":{"code":400,"message":"request (9 tokens) exceeds the available context size (8 tokens)","type":'
+SHAPES: dict[str, Any] = {
+    "llama.cpp": {"code": 400, "message": "x (9 tokens) y (8 tokens)", "type": "exceed_context_size_error"},
+    "Ollama, an envelope within": {
+        "message": NESTED + '"exceed_context_size_error"}}',
+        "type": "invalid_request_error",
+    },
+    "Ollama, its own": NESTED + '"exceed_context_size_error"}}',
+    "Ollama on a Mac": {"message": "input length (9 tokens) exceeds the model's maximum context length (8 tokens)"},
+    "vLLM": {"message": "This model's maximum context length is 8 tokens. However …", "code": 400},
+    "vLLM, older": {"message": "You passed 9 input tokens … the model's context length is only 8 tokens", "code": 400},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_it_is_one(http: httpx.Client, shape: str, stream: bool) -> None:
+    """As a refusal, and as a stream's first event; some of these tell no status then."""
+    error = SHAPES[shape]
+    if stream and isinstance(error, dict):
+        script = [["event", {"error": error | {"code": 400}}]]
+    else:
+        script = [["json", [400, {"error": error}]]]
+    answer = too_long(http, "vllm", 1, stream=True, script=script)
+    assert "8 tokens" in said(answer)["message"]
