@@ -23,6 +23,7 @@ from gateway.pipeline import Pipeline
 from gateway.progress import Progress
 from gateway.promptbook import Promptbook
 from gateway.prompts import Prompts
+from gateway.recorder import Recorder
 from gateway.relay import Rules
 from gateway.retry import Budget
 from gateway.routing import Routes
@@ -30,6 +31,7 @@ from gateway.settings import Settings
 from gateway.shared import Shared
 from gateway.store import open_store
 from gateway.upstream import Upstream
+from gateway.usage import UsageBook
 
 
 class Gateway:
@@ -56,19 +58,22 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
     progress = Progress(settings)
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
-    budget = Budget(config.retries.budget, settings.stack_workers)
-    rules = Rules(config.retries, budget, metrics, Contexts(), log_content)
     store = open_store(settings)
+    relays: api.Relays = set()
+    usage = UsageBook(store)
+    recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
+    budget = Budget(config.retries.budget, settings.stack_workers)
+    rules = Rules(config.retries, budget, metrics, recorder, Contexts(), log_content)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
     pipeline = Pipeline(settings, keys, routes, prompts, rules)
     answers = Answers(settings, shared.directory)
-    relays: api.Relays = set()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(store.close)
+            await stack.enter_async_context(recorder)
             await stack.enter_async_context(keys)
             for upstream in upstreams.values():
                 await stack.enter_async_context(upstream)
@@ -88,7 +93,7 @@ def create_app(settings: Settings, config: Config, shared: Shared) -> Gateway:
         redirect_slashes=False,
     )
     api.add_routes(fastapi, keys, routes, health)
-    add_admin_routes(fastapi, settings, Keybook(store), promptbook)
+    add_admin_routes(fastapi, settings, Keybook(store), promptbook, usage)
 
     app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
     if settings.stack_cors_origins:

@@ -1,11 +1,10 @@
-"""Cli: the `stack` command: keys and limits, from a terminal or a script.
+"""Cli: the `stack` command: keys, limits and usage, from a terminal or a script.
 
 It works on the store itself, which it finds by the gateway's own settings: so it is run where the gateway is, in its
 container or from a checkout (scripts/stack). Running gateways learn of every change within a second.
 """
 
 import datetime as dt
-import json
 import re
 import sys
 import time
@@ -15,29 +14,28 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
 from rich.table import Table
 
-from gateway import keybook
-from gateway.errors import StackError
+from gateway import keybook, reports
+from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
 from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
 from gateway.keys import defaults
 from gateway.promptbook import Of, Promptbook, Use
-from gateway.settings import Settings, SettingsError, load
-from gateway.store import Store, open_store, prepare
+from gateway.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Keys, limits and usage of this gateway.")
 keys = typer.Typer(no_args_is_help=True, help="Make, show, change and take back API keys.")
 app.add_typer(keys, name="keys")
 prompts = typer.Typer(no_args_is_help=True, help="Text of yours that stands before what a key, or a model, is asked.")
 app.add_typer(prompts, name="prompts")
-out = Console(markup=False, highlight=False, soft_wrap=True)
+app.add_typer(reports.usage, name="usage")
+app.command("top")(reports.top)
+app.command("backup")(reports.backup)
+app.command("restore")(reports.restore)
 
 Fields = TypeVar("Fields", bound=BaseModel)
-UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the key's id, as `stack keys list` shows it")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Owner = Annotated[str | None, typer.Option(help="whose it is")]
 Expires = Annotated[
     str | None, typer.Option(help="when it ends: in 12h, 30d, 8w; on 2027-01-31 (UTC, its beginning); or never")
@@ -77,7 +75,7 @@ def list_keys(*, as_json: Json = False) -> None:
     with _book() as (book, _):
         entries = book.list()
     if as_json:
-        return _print_json([_as_json(entry) for entry in entries])
+        return print_json([_as_json(entry) for entry in entries])
     table = Table("id", "name", "owner", "state", "expires", "models", "limits", box=None)
     for it in entries:
         models = "all" if it.models is None else ", ".join(it.models)
@@ -121,9 +119,9 @@ def rotate(
     as_json: Json = False,
 ) -> None:
     """Make a new secret; the old one works for a while beside it."""
-    seconds = _seconds(grace, years=1)
+    lasts = seconds(grace, years=1)
     with _book() as (book, _):
-        _say_secret(*book.rotate(key_id, seconds), as_json=as_json)
+        _say_secret(*book.rotate(key_id, lasts), as_json=as_json)
 
 
 @keys.command("disable")
@@ -145,9 +143,7 @@ def delete(key_id: Id, *, yes: Annotated[bool, typer.Option("--yes", help="don't
     """Delete it for good; its usage stays. To be able to take that back, `disable` it."""
     with _book() as (book, _):
         entry = book.show(key_id)
-        if not yes and not (
-            sys.stdin.isatty() and typer.confirm(f"Delete the key {entry.id} ({entry.name}) for good?")
-        ):
+        if not confirmed(f"Delete the key {entry.id} ({entry.name}) for good?", yes=yes):
             sys.exit("Nothing was deleted: say --yes, or answer y.")
         book.delete(key_id)
     out.print(f"{entry.id} ({entry.name}) is deleted.")
@@ -179,7 +175,7 @@ def limits(
     in_force = keybook.Limits(**own.model_dump()).over(general)
     names = list(LimitFields.model_fields)
     if as_json:
-        return _print_json({name: getattr(in_force, name) for name in names})
+        return print_json({name: getattr(in_force, name) for name in names})
     table = Table("limit", "in force", "from", box=None)
     for name in names:
         source = "the key" if getattr(own, name) is not None else "the defaults"
@@ -196,7 +192,7 @@ def set_prompt(
     """Make a prompt, or its next version. It may use {{ key_name }}, {{ owner }}, {{ labels.NAME }}, {{ model }} and
     {{ date }}."""
     named = _valid(Use, {"name": name})
-    with _store() as (store, _):
+    with opened() as (store, _):
         made = Promptbook(store).set(named.name, file.read())
     out.print(f"{made.name} version {made.version}")
 
@@ -204,10 +200,10 @@ def set_prompt(
 @prompts.command("list")
 def list_prompts(*, as_json: Json = False) -> None:
     """Every prompt, and whom it holds for."""
-    with _store() as (store, _):
+    with opened() as (store, _):
         found, held = Promptbook(store).newest(), Promptbook(store).uses()
     if as_json:
-        return _print_json({"data": [it.model_dump() for it in found], "uses": [it.model_dump() for it in held]})
+        return print_json({"data": [it.model_dump() for it in found], "uses": [it.model_dump() for it in held]})
     table = Table("name", "newest", "made", "holds for", box=None)
     for it in found:
         whom = [
@@ -225,7 +221,7 @@ def show_prompt(
     version: Annotated[int | None, typer.Option(help="not the newest")] = None,
 ) -> None:
     """Print a prompt's template."""
-    with _store() as (store, _):
+    with opened() as (store, _):
         found = Promptbook(store).show(name)
     wanted = [it for it in found if version in (None, it.version)]
     if not wanted:
@@ -244,7 +240,7 @@ def use_prompt(
     """Let a prompt hold for a key or a model."""
     of, target = _whom(key, model)
     use = _valid(Use, {"name": name, "version": version})
-    with _store() as (store, _):
+    with opened() as (store, _):
         Promptbook(store).use(of, target, use)
     out.print(f"{name} holds for the {of} {target}.")
 
@@ -257,7 +253,7 @@ def stop_prompt(
 ) -> None:
     """Let none hold any more."""
     of, target = _whom(key, model)
-    with _store() as (store, _):
+    with opened() as (store, _):
         Promptbook(store).stop(of, target)
     out.print(f"No prompt holds for the {of} {target} any more.")
 
@@ -265,7 +261,7 @@ def stop_prompt(
 @prompts.command("delete")
 def delete_prompt(name: Annotated[str, typer.Argument()]) -> None:
     """Delete a prompt that holds for nobody, with all its versions."""
-    with _store() as (store, _):
+    with opened() as (store, _):
         Promptbook(store).delete(name)
     out.print(f"{name} is deleted.")
 
@@ -286,26 +282,8 @@ def main() -> None:
 
 @contextmanager
 def _book() -> Iterator[tuple[Keybook, Settings]]:
-    with _store() as (store, settings):
+    with opened() as (store, settings):
         yield Keybook(store), settings
-
-
-@contextmanager
-def _store() -> Iterator[tuple[Store, Settings]]:
-    try:
-        settings = load()
-        prepare(settings)
-        store = open_store(settings)
-        try:
-            store.migrate()
-            yield store, settings
-        finally:
-            store.close()
-    except StackError as exc:
-        cause = f" ({exc.__cause__.__cause__ or exc.__cause__})".splitlines()[0] if exc.__cause__ else ""
-        sys.exit(f"{exc.message}{cause}")
-    except SettingsError as exc:
-        sys.exit(str(exc))
 
 
 # -- from words to values ---------------------------------------------------------------------------------------------
@@ -359,25 +337,11 @@ def _moment(words: str) -> int | None:
     """'30d' from now, '2027-01-31', or 'never'; seconds since 1970."""
     if words == "never":
         return None
-    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", words):
-        try:
-            moment = int(dt.datetime.fromisoformat(words).replace(tzinfo=dt.UTC).timestamp())
-        except ValueError:
-            raise typer.BadParameter(f"there is no day {words}") from None
+    if (moment := day(words)) is not None:
         if moment <= time.time():
             raise typer.BadParameter(f"{words} is over")
         return moment
-    return int(time.time()) + _seconds(words, years=100)
-
-
-def _seconds(words: str, *, years: int) -> int:
-    match = re.fullmatch(r"([0-9]{1,9})([mhdw]?)", words)
-    if not match or (match[1] != "0" and not match[2]):
-        raise typer.BadParameter(f"'{words}' is no time: write 90m, 12h, 30d or 8w")
-    seconds = int(match[1]) * UNITS.get(match[2], 1)
-    if seconds > years * keybook.YEAR:
-        raise typer.BadParameter(f"'{words}' is too long: at most {years * 366}d")
-    return seconds
+    return int(time.time()) + seconds(words, years=100)
 
 
 # -- from values to words ---------------------------------------------------------------------------------------------
@@ -385,7 +349,7 @@ def _seconds(words: str, *, years: int) -> int:
 
 def _say(entry: Entry, *, as_json: bool) -> None:
     if as_json:
-        return _print_json(_as_json(entry))
+        return print_json(_as_json(entry))
     table = Table(box=None, show_header=False)
     rows = {
         "id": entry.id,
@@ -410,17 +374,13 @@ def _say(entry: Entry, *, as_json: bool) -> None:
 
 def _say_secret(entry: Entry, text: str, *, as_json: bool) -> None:
     if as_json:
-        return _print_json({"key": _as_json(entry), "secret": text})
+        return print_json({"key": _as_json(entry), "secret": text})
     out.print(f"{entry.id} ({entry.name}). Its secret, shown this once:\n\n{text}\n")
     return None
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
     return entry.model_dump() | {"state": entry.state}
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def _when(moment: int | None) -> str:

@@ -1,11 +1,13 @@
 """Exchange: the facts of one request, fixed once it is understood. Usage: its tokens. Ending: how it went."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import orjson
 
 from gateway.errors import BadRequest, StackError
+
+MOST = 1 << 40  # what an engine says beyond that, it doesn't mean
 
 Kind = Literal["chat", "completion", "embedding"]
 
@@ -57,11 +59,32 @@ class Usage:
         if not isinstance(value, dict):
             return None
         tokens_in, tokens_out = value.get("prompt_tokens"), value.get("completion_tokens", 0)
-        if not isinstance(tokens_in, int) or not isinstance(tokens_out, int):
+        if not _counts(tokens_in) or not _counts(tokens_out):
             return None
         details = value.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        return cls(tokens_in, tokens_out, cached if isinstance(cached, int) else 0)
+        return cls(tokens_in, tokens_out, cached if _counts(cached) else 0)
+
+
+def _counts(value: object) -> TypeGuard[int]:
+    """Whether it can be a count of tokens."""
+    return type(value) is int and 0 <= value < MOST
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An exchange as it stands."""
+
+    row: str | None  # the id it has in the usage
+    request_id: str
+    key_id: str
+    model: str  # the route's name
+    engine: str | None  # the one that is asked
+    kind: Kind
+    stream: bool
+    seconds: float  # since it came
+    generating: float | None  # seconds since its first token; None: there is none yet, or nobody can see
+    tokens: int  # so far
 
 
 @dataclass(frozen=True, slots=True)

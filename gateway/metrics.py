@@ -17,6 +17,7 @@ each by kind (chat, completion, embedding), model (the route's name) and arm (of
 | stack_fallbacks_total         | route           | asked another one                              |
 | stack_upstream_workers        | upstream, state | how many workers see the engine in that state  |
 | stack_log_lines_dropped_total |                 |                                                |
+| stack_usage_dropped_total     |                 | requests whose usage could not be written down |
 
 Label values come from closed sets: outcomes are ours, models those that routing knows, statuses are classes. A caller's
 words never become a label. A client that left is `stack_requests_total{outcome="client_left"}`.
@@ -95,6 +96,9 @@ class Metrics:
             registry=own,
             multiprocess_mode="livesum",
         )
+        self._usage_dropped = Counter(
+            "stack_usage_dropped", "Requests whose usage could not be written down.", registry=own
+        )
         self._dropped = Counter(
             "stack_log_lines_dropped", "Log lines dropped because their reader was too slow.", registry=own
         )
@@ -146,6 +150,10 @@ class Metrics:
         """This worker sees that upstream so from now on."""
         for each in STATES:
             self._states.labels(name, each).set(each == state)
+
+    def usage_dropped(self, count: int) -> None:
+        """Any thread may say so."""
+        self._usage_dropped.inc(count)
 
     def log_line_dropped(self) -> None:
         """Any thread may say so."""

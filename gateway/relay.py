@@ -30,10 +30,11 @@ from gateway.errors import (
     InternalError,
     StackError,
 )
-from gateway.exchange import Ending, Exchange, Usage
+from gateway.exchange import Ending, Exchange, Running, Usage
 from gateway.fold import Fold
 from gateway.introspection import Prompt
 from gateway.metrics import Metrics
+from gateway.recorder import Recorder
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
 from gateway.routing import Route, Target
 from gateway.sse import DONE, EVENT_STREAM, PING, EngineFault, Tap
@@ -56,6 +57,7 @@ class Rules:
     retries: Retries
     budget: Budget
     metrics: Metrics
+    recorder: Recorder
     contexts: Contexts
     log_content: bool
 
@@ -74,6 +76,7 @@ class Relay:
         self._committed = False  # the response's head is out
         self._forwarded = False  # an event of the engine's is out: from here on there is no other engine
         self._finished = False  # the last byte is handed over
+        self._recorded = False  # that it is whole
         self._stop: StackError | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._pinged_at = exchange.started
@@ -84,10 +87,10 @@ class Relay:
 
     def _forget(self) -> None:
         """What was learned of an attempt."""
+        self._tap: Tap | None = None  # its reader, where it is a stream
         self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
         self._begun = False  # it has begun to answer
         self._usage: Usage | None = None
-        self._counted = 0  # content events seen: what was made, where the engine didn't get to say
         self._finish_reason: str | None = None
 
     @property
@@ -126,6 +129,22 @@ class Relay:
                 raise error
             await self._farewell(error)
         return error is None
+
+    def running(self) -> Running:
+        """How it stands."""
+        it, now, first = self._exchange, time.monotonic(), self._first_token_at
+        return Running(
+            row=self._record.get("id"),
+            request_id=it.request_id,
+            key_id=it.key_id,
+            model=self._route.name,
+            engine=self._tried[-1].upstream.name if self._tried else None,
+            kind=it.kind,
+            stream=it.stream,
+            seconds=now - it.started,
+            generating=now - first if first is not None else None,
+            tokens=self._tap.tokens if self._tap else 0,
+        )
 
     def cut(self) -> None:
         """End the stream now, honestly: the gateway is about to stop."""
@@ -215,7 +234,7 @@ class Relay:
 
     async def _stream(self, target: Target) -> None:
         """Pass the engine's events on as they come."""
-        tap = Tap(hide_usage=not self._exchange.wants_usage, choices=self._exchange.choices)
+        tap = self._tap = Tap(hide_usage=not self._exchange.wants_usage, choices=self._exchange.choices)
         with await self._post(target, stream=True) as reply:
             try:
                 while data := await self._read(reply, tap):
@@ -232,14 +251,12 @@ class Relay:
                 if tap.held:
                     await self._forward(tap.held, last=False)
                 raise dialects.fault(exc.error) if isinstance(exc, EngineFault) else exc from exc
-            finally:
-                self._usage, self._counted, self._finish_reason = tap.usage, tap.tokens, tap.finish_reason
             await reply.finish()
 
     async def _fold(self, target: Target) -> None:
         """Ask for a stream and answer with its sum: see gateway.fold."""
         fold = Fold()
-        tap = Tap(hide_usage=False, choices=self._exchange.choices, learn=fold.add)
+        tap = self._tap = Tap(hide_usage=False, choices=self._exchange.choices, learn=fold.add)
         with await self._post(target, stream=True) as reply:
             try:
                 while not tap.done and (data := await self._read(reply, tap)):
@@ -249,8 +266,6 @@ class Relay:
                     tap.end()
             except EngineFault as exc:
                 raise dialects.fault(exc.error) from exc
-            finally:
-                self._usage, self._counted, self._finish_reason = tap.usage, tap.tokens, tap.finish_reason
             await reply.finish()
         await self._reply(orjson.dumps(fold.answer()))
 
@@ -325,6 +340,7 @@ class Relay:
         """A whole blocking answer."""
         if self._rules.log_content:
             self._text.append(body)
+        self._answered()
         await self._commit([_JSON, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
         self._finished = True
@@ -338,6 +354,8 @@ class Relay:
         if self._rules.log_content:
             self._text.append(data)
         self._forwarded = True
+        if last:
+            self._answered()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
         self._finished = last
 
@@ -403,6 +421,7 @@ class Relay:
     def _started_log(self) -> None:
         it = self._exchange
         self._rules.metrics.started(it.kind, self._route.name, self._route.arm)
+        self._record = self._rules.recorder.started(it, self._route.name, self._route.arm)
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
@@ -416,9 +435,25 @@ class Relay:
             body = orjson.dumps(it.fields, default=str).decode()
             logs.content("prompt", {"request_id": it.request_id, "body": body})
 
+    def _answered(self) -> None:
+        """The answer is whole, and its last bytes go out next. What a client has is written down before, even if this
+        process is killed now."""
+        self._rules.recorder.finished(self._record, self._ending(None))
+        self._recorded = True
+
     def _ended(self, error: StackError | None) -> None:
         it = self._exchange
-        ending = Ending(
+        ending = self._ending(error)
+        self._rules.metrics.finished(ending)
+        if error is not None or not self._recorded:
+            self._rules.recorder.finished(self._record, ending)
+        logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", _fields(ending))
+        if self._rules.log_content:
+            logs.content("output", {"request_id": it.request_id, "body": b"".join(self._text).decode(errors="replace")})
+
+    def _ending(self, error: StackError | None) -> Ending:
+        it, tap = self._exchange, self._tap
+        return Ending(
             exchange=it,
             route=self._route.name,
             arm=self._route.arm,
@@ -426,16 +461,12 @@ class Relay:
             attempts=len(self._tried),
             error=error,
             begun=self._committed,
-            usage=self._usage,
-            counted=self._counted,
+            usage=tap.usage if tap else self._usage,
+            counted=tap.tokens if tap else 0,
             first_token_at=self._first_token_at if it.stream else None,
-            finish_reason=self._finish_reason,
+            finish_reason=tap.finish_reason if tap else self._finish_reason,
             ended=time.monotonic(),
         )
-        self._rules.metrics.finished(ending)
-        logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", _fields(ending))
-        if self._rules.log_content:
-            logs.content("output", {"request_id": it.request_id, "body": b"".join(self._text).decode(errors="replace")})
 
 
 def _fields(ending: Ending) -> dict[str, Any]:

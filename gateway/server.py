@@ -25,6 +25,7 @@ from gateway import ingress, logs
 from gateway.app import Gateway, create_app
 from gateway.config import Config
 from gateway.config import load as load_config
+from gateway.recorder import recover
 from gateway.scrape import Board, Port
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
 from gateway.shared import MAX_SLOTS, Shared
@@ -264,4 +265,5 @@ def main() -> None:
             "model": config.default_model,
         },
     )
+    recover(settings)
     Server(settings, config).run()

@@ -146,6 +146,7 @@ class Settings(EngineSettings):
     stack_store_url: SecretStr | None = None
     stack_store_url_file: Path = Path("/run/secrets/stack_store_url")
     stack_store_grace: Seconds = 3600.0
+    stack_usage_retention_days: Annotated[int, Field(ge=32, le=36_500)] = 400  # monthly quotas count rows
     stack_limit_requests_per_minute: Count = None
     stack_limit_tokens_per_minute: Count = None
     stack_limit_concurrent: Count = None
@@ -190,6 +191,11 @@ class Settings(EngineSettings):
     def admin_keys(self) -> tuple[str, ...]:
         """The same of STACK_ADMIN_KEYS. None: there is no admin API."""
         return self._admin_keys
+
+    @property
+    def journals(self) -> Path:
+        """Where the workers write down what isn't in the store yet, and what they are at."""
+        return self.stack_data_dir / "journal"
 
     @property
     def store_url(self) -> str:

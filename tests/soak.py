@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from tests.processes import (
-    AUTH,
+    KEY,
     MESSAGES,
     FakeEngine,
     GatewayProcess,
@@ -116,8 +116,9 @@ CASES = {
 class Client:
     """One keep-alive connection to the gateway, by hand: an HTTP library would cost more than the gateway."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, key: str = KEY) -> None:
         self._port = port
+        self._key = key
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, case: Case, request_id: str) -> tuple[int, bytes]:
@@ -149,7 +150,7 @@ class Client:
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         body = json.dumps({"messages": MESSAGES, "script": case.script} | case.fields).encode()
-        key = f"authorization: {AUTH['authorization']}\r\n" if case.key else ""
+        key = f"authorization: Bearer {self._key}\r\n" if case.key else ""
         head = (
             f"POST {PATHS[case.kind]} HTTP/1.1\r\nhost: localhost\r\n{key}x-request-id: {request_id}\r\n"
             f"content-length: {len(body)}\r\n\r\n"

@@ -11,12 +11,13 @@ from tests.processes import ROOT, environment
 class Command:
     """`stack` with a gateway's settings."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *under: str, **settings: str) -> None:
+        self._under = under
         self._env = environment("http://127.0.0.1:1", **settings) | {"COLUMNS": "200"}
 
     def run(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "gateway.cli", *words],
+            [*self._under, sys.executable, "-m", "gateway.cli", *words],
             cwd=ROOT,
             env=self._env,
             input=stdin or "",

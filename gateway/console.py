@@ -1,0 +1,72 @@
+"""Console: what the commands of `stack` have in common: the store they work on, words for times, printing."""
+
+import datetime as dt
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gateway.errors import StackError
+from gateway.keybook import YEAR
+from gateway.settings import Settings, SettingsError, load
+from gateway.store import Store, open_store, prepare
+
+UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+# What isn't for a terminal is not cut to the width of one.
+out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
+
+@contextmanager
+def opened() -> Iterator[tuple[Store, Settings]]:
+    """The store of the settings, ready to be used. Exits 1 with a sentence where something can't be done."""
+    try:
+        settings = load()
+        prepare(settings)
+        store = open_store(settings)
+        try:
+            store.migrate()
+            yield store, settings
+        finally:
+            store.close()
+    except StackError as exc:
+        cause = f" ({exc.__cause__.__cause__ or exc.__cause__})".splitlines()[0] if exc.__cause__ else ""
+        sys.exit(f"{exc.message}{cause}")
+    except SettingsError as exc:
+        sys.exit(str(exc))
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether it was answered, beforehand or just now, with yes."""
+    return yes or (sys.stdin.isatty() and typer.confirm(question))
+
+
+def day(words: str) -> int | None:
+    """'2027-01-31' → when that day begins in UTC, in seconds since 1970; None if the words aren't of that form."""
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", words):
+        return None
+    try:
+        return int(dt.datetime.fromisoformat(words).replace(tzinfo=dt.UTC).timestamp())
+    except ValueError:
+        raise typer.BadParameter(f"there is no day {words}") from None
+
+
+def seconds(words: str, *, years: int) -> int:
+    """'90m', '12h', '30d', '8w' or '0'; at most so many years."""
+    match = re.fullmatch(r"([0-9]{1,9})([mhdw]?)", words)
+    if not match or (match[1] != "0" and not match[2]):
+        raise typer.BadParameter(f"'{words}' is no time: write 90m, 12h, 30d or 8w")
+    found = int(match[1]) * UNITS.get(match[2], 1)
+    if found > years * YEAR:
+        raise typer.BadParameter(f"'{words}' is too long: at most {years * 366}d")
+    return found
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,145 @@
+"""Workers killed under load (SIGKILL), and then everything must add up.
+
+    python -m tests.kills [--kills N] [--seed N]
+
+Real processes, 127.0.0.1 only.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.processes import KEY, FakeEngine, GatewayProcess, fake_engine, running_gateway
+from tests.soak import CASES, Case, Client
+from tests.store.rows import Rows
+
+SLOW = [
+    ["role"],
+    ["token", "one"],
+    ["pause", 0.03],
+    ["token", " two"],
+    ["finish", "stop"],
+    ["usage"],
+    ["done"],
+    ["end"],
+]
+SENT = [CASES["stream"], CASES["blocking"], Case(1, 200, "finished", {"stream": True}, SLOW)]
+CALLERS = 12
+BETWEEN = 25  # whole answers from one kill to the next, at least
+
+
+@dataclass
+class Load:
+    """What was sent while workers were killed."""
+
+    sent: list[str] = field(default_factory=list)
+    answered: dict[str, int] = field(default_factory=dict)  # with a status, by id; the others broke off
+
+
+async def kill_under_load(gateway: GatewayProcess, kills: int, seed: int, key: str = KEY) -> Load:
+    """Send requests, and kill one worker after another while they are answered."""
+    load, rng, over = Load(), random.Random(seed), asyncio.Event()
+
+    async def call() -> None:
+        client = Client(gateway.port, key)
+        while not over.is_set():
+            name = f"kill-{len(load.sent)}"
+            load.sent.append(name)
+            try:
+                async with asyncio.timeout(60):
+                    load.answered[name], _ = await client.ask(rng.choice(SENT), name)
+            except (OSError, EOFError, ValueError):
+                await client.close()
+        await client.close()
+
+    async def kill() -> None:
+        for _ in range(kills):
+            workers, answered = gateway.workers(), len(load.answered)
+            await _until(lambda: len(load.answered) >= answered + BETWEEN)  # noqa: B023  it is over before the next turn
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            await _until(lambda: len(set(gateway.workers()) - set(workers)) == 1)  # noqa: B023  as above
+        over.set()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(kill())
+        for _ in range(CALLERS):
+            group.create_task(call())
+    return load
+
+
+async def _until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not what():  # noqa: ASYNC110  other processes don't set events
+            await asyncio.sleep(0.005)
+
+
+def differences(load: Load, engine: FakeEngine, rows: list[dict[str, Any]]) -> list[str]:
+    """What doesn't add up between what was sent, what the engine saw, and the usage."""
+    found = Counter(row["request_id"] for row in rows)
+    by_id = {row["request_id"]: row for row in rows}
+    asked = {it["headers"]["x-request-id"] for it in engine.seen()}
+    wrong = [f"{name}: {count} rows" for name, count in found.items() if count > 1]
+    wrong += [f"{name}: an engine was asked, and there is no row" for name in asked - set(found)]
+    wrong += [f"{name}: a row for what nobody sent" for name in set(found) - set(load.sent)]
+    for name, status in load.answered.items():
+        row = by_id.get(name, {})
+        if status == 200 and (row.get("outcome"), row.get("tokens_out")) != ("finished", 3):
+            wrong.append(f"{name}: it was answered, and its row says {row}")
+    wrong += [f"{name}: a row without an end" for name, row in by_id.items() if row["outcome"] is None]
+    return wrong
+
+
+def kills(directory: Path, count: int, seed: int, **settings: str) -> tuple[dict[str, Any], list[str]]:
+    """Run it, have the whole gateway die at last, and start it again; returns figures and failures."""
+    settings = {"STACK_DATA_DIR": str(directory / "data"), **settings}
+    with fake_engine() as engine:
+        with running_gateway(directory / "log", engine.url, **settings) as gateway:
+            started = time.monotonic()
+            load = asyncio.run(kill_under_load(gateway, count, seed))
+            seconds = time.monotonic() - started
+            for pid in (gateway.process.pid, *gateway.workers()):
+                os.kill(pid, signal.SIGKILL)
+        with running_gateway(directory / "log", engine.url, **settings):
+            pass  # what was left is saved before anything else
+        with closing(Rows(settings)) as rows:
+            saved = rows.all()
+        figures = {
+            "kills": count,
+            "seconds": round(seconds, 1),
+            "requests": len(load.sent),
+            "answered": len(load.answered),
+            "outcomes": dict(Counter(row["outcome"] for row in saved)),
+        }
+        return figures, differences(load, engine, saved)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.kills")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    args = parser.parse_args()
+    print(f"{args.kills} kills, seed {args.seed}")
+    with tempfile.TemporaryDirectory(prefix="stack-kills-") as directory:
+        figures, failures = kills(Path(directory), args.kills, args.seed)
+    for name, value in figures.items():
+        print(f"{name:>20}  {value}")
+    for failure in failures[:50]:
+        print("FAILED:", failure)
+    if failures:
+        sys.exit(f"{len(failures)} things were not as they should be")
+    print("every request has its one row")
+
+
+if __name__ == "__main__":
+    main()
