@@ -197,6 +197,8 @@ def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common
         end = _moment("to", until, end=True) if until is not None else 1 << 60
         if form not in ("json", "csv"):
             raise BadRequest("'format' must be json or csv.", param="format")
+        if "\0" in f"{key}{model}":
+            raise BadRequest("No key and no model has a NUL in its name.", param="key" if "\0" in f"{key}" else "model")
         found = await asyncio.to_thread(usage.totals, groups, begin, end, key, model)
         if form == "csv":
             return Response(to_csv(groups, found), media_type="text/csv")

@@ -15,14 +15,15 @@ class Command:
         self._under = under
         self._env = environment("http://127.0.0.1:1", **settings) | {"COLUMNS": "200"}
 
-    def run(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[Any]:
+        """What it prints is text, or bytes if `stdin` is."""
         return subprocess.run(
             [*self._under, sys.executable, "-m", "gateway.cli", *words],
             cwd=ROOT,
             env=self._env,
-            input=stdin or "",
+            input=stdin,
             capture_output=True,
-            text=True,
+            text=isinstance(stdin, str),
             timeout=60,
             check=False,
         )
@@ -31,7 +32,7 @@ class Command:
         """What it prints; it must succeed."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
+        return str(done.stdout)
 
     def json(self, *words: str) -> Any:
         return json.loads(self(*words, "--json"))

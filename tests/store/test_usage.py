@@ -36,6 +36,7 @@ from tests.store.conftest import Postgres
 from tests.store.rows import Rows
 from tests.store.stack import Command
 
+ADMIN = "sk-admin-0123456789abcdef"
 CHAT = "/v1/chat/completions"
 START = [["role"], ["token", "one"], ["token", " two"]]
 FINISH = [["finish", "stop"], ["usage"], ["done"], ["end"]]
@@ -43,7 +44,7 @@ FINISH = [["finish", "stop"], ["usage"], ["done"], ["end"]]
 
 @pytest.fixture
 def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) -> Iterator[GatewayProcess]:
-    with running_gateway(tmp_path / "log", engine.url, **store_settings) as gateway:
+    with running_gateway(tmp_path / "log", engine.url, STACK_ADMIN_KEYS=ADMIN, **store_settings) as gateway:
         yield gateway
 
 
@@ -353,6 +354,26 @@ def test_what_the_command_refuses(tmp_path: Path, words: Sequence[str], sentence
     done = Command(STACK_DATA_DIR=str(tmp_path)).run(*words)
     assert done.returncode != 0
     assert sentence in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_usage_over_http(gateway: GatewayProcess, stack: Command, rows: Rows) -> None:
+    rows.book.add(some(3, name="a", at=1_772_323_200_000))
+    with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30) as client:
+        found = client.get("/admin/usage", params={"by": "key,day", "from": "2026-03-01", "to": "2026-03-01"}).json()
+        assert found["data"] == stack.json("usage", "--by", "key,day", "--from", "2026-03-01", "--to", "2026-03-01")
+        lines = client.get("/admin/usage", params={"by": "model", "format": "csv", "from": "1772323200"})
+        assert lines.headers["content-type"].startswith("text/csv")
+        assert [it["requests"] for it in csv.DictReader(io.StringIO(lines.text))] == ["3"]
+        wrong = {"by": "colour", "from": "tomorrow", "to": "2026-02-30", "format": "xml", "key": "a\0", "model": "\0"}
+        for name, value in wrong.items():
+            answer = client.get("/admin/usage", params={name: value})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+        assert client.delete("/admin/usage").json()["error"]["param"] == "before"
+        with hanging(gateway, "watched"):
+            wait_for(lambda: [it["tokens"] for it in client.get("/admin/running").json()["data"]] == [2])
+        assert client.delete("/admin/usage", params={"before": "2026-03-02"}).json() == {"rows": 3}
+    for method, path in (("GET", "/admin/usage"), ("DELETE", "/admin/usage?before=1"), ("GET", "/admin/running")):
+        assert httpx.request(method, gateway.url + path, headers=AUTH).status_code == 401
 
 
 def test_top_shows_who_is_answered(gateway: GatewayProcess, stack: Command) -> None:
