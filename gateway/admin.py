@@ -5,24 +5,29 @@ would read it before, whoever sends it.
 """
 
 import asyncio
+import datetime as dt
+import re
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway import schema, secret
+from gateway import live, schema, secret
 from gateway.errors import BadRequest, InvalidKey, TooLarge
+from gateway.exchange import Running
 from gateway.keybook import YEAR, Entry, Keybook, KeyFields
 from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
+from gateway.usage import DIMENSIONS, UsageBook, dimensions, to_csv
 
 MAX_BODY = 256 * 1024  # bytes
 DAY = 86_400
 
+_MOMENT = "A day (2027-01-31, UTC) or seconds since 1970"
 Fields = TypeVar("Fields", bound=BaseModel)
 _bearer = HTTPBearer(scheme_name="AdminKey", auto_error=False, description="One of STACK_ADMIN_KEYS.")
 
@@ -47,6 +52,36 @@ class VersionList(BaseModel):
     data: list[Version]
 
 
+class Sum(BaseModel):
+    """What was used, by what was asked for."""
+
+    key: str | None = None
+    name: str | None = Field(None, description="The key's.")
+    model: str | None = None
+    day: str | None = None
+    engine: str | None = None
+    arm: str | None = None
+    outcome: str | None = None
+    requests: int
+    finished: int
+    tokens_in: int
+    tokens_out: int
+    cached: int = Field(description="Of tokens_in, those the engine had in its cache.")
+    counted: int = Field(description="Requests whose tokens the engine did not get to say; the gateway counted them.")
+
+
+class SumList(BaseModel):
+    data: list[Sum]
+
+
+class RunningList(BaseModel):
+    data: list[Running]
+
+
+class Pruned(BaseModel):
+    rows: int
+
+
 class Rotation(BaseModel):
     """For how long the secrets there are go on working."""
 
@@ -55,7 +90,7 @@ class Rotation(BaseModel):
     grace_seconds: Annotated[int, Field(ge=0, le=YEAR)] = DAY
 
 
-def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: Promptbook) -> None:
+def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: Promptbook, usage: UsageBook) -> None:
     """Give the app the paths below /admin, if there is a key for them."""
     digests = {secret.digest(key.encode()) for key in settings.admin_keys()}
     if not digests:
@@ -69,6 +104,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
 
     errors: dict[int | str, dict[str, Any]] = {"default": {"model": schema.ErrorEnvelope}}
     common: dict[str, Any] = {"dependencies": [Depends(require_admin)], "tags": ["admin"], "responses": errors}
+    _add_usage_routes(app, settings, usage, common)
 
     @app.get("/admin/keys", **common)
     async def list_keys() -> KeyList:
@@ -137,6 +173,58 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         """Let none hold for it any more."""
         await asyncio.to_thread(prompts.stop, of, target)
         return Response(status_code=204)
+
+
+def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common: dict[str, Any]) -> None:
+    in_csv = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+    in_either = common | {"responses": common["responses"] | in_csv}
+
+    @app.get("/admin/usage", response_model=SumList, response_model_exclude_unset=True, **in_either)
+    async def show_usage(
+        by: Annotated[str, Query(description="What to sum up by, of " + ", ".join(DIMENSIONS))] = "key,model",
+        since: Annotated[str, Query(alias="from", description=_MOMENT)] = "0",
+        until: Annotated[str | None, Query(alias="to", description=_MOMENT + "; that day is included")] = None,
+        key: Annotated[str | None, Query(description="Of this key alone, by its id")] = None,
+        model: Annotated[str | None, Query(description="Of this model alone")] = None,
+        form: Annotated[str, Query(alias="format", description="json or csv")] = "json",
+    ) -> SumList | Response:
+        """Who used what. A row is there within a second or two of its request's end."""
+        try:
+            groups = dimensions(by)
+        except ValueError as exc:
+            raise BadRequest(f"'by': {exc}.", param="by") from None
+        begin = _moment("from", since)
+        end = _moment("to", until, end=True) if until is not None else 1 << 60
+        if form not in ("json", "csv"):
+            raise BadRequest("'format' must be json or csv.", param="format")
+        if "\0" in f"{key}{model}":
+            raise BadRequest("No key and no model has a NUL in its name.", param="key" if "\0" in f"{key}" else "model")
+        found = await asyncio.to_thread(usage.totals, groups, begin, end, key, model)
+        if form == "csv":
+            return Response(to_csv(groups, found), media_type="text/csv")
+        return SumList(data=[Sum(**row) for row in found])
+
+    @app.delete("/admin/usage", **common)
+    async def prune_usage(before: Annotated[str, Query(description=_MOMENT)]) -> Pruned:
+        """Delete what came before, for good."""
+        moment = _moment("before", before)
+        return Pruned(rows=await asyncio.to_thread(lambda: sum(usage.prune(moment))))
+
+    @app.get("/admin/running", **common)
+    async def show_running() -> RunningList:
+        """Who is being answered right now, by the gateway of this data directory; a second old at most."""
+        return RunningList(data=await asyncio.to_thread(live.look, settings.journals))
+
+
+def _moment(name: str, words: str, *, end: bool = False) -> int:
+    """A day (its end, if asked for) or seconds since 1970, in milliseconds. Raises BadRequest."""
+    if re.fullmatch(r"[0-9]{1,11}", words):
+        return int(words) * 1000
+    try:
+        begins = dt.datetime.strptime(words, "%Y-%m-%d").replace(tzinfo=dt.UTC)
+    except ValueError:
+        raise BadRequest(f"'{name}' must be a day, such as 2027-01-31, or seconds since 1970.", param=name) from None
+    return int(begins.timestamp() + end * DAY) * 1000
 
 
 def _takes(model: type[BaseModel]) -> dict[str, Any]:

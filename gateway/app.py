@@ -101,7 +101,7 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
         redirect_slashes=False,
     )
     api.add_routes(fastapi, keys, routes, health)
-    add_admin_routes(fastapi, settings, Keybook(store), promptbook)
+    add_admin_routes(fastapi, settings, Keybook(store), promptbook, usage)
 
     app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
     if settings.stack_cors_origins:

@@ -19,11 +19,12 @@ from sqlalchemy.exc import IntegrityError
 
 from gateway import __version__
 from gateway.keybook import keys, secrets
+from gateway.promptbook import uses, versions
 from gateway.store import Store
 from gateway.usage import usage
 
 FORMAT = 1
-TABLES = {table.name: table for table in (keys, secrets, usage)}  # in this order each finds what it refers to
+TABLES = {str(table.name): table for table in (keys, secrets, versions, uses, usage)}  # each finds what it refers to
 BATCH = 1000  # rows written at a time
 
 
@@ -48,15 +49,16 @@ def write(store: Store, file: BinaryIO) -> Counter[str]:
 def restore(store: Store, path: Path) -> Counter[str]:
     """Put what the backup holds in the place of everything there is. All of it is checked first, and nothing has
     changed where this raises: BadBackup, StoreUnavailable, OSError. Running gateways learn of it within a second."""
-    for _ in _rows(path):
-        pass
+    for number, (name, row) in enumerate(_rows(path), 2):
+        _check(name, row, number)
     counts: Counter[str] = Counter()
     try:
         with store.change(patient=True) as connection:
             for table in reversed(TABLES.values()):
                 connection.execute(sa.delete(table))
             for name, group in groupby(_rows(path), key=lambda it: it[0]):
-                rows = (row for _, row in group)
+                names = TABLES[name].columns.keys()
+                rows = ({column: row.get(column) for column in names} for _, row in group)
                 while batch := list(islice(rows, BATCH)):
                     connection.execute(sa.insert(TABLES[name]), batch)
                     counts[name] += len(batch)
@@ -70,23 +72,25 @@ def _line(value: object) -> bytes:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Its rows with their tables' names. Raises BadBackup where it isn't whole and sound."""
+    """Its rows with their tables' names. Raises BadBackup where it isn't whole."""
     counts: Counter[str] = Counter()
+    ended = False  # though the file's own checksum comes after
     for number, value in enumerate(_values(path), 1):
         match value:
-            case {"stack_backup": int(form)} if number == 1:
+            case {"stack_backup": form} if number == 1:
                 if form != FORMAT:
-                    raise BadBackup(f"This is a backup of the form {form}, of another version of stack.")
-            case [str(name), dict(row)] if number > 1:
-                yield name, _checked(name, row, number)
+                    raise BadBackup("The backup is of another version of stack: restore it with that one.")
+            case [str(name), dict(row)] if number > 1 and not ended:
+                yield name, row
                 counts[name] += 1
-            case {"rows": rows} if number > 1:
+            case {"rows": dict(rows)} if number > 1 and not ended:
                 if Counter(rows) != counts:
                     raise BadBackup("The backup is not whole: rows are missing.")
-                return
+                ended = True
             case _:
                 raise BadBackup(f"This is no backup of stack, or a damaged one (line {number}).")
-    raise BadBackup("The backup is not whole: its end is missing.")
+    if not ended:
+        raise BadBackup("The backup is not whole: its end is missing.")
 
 
 def _values(path: Path) -> Iterator[Any]:
@@ -98,14 +102,14 @@ def _values(path: Path) -> Iterator[Any]:
         raise BadBackup(f"This is no backup of stack, or a damaged one: {exc}.") from None
 
 
-def _checked(name: str, row: dict[str, Any], number: int) -> dict[str, Any]:
+def _check(name: str, row: dict[str, Any], number: int) -> None:
+    """Raises BadBackup where a row can't be one of that table."""
     table = TABLES.get(name)
     if table is None or not row.keys() <= set(table.columns.keys()):
         raise BadBackup(f"The backup is of a newer version of stack (line {number}): restore it with that one.")
     for column in table.columns:
         if not _fits(row.get(column.name), column):
             raise BadBackup(f"The backup is damaged (line {number}): '{column.name}' can't be that.")
-    return {column.name: row.get(column.name) for column in table.columns}
 
 
 def _fits(value: object, column: sa.Column[Any]) -> bool:

@@ -341,7 +341,7 @@ def _moment(words: str) -> int | None:
         if moment <= time.time():
             raise typer.BadParameter(f"{words} is over")
         return moment
-    return int(time.time()) + seconds(words)
+    return int(time.time()) + seconds(words, years=100)
 
 
 # -- from values to words ---------------------------------------------------------------------------------------------

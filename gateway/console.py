@@ -57,8 +57,8 @@ def day(words: str) -> int | None:
         raise typer.BadParameter(f"there is no day {words}") from None
 
 
-def seconds(words: str, *, years: int = 100) -> int:
-    """'90m', '12h', '30d', '8w' or '0', up to so many years."""
+def seconds(words: str, *, years: int) -> int:
+    """'90m', '12h', '30d', '8w' or '0'; at most so many years."""
     match = re.fullmatch(r"([0-9]{1,9})([mhdw]?)", words)
     if not match or (match[1] != "0" and not match[2]):
         raise typer.BadParameter(f"'{words}' is no time: write 90m, 12h, 30d or 8w")

@@ -1,6 +1,5 @@
 """Reports: the part of the `stack` command that is about usage: who used what, who does now; backup and restore."""
 
-import csv
 import datetime as dt
 import os
 import shutil
@@ -24,7 +23,7 @@ from gateway.console import Json, confirmed, day, opened, out, print_json, secon
 from gateway.exchange import Running
 from gateway.keybook import Keybook
 from gateway.store import Store
-from gateway.usage import DAY, DIMENSIONS, SUMS, Dimension, UsageBook
+from gateway.usage import DAY, DIMENSIONS, SUMS, UsageBook, dimensions, names, to_csv
 
 usage = typer.Typer(help="Who used what.", invoke_without_command=True)
 
@@ -48,26 +47,26 @@ def show(
     something broke: they are what the gateway saw."""
     if context.invoked_subcommand:
         return
-    groups = _dimensions(by)
+    try:
+        groups = dimensions(by)
+    except ValueError as exc:
+        raise typer.BadParameter(f"--by {exc}") from None
     span = _moment(since), _moment(until, end=True) if until else _now() + 1
     with opened() as (store, _):
         rows = UsageBook(store).totals(groups, *span, key, model)
-    names = [shown for name in groups for shown in ((name, "name") if name == "key" else (name,))]
     if as_json:
         print_json(rows)
     elif as_csv:
-        lines = csv.DictWriter(sys.stdout, [*names, *SUMS], lineterminator="\n")
-        lines.writeheader()
-        lines.writerows(rows)
+        sys.stdout.write(to_csv(groups, rows))
     elif not rows:
         out.print("Nothing was used in that time.")
     else:
-        table = Table(*names, box=None, show_footer=len(rows) > 1)
+        table = Table(*names(groups), box=None, show_footer=len(rows) > 1)
         for name in SUMS:
             footer = f"{sum(row[name] for row in rows):,}"
             table.add_column(name.replace("_", " "), justify="right", footer=footer)
         for row in rows:
-            table.add_row(*(str(row[name] or "-") for name in names), *(f"{row[name]:,}" for name in SUMS))
+            table.add_row(*(str(row[name] or "-") for name in names(groups)), *(f"{row[name]:,}" for name in SUMS))
         out.print(table)
 
 
@@ -90,21 +89,21 @@ def top(
 ) -> None:
     """Who is being answered right now, by the gateway whose data directory this is. It is a second old at most."""
     with opened() as (store, settings):
-        names = {it.id: it.name for it in Keybook(store).list()}
+        whose = {it.id: it.name for it in Keybook(store).list()}
     if as_json:
-        print_json([asdict(it) | {"name": names.get(it.key_id)} for it in live.look(settings.journals)])
+        print_json([asdict(it) | {"name": whose.get(it.key_id)} for it in live.look(settings.journals)])
     elif once or not out.is_terminal:
-        out.print(_running(live.look(settings.journals), names))
+        out.print(_running(live.look(settings.journals), whose))
     else:
         with Live(console=out, auto_refresh=False, screen=True) as screen, suppress(KeyboardInterrupt):
             while True:
-                screen.update(_running(live.look(settings.journals), names), refresh=True)
+                screen.update(_running(live.look(settings.journals), whose), refresh=True)
                 time.sleep(1)
 
 
 def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="- is standard output")]) -> None:
-    """Write all keys and all usage to a file, while gateways run. No key can be had from it, but it is no matter for
-    others: the file is readable by you alone. What the last second used may not be in it."""
+    """Write all keys, prompts and usage to a file, while gateways run. No key can be had from it, but it is no matter
+    for others: the file is readable by you alone. What the last second used may not be in it."""
     with opened() as (store, _):
         try:
             counts = backups.write(store, sys.stdout.buffer) if file == "-" else _write(store, Path(file))
@@ -116,9 +115,9 @@ def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="- is standa
 def restore(
     file: Annotated[str, typer.Argument(metavar="FILE", help="- is standard input")], *, yes: Yes = False
 ) -> None:
-    """Put a backup in the place of all keys and all usage, while gateways run. Keys made since are gone, and keys taken
-    back since are back. The file is checked first: where it is no good, nothing changes."""
-    if not confirmed("Replace all keys and all usage by the backup's?", yes=yes):
+    """Put a backup in the place of all keys, prompts and usage, while gateways run. Keys made since are gone, and keys
+    taken back since are back. The file is checked first: where it is no good, nothing changes."""
+    if not confirmed("Replace all keys, prompts and usage by the backup's?", yes=yes):
         sys.exit("Nothing was restored: say --yes, or answer y.")
     with opened() as (store, settings), tempfile.NamedTemporaryFile(dir=settings.stack_data_dir) as copy:
         try:
@@ -153,14 +152,14 @@ def _told(counts: Counter[str]) -> str:
     return f"{counts['keys']:,} keys and {counts['usage']:,} rows of usage"
 
 
-def _running(running: list[Running], names: dict[str, str]) -> Table:
+def _running(running: list[Running], whose: dict[str, str]) -> Table:
     columns = "key", "name", "model", "engine", "kind", "seconds", "tokens", "tokens/s"
     speeds = [it.tokens / it.generating if it.generating else 0.0 for it in running]
     table = Table(box=None, show_footer=True)
     for name, footer in zip(columns, (f"{len(running)} running", *[""] * 6, f"{sum(speeds):.0f}"), strict=True):
         table.add_column(name, footer, justify="right" if name in ("seconds", "tokens", "tokens/s") else "left")
     for it, speed in zip(running, speeds, strict=True):
-        words = it.key_id, names.get(it.key_id, "-"), it.model, it.engine or "-", it.kind
+        words = it.key_id, whose.get(it.key_id, "-"), it.model, it.engine or "-", it.kind
         table.add_row(*words, f"{it.seconds:.0f}", str(it.tokens), f"{speed:.0f}" if it.generating else "-")
     return table
 
@@ -168,20 +167,10 @@ def _running(running: list[Running], names: dict[str, str]) -> Table:
 # -- from words to values ---------------------------------------------------------------------------------------------
 
 
-def _dimensions(words: str) -> list[Dimension]:
-    groups: list[Dimension] = []
-    for word in words.split(","):
-        found = next((name for name in DIMENSIONS if name == word.strip()), None)
-        if found is None or found in groups:
-            raise typer.BadParameter(f"--by {words}: name some of {', '.join(DIMENSIONS)}, with commas between them")
-        groups.append(found)
-    return groups
-
-
 def _moment(words: str, *, end: bool = False) -> int:
     """In milliseconds since 1970; the `end` of a day is the next one's beginning."""
     begins = day(words)
-    return begins * 1000 + end * DAY if begins is not None else _now() - seconds(words) * 1000
+    return begins * 1000 + end * DAY if begins is not None else _now() - seconds(words, years=100) * 1000
 
 
 def _now() -> int:

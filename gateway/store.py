@@ -56,8 +56,8 @@ class Store(ABC):
 
     @contextmanager
     def change(self, *, patient: bool = False) -> Iterator[sa.Connection]:
-        """A transaction that changes what workers hold in memory: they learn of it, see `number`. `patient`: each of
-        its statements may take as long as it needs."""
+        """A transaction that changes what workers hold in memory: they learn of it, see `number`. `patient`: its
+        statements may take as long as they need."""
         with self.write() as connection:
             if patient:
                 self._be_patient(connection)
@@ -100,12 +100,12 @@ class Store(ABC):
         self._engine.dispose()
 
     @abstractmethod
-    def _be_alone(self, connection: sa.Connection) -> None:
-        """Have every other process that comes here wait for this transaction, however long it takes."""
+    def _be_patient(self, connection: sa.Connection) -> None:
+        """Let this transaction's statements take their time."""
 
     @abstractmethod
-    def _be_patient(self, connection: sa.Connection) -> None:
-        """Have this transaction's statements take as long as they need."""
+    def _be_alone(self, connection: sa.Connection) -> None:
+        """The same, and have every other process that comes here wait for it."""
 
 
 class SqliteStore(Store):
@@ -119,13 +119,14 @@ class SqliteStore(Store):
         sa.event.listen(engine, "connect", self._on_connect)
         sa.event.listen(engine, "checkout", self._on_checkout)
         sa.event.listen(engine, "begin", _on_begin)
+        sa.event.listen(engine, "handle_error", _on_error)
         super().__init__(engine, engine.execution_options(stack_reads=True))
 
-    def _be_alone(self, connection: sa.Connection) -> None:
-        pass  # whoever writes is alone in SQLite, see _on_begin
-
     def _be_patient(self, connection: sa.Connection) -> None:
-        pass  # they do
+        pass  # all are
+
+    def _be_alone(self, connection: sa.Connection) -> None:
+        pass  # whoever writes is, see _on_begin
 
     def _on_connect(self, connection: Any, record: Any) -> None:
         record.info["file"] = self._identity()
@@ -164,14 +165,14 @@ class PostgresStore(Store):
         sa.event.listen(engine, "do_connect", _connect)
         super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
 
+    def _be_patient(self, connection: sa.Connection) -> None:
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        cast("_Connection", connection.connection.driver_connection).patience = None
+        connection.detach()  # nobody else gets such a patient one
+
     def _be_alone(self, connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
         self._be_patient(connection)
-
-    def _be_patient(self, connection: sa.Connection) -> None:
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
-        cast("_Connection", connection.connection.driver_connection).patience = None
-        connection.detach()  # nobody else gets such a patient one
 
 
 def open_store(settings: Settings) -> Store:
@@ -215,6 +216,12 @@ def _on_begin(connection: sa.Connection) -> None:
     """A transaction that will write takes its lock first: one that finds out later can't wait for it."""
     reads = connection.get_execution_options().get("stack_reads", False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _on_error(context: sa.engine.ExceptionContext) -> None:
+    """A connection that was opened while the disk was read-only would stay so."""
+    name = getattr(context.original_exception, "sqlite_errorname", "")
+    context.is_disconnect = context.is_disconnect or name.startswith("SQLITE_READONLY")
 
 
 class _Connection(psycopg.Connection[Any]):

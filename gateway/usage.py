@@ -1,6 +1,8 @@
 """Usage: who used what: a row for each request that an engine was asked, whatever its end. recorder.py writes them."""
 
+import csv
 import datetime as dt
+import io
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, get_args
 
@@ -50,6 +52,29 @@ _GROUPS: dict[str, sa.ColumnElement[Any]] = {
     "key": usage.c.key_id,
     "day": usage.c.at // sa.literal_column(str(DAY), sa.BigInteger),
 }
+
+
+def dimensions(words: str) -> list[Dimension]:
+    """'key,model' → what to sum up by. Raises ValueError with a sentence."""
+    asked = [word.strip() for word in words.split(",")]
+    found = [name for word in asked for name in DIMENSIONS if name == word]
+    if len(found) < len(asked) or len(set(found)) < len(found):
+        raise ValueError(f"'{words[:100]}': name some of {', '.join(DIMENSIONS)}, with commas between them")
+    return found
+
+
+def to_csv(by: Collection[Dimension], rows: list[dict[str, Any]]) -> str:
+    """What UsageBook.totals returned, with a line of names above it."""
+    text = io.StringIO()
+    lines = csv.DictWriter(text, [*names(by), *SUMS], lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    return text.getvalue()
+
+
+def names(by: Collection[Dimension]) -> list[str]:
+    """What a row of UsageBook.totals has before its SUMS."""
+    return [name for group in by for name in ((group, "name") if group == "key" else (group,))]
 
 
 class UsageBook:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,8 @@ def kills(directory: Path, count: int, seed: int, **settings: str) -> tuple[dict
                 os.kill(pid, signal.SIGKILL)
         with running_gateway(directory / "log", engine.url, **settings):
             pass  # what was left is saved before anything else
-        rows = Rows(settings)
-        saved = rows.all()
-        rows.store.close()
+        with closing(Rows(settings)) as rows:
+            saved = rows.all()
         figures = {
             "kills": count,
             "seconds": round(seconds, 1),

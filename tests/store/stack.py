@@ -11,17 +11,19 @@ from tests.processes import ROOT, environment
 class Command:
     """`stack` with a gateway's settings."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *under: str, **settings: str) -> None:
+        self._under = under
         self._env = environment("http://127.0.0.1:1", **settings) | {"COLUMNS": "200"}
 
-    def run(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[Any]:
+        """What it prints is text, or bytes if `stdin` is."""
         return subprocess.run(
-            [sys.executable, "-m", "gateway.cli", *words],
+            [*self._under, sys.executable, "-m", "gateway.cli", *words],
             cwd=ROOT,
             env=self._env,
-            input=stdin or "",
+            input=stdin,
             capture_output=True,
-            text=True,
+            text=isinstance(stdin, str),
             timeout=60,
             check=False,
         )
@@ -30,7 +32,7 @@ class Command:
         """What it prints; it must succeed."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
+        return str(done.stdout)
 
     def json(self, *words: str) -> Any:
         return json.loads(self(*words, "--json"))

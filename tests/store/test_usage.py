@@ -1,16 +1,42 @@
 """Usage: one row for each request that an engine was asked, whatever its end, in either database."""
 
+import csv
+import io
+import os
+import signal
+import sqlite3
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
-from tests.processes import AUTH, KEY, MESSAGES, FakeEngine, GatewayProcess, running_gateway
+from gateway.usage import DAY, STEP
+from tests.kills import kills
+from tests.processes import (
+    AUTH,
+    KEY,
+    MESSAGES,
+    ROOT,
+    FakeEngine,
+    GatewayProcess,
+    free_port,
+    running_gateway,
+    scrape,
+    wait_for,
+)
+from tests.store.conftest import Postgres
 from tests.store.rows import Rows
+from tests.store.stack import Command
 
+ADMIN = "sk-admin-0123456789abcdef"
 CHAT = "/v1/chat/completions"
 START = [["role"], ["token", "one"], ["token", " two"]]
 FINISH = [["finish", "stop"], ["usage"], ["done"], ["end"]]
@@ -18,15 +44,19 @@ FINISH = [["finish", "stop"], ["usage"], ["done"], ["end"]]
 
 @pytest.fixture
 def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) -> Iterator[GatewayProcess]:
-    with running_gateway(tmp_path / "log", engine.url, **store_settings) as gateway:
+    with running_gateway(tmp_path / "log", engine.url, STACK_ADMIN_KEYS=ADMIN, **store_settings) as gateway:
         yield gateway
 
 
 @pytest.fixture
+def stack(store_settings: dict[str, str]) -> Command:
+    return Command(**store_settings)
+
+
+@pytest.fixture
 def rows(store_settings: dict[str, str]) -> Iterator[Rows]:
-    rows = Rows(store_settings)
-    yield rows
-    rows.store.close()
+    with closing(Rows(store_settings)) as rows:
+        yield rows
 
 
 def ask(gateway: GatewayProcess, request_id: str, path: str = CHAT, **fields: Any) -> httpx.Response:
@@ -34,44 +64,37 @@ def ask(gateway: GatewayProcess, request_id: str, path: str = CHAT, **fields: An
     return httpx.post(gateway.url + path, json=body, headers=AUTH | {"x-request-id": request_id}, timeout=30)
 
 
+def ask_many(gateway: GatewayProcess, name: str, count: int) -> set[str]:
+    """Their ids; every one is answered."""
+    names = [f"{name}-{number}" for number in range(count)]
+    with ThreadPoolExecutor(8) as pool:
+        assert {it.status_code for it in pool.map(lambda it: ask(gateway, it), names)} == {200}
+    return set(names)
+
+
+@contextmanager
+def hanging(gateway: GatewayProcess, request_id: str, key: str = KEY) -> Iterator[None]:
+    """A stream whose client has two tokens of it; at the end the client leaves."""
+    body = {"messages": MESSAGES, "stream": True, "script": [*START, ["hang"]]}
+    headers = {"x-request-id": request_id, "authorization": f"Bearer {key}"}
+    with gateway.client() as client, client.stream("POST", CHAT, json=body, headers=headers) as answer:
+        lines = answer.iter_lines()
+        next(it for it in lines if "two" in it)
+        yield
+
+
+def said(usage: dict[str, Any]) -> list[Any]:
+    return [["json", [200, {"choices": [], "usage": usage}]]]
+
+
+CACHED = {"prompt_tokens": 70, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 64}}
+WHOLE = {"outcome": "finished", "status": 200, "tokens_in": 7, "tokens_out": 3, "exact": True, "attempts": 1}
 ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "blocking": (
-        {},
-        {"outcome": "finished", "status": 200, "tokens_in": 7, "tokens_out": 3, "exact": True, "stream": False},
-    ),
-    "stream": (
-        {"stream": True},
-        {"outcome": "finished", "status": 200, "tokens_in": 7, "tokens_out": 3, "exact": True, "stream": True},
-    ),
-    "cached": (
-        {
-            "script": [
-                [
-                    "json",
-                    [
-                        200,
-                        {
-                            "choices": [],
-                            "usage": {
-                                "prompt_tokens": 70,
-                                "completion_tokens": 1,
-                                "prompt_tokens_details": {"cached_tokens": 64},
-                            },
-                        },
-                    ],
-                ]
-            ]
-        },
-        {"tokens_in": 70, "tokens_out": 1, "cached": 64, "exact": True},
-    ),
-    "no-count": (
-        {"script": [["json", [200, {"choices": []}]]]},
-        {"outcome": "finished", "tokens_in": 0, "tokens_out": 0, "exact": False},
-    ),
-    "huge": (
-        {"script": [["json", [200, {"choices": [], "usage": {"prompt_tokens": 2**64 - 1, "completion_tokens": -1}}]]]},
-        {"outcome": "finished", "status": 200},
-    ),
+    "blocking": ({}, WHOLE | {"stream": False}),
+    "stream": ({"stream": True}, WHOLE | {"stream": True}),
+    "cached": ({"script": said(CACHED)}, {"tokens_in": 70, "tokens_out": 1, "cached": 64, "exact": True}),
+    "no count": ({"script": [["json", [200, {"choices": []}]]]}, {"outcome": "finished", "exact": False}),
+    "nonsense": ({"script": said({"prompt_tokens": 2**63, "completion_tokens": -1})}, {"tokens_in": 0, "exact": False}),
     "broken": (
         {"stream": True, "script": [*START, ["close"]]},
         {"outcome": "engine_broken_stream", "status": 200, "tokens_out": 2, "exact": False},
@@ -82,28 +105,20 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "failed": (
         {"script": [["json", [500, {"error": {"message": "CUDA"}}]]]},
-        {"outcome": "engine_error", "status": 502},
+        {"outcome": "engine_error", "status": 502, "tokens_in": 0, "tokens_out": 0},
     ),
 }
 
 
 def test_a_row_for_each_end(gateway: GatewayProcess, rows: Rows) -> None:
-    began = time.time_ns() // 1_000_000
+    began = now()
     for name, (fields, _) in ENDS.items():
-        ask(gateway, name, **fields)
+        ask(gateway, name.replace(" ", "-"), **fields)
     ask(gateway, "embedding", "/v1/embeddings", input="x")
     ask(gateway, "not-an-exchange", messages=3)
-    with (
-        gateway.client() as client,
-        client.stream(
-            "POST",
-            CHAT,
-            json={"messages": MESSAGES, "stream": True, "script": [*START, ["hang"]]},
-            headers={"x-request-id": "left"},
-        ) as answer,
-    ):
-        next(it for it in answer.iter_lines() if "two" in it)
-    found = {name: rows.of(name) for name in [*ENDS, "embedding", "left"]}
+    with hanging(gateway, "left"):
+        pass
+    found = {name: rows.of(name.replace(" ", "-")) for name in [*ENDS, "embedding", "left"]}
     for name, (_, expected) in ENDS.items():
         assert expected.items() <= found[name].items(), name
     assert found["failed"]["attempts"] > 1
@@ -112,9 +127,264 @@ def test_a_row_for_each_end(gateway: GatewayProcess, rows: Rows) -> None:
     assert (found["embedding"]["kind"], found["embedding"]["tokens_in"]) == ("embedding", 7)
     for row in found.values():
         assert (row["model"], row["engine"], row["arm"]) == ("fake-model", "engine", None)
-        assert began <= row["at"] <= time.time_ns() // 1_000_000
+        assert began <= row["at"] <= now()
         assert 0 <= row["duration_ms"] < 30_000
         assert (row["ttft_ms"] is not None) == (row["stream"] is True)
         assert len(row["key_id"]) == 8
         assert KEY not in str(row)
     assert len(rows.all()) == len(found)
+
+
+def test_no_row_is_lost_or_doubled_by_kills(store_settings: dict[str, str], tmp_path: Path) -> None:
+    figures, failures = kills(tmp_path, 10, seed=7, **store_settings)
+    assert not failures, (figures, failures)
+
+
+def test_what_a_lost_worker_had_made_is_known(
+    gateway: GatewayProcess, rows: Rows, store_settings: dict[str, str]
+) -> None:
+    assert ask(gateway, "before").status_code == 200
+    told = Path(store_settings["STACK_DATA_DIR"], "journal")
+    try:
+        with hanging(gateway, "lost"):
+            wait_for(lambda: any('"tokens":2' in it.read_text() for it in told.glob("*/running.json")))
+            for pid in gateway.workers():
+                os.kill(pid, signal.SIGKILL)
+    except httpx.TransportError:
+        pass
+    lost = {"outcome": "worker_lost", "status": None, "tokens_out": 2, "exact": False, "engine": "engine"}
+    assert lost.items() <= rows.of("lost").items()
+    assert rows.of("before")["outcome"] == "finished"
+
+
+# -- the store's faults -----------------------------------------------------------------------------------------------
+
+
+def waits(gateway: GatewayProcess) -> bool:
+    return any("waits in the journal" in str(line["msg"]) for line in gateway.log())
+
+
+@contextmanager
+def locked(data: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(data / "stack.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def test_rows_wait_for_a_locked_store(engine: FakeEngine, tmp_path: Path) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data")}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway, closing(Rows(settings)) as rows:
+        with locked(tmp_path / "data"):
+            sent = ask_many(gateway, "locked", 10)
+            wait_for(lambda: waits(gateway))
+            # Killed meanwhile: the journals outlive their workers.
+            for pid in gateway.workers():
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: httpx.get(gateway.url + "/livez").status_code == 200)
+            sent |= ask_many(gateway, "again", 10)
+            assert rows.all() == []
+        wait_for(lambda: {row["request_id"] for row in rows.all()} == sent)
+        assert {row["outcome"] for row in rows.all()} == {"finished"}
+
+
+@contextmanager
+def read_only(url: str) -> Iterator[None]:
+    name = url.rpartition("/")[2]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+        connection.execute(others, [name])
+        yield
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        connection.execute(others, [name])
+
+
+@contextmanager
+def stopped(postgres: Postgres) -> Iterator[None]:
+    postgres.stop()
+    try:
+        yield
+    finally:
+        postgres.start()
+
+
+@pytest.mark.parametrize("fault", ["read-only", "stopped"])
+def test_rows_wait_for_postgres(engine: FakeEngine, tmp_path: Path, postgres: Postgres, fault: str) -> None:
+    settings = {"STACK_DATA_DIR": str(tmp_path / "data"), "STACK_STORE_URL": postgres.new_database()}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway, closing(Rows(settings)) as rows:
+        sent = ask_many(gateway, "before", 5)
+        wait_for(lambda: {row["request_id"] for row in rows.all()} == sent)
+        with stopped(postgres) if fault == "stopped" else read_only(settings["STACK_STORE_URL"]):
+            sent |= ask_many(gateway, "during", 10)
+            wait_for(lambda: waits(gateway))
+            sent |= ask_many(gateway, "still", 5)
+        wait_for(lambda: {row["request_id"] for row in rows.all()} == sent)
+        wait_for(lambda: any("saved again" in str(line["msg"]) for line in gateway.log()))
+
+
+# The data directory is a small file system of the gateway's own: it can be filled, and made read-only.
+MOUNTED = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"']
+
+
+@dataclass
+class SmallDisk:
+    """A gateway on it."""
+
+    gateway: GatewayProcess
+    data: Path
+    metrics: int
+
+    def inside(self) -> list[str]:
+        pid = str(self.gateway.process.pid)
+        return ["nsenter", "--target", pid, "--user", "--mount", "--preserve-credentials", f"--wd={ROOT}"]
+
+    def run(self, *words: str | Path) -> None:
+        subprocess.run([*self.inside(), *words], check=True)
+
+    def rows(self) -> int:
+        sums = Command(*self.inside(), STACK_DATA_DIR=str(self.data)).json("usage", "--by", "outcome")
+        return int(sum(it["requests"] for it in sums))
+
+    def dropped(self) -> int:
+        return int(scrape(self.metrics).total("stack_usage_dropped_total"))
+
+
+@pytest.fixture
+def disk(engine: FakeEngine, tmp_path: Path) -> Iterator[SmallDisk]:
+    data, metrics = tmp_path / "data", free_port()
+    data.mkdir()
+    settings = {"STACK_DATA_DIR": str(data), "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
+    with running_gateway(tmp_path / "log", engine.url, under=[*MOUNTED, str(data)], **settings) as gateway:
+        yield SmallDisk(gateway, data, metrics)
+
+
+def test_with_a_full_disk_requests_go_on_and_what_is_lost_is_counted(disk: SmallDisk) -> None:
+    filler = Path(f"/proc/{disk.gateway.process.pid}/root{disk.data}/filler")
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(4 << 20))
+    sent: set[str] = set()
+    while disk.dropped() < 10:
+        sent |= ask_many(disk.gateway, f"full-{len(sent)}", 20)
+    filler.unlink()
+    after = ask_many(disk.gateway, "after", 10)
+    wait_for(lambda: disk.rows() + disk.dropped() == len(sent | after))
+    assert disk.dropped() <= len(sent)
+    assert sum(line["count"] for line in disk.gateway.log() if line["msg"] == "usage_dropped") == disk.dropped()
+
+
+def test_with_a_read_only_disk_nothing_is_lost(disk: SmallDisk) -> None:
+    sent = ask_many(disk.gateway, "before", 5)
+    disk.run("mount", "--bind", disk.data, disk.data)
+    disk.run("mount", "-o", "remount,bind,ro", disk.data)
+    sent |= ask_many(disk.gateway, "read-only", 10)
+    wait_for(lambda: waits(disk.gateway))
+    sent |= ask_many(disk.gateway, "still", 10)
+    disk.run("mount", "-o", "remount,bind,rw", disk.data)
+    wait_for(lambda: disk.rows() == len(sent))
+    assert disk.dropped() == 0
+
+
+# -- what becomes of the rows -----------------------------------------------------------------------------------------
+
+
+def now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def some(count: int, *, name: str, at: int, **fields: Any) -> list[dict[str, Any]]:
+    row = {"key_id": "ann", "model": "m", "outcome": "finished", "tokens_in": 2, "tokens_out": 1, "exact": True}
+    return [row | fields | {"id": f"{name}-{number}", "at": at} for number in range(count)]
+
+
+def test_old_rows_go_by_themselves(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) -> None:
+    stack = Command(**store_settings)
+    assert stack("usage") == "Nothing was used in that time.\n"
+    with closing(Rows(store_settings)) as rows:
+        rows.book.add(some(STEP + 5, name="old", at=now() - 33 * DAY) + some(3, name="young", at=now() - 31 * DAY))
+        settings = store_settings | {"STACK_USAGE_RETENTION_DAYS": "32"}
+        with running_gateway(tmp_path / "log", engine.url, **settings):
+            wait_for(lambda: len(rows.all()) == 3)
+        assert stack("usage", "prune", "--before", "31d", "--yes").startswith("Deleted 3 rows of before ")
+        assert rows.all() == []
+
+
+def test_usage_is_summed_up(stack: Command, rows: Rows) -> None:
+    ann = stack.json("keys", "create", "Ann")["key"]["id"]
+    first = 1_772_323_200_000  # 2026-03-01
+    rows.book.add(
+        [
+            *some(2, name="a", at=first - 1, key_id=ann),
+            *some(3, name="b", at=first, key_id=ann, cached=2),
+            *some(4, name="c", at=first + DAY - 1, model="other", outcome="client_left", exact=False),
+            *some(5, name="d", at=first + DAY),
+        ]
+    )
+    march = ["--from", "2026-03-01", "--to", "2026-03-01"]
+    sums = {"requests": 3, "finished": 3, "tokens_in": 6, "tokens_out": 3, "cached": 6, "counted": 0}
+    left = {"requests": 4, "finished": 0, "tokens_in": 8, "tokens_out": 4, "cached": 0, "counted": 4}
+    found = stack.json("usage", *march)
+    assert {"key": ann, "name": "Ann", "model": "m"} | sums in found
+    assert {"key": "ann", "name": None, "model": "other"} | left in found
+    days = stack.json("usage", "--by", "day", "--from", "2026-02-01", "--to", "2026-03-02")
+    assert [(it["day"], it["requests"]) for it in days] == [("2026-02-28", 2), ("2026-03-01", 7), ("2026-03-02", 5)]
+    assert stack.json("usage", "--by", "outcome", *march, "--key", "ann", "--model", "other") == [
+        {"outcome": "client_left"} | left
+    ]
+    lines = list(csv.DictReader(io.StringIO(stack("usage", *march, "--csv"))))
+    assert {it["name"]: (it["tokens_in"], it["counted"]) for it in lines} == {"Ann": ("6", "0"), "": ("8", "4")}
+    table = stack("usage", *march)
+    assert all(word in table for word in ("Ann", "other", "tokens in"))
+    assert table.splitlines()[-1].split() == ["7", "3", "14", "7", "6", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["usage", "--by", "key,colour"], "name some of key, model, day"),
+        (["usage", "--by", "key,key"], "name some of key, model, day"),
+        (["usage", "--from", "yesterday"], "write 90m, 12h, 30d or 8w"),
+        (["usage", "--to", "2026-02-30"], "there is no day 2026-02-30"),
+        (["usage", "prune"], "--before"),
+        (["usage", "prune", "--before", "30d"], "say --yes"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path: Path, words: Sequence[str], sentence: str) -> None:
+    done = Command(STACK_DATA_DIR=str(tmp_path)).run(*words)
+    assert done.returncode != 0
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_usage_over_http(gateway: GatewayProcess, stack: Command, rows: Rows) -> None:
+    rows.book.add(some(3, name="a", at=1_772_323_200_000))
+    with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30) as client:
+        found = client.get("/admin/usage", params={"by": "key,day", "from": "2026-03-01", "to": "2026-03-01"}).json()
+        assert found["data"] == stack.json("usage", "--by", "key,day", "--from", "2026-03-01", "--to", "2026-03-01")
+        lines = client.get("/admin/usage", params={"by": "model", "format": "csv", "from": "1772323200"})
+        assert lines.headers["content-type"].startswith("text/csv")
+        assert [it["requests"] for it in csv.DictReader(io.StringIO(lines.text))] == ["3"]
+        wrong = {"by": "colour", "from": "tomorrow", "to": "2026-02-30", "format": "xml", "key": "a\0", "model": "\0"}
+        for name, value in wrong.items():
+            answer = client.get("/admin/usage", params={name: value})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+        assert client.delete("/admin/usage").json()["error"]["param"] == "before"
+        with hanging(gateway, "watched"):
+            wait_for(lambda: [it["tokens"] for it in client.get("/admin/running").json()["data"]] == [2])
+        assert client.delete("/admin/usage", params={"before": "2026-03-02"}).json() == {"rows": 3}
+    for method, path in (("GET", "/admin/usage"), ("DELETE", "/admin/usage?before=1"), ("GET", "/admin/running")):
+        assert httpx.request(method, gateway.url + path, headers=AUTH).status_code == 401
+
+
+def test_top_shows_who_is_answered(gateway: GatewayProcess, stack: Command) -> None:
+    made = stack.json("keys", "create", "Ann")
+    assert stack.json("top") == []
+    with hanging(gateway, "watched", key=made["secret"]):
+        found = wait_for(lambda: [it for it in stack.json("top") if it["tokens"]])
+        assert len(found) == 1
+        seen = {"key_id": made["key"]["id"], "name": "Ann", "model": "fake-model", "engine": "engine", "tokens": 2}
+        assert seen.items() <= found[0].items()
+        assert found[0]["generating"] <= found[0]["seconds"]
+        table = stack("top")
+        assert all(word in table for word in ("Ann", "fake-model", "1 running"))
+    wait_for(lambda: stack.json("top") == [])
