@@ -12,7 +12,7 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     role | token STRING | finish REASON | usage | done     the usual events of a chat stream
     tokens [COUNT, SIZE]     as many token events, as fast as they are taken
     stale                    drop the connection, unless this is its first request
-    slots N                  refuse (503) when more than N requests are being answered
+    slots N                  refuse (503) while N such requests are being answered
     gate NAME                wait until POST /_release/NAME
     pause SECONDS            wait
     flood N                  N bytes without a newline
@@ -43,6 +43,7 @@ class Engine:
         self.dialect = DIALECTS[dialect]() if dialect else None
         self.seen: deque[dict[str, Any]] = deque(maxlen=20_000)
         self.running = self.peak = 0
+        self.taken = 0  # slots
         self.gates: dict[str, asyncio.Event] = {}
         self.connections = 0
         self.health = 200
@@ -104,6 +105,7 @@ class Engine:
             await asyncio.wait({play, listen}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.running -= 1
+            self.taken -= connection.holds
         if not play.done() or isinstance(play.exception(), ConnectionError):  # hung up (the gateway never pipelines)
             play.cancel()
             listen.cancel()
@@ -143,6 +145,7 @@ class Connection:
         self.writer = writer
         self.number = number
         self.used = used
+        self.holds = 0  # slots
         self.ahead = b""
 
     async def read_request(self) -> tuple[str, str, dict[str, str], bytes]:
@@ -175,8 +178,10 @@ class Connection:
                 headed = True
                 continue
             if verb == "slots":
-                if engine.running > argument:
+                if engine.taken >= argument:
                     return await self.json(503, {"error": "server busy"})
+                engine.taken += 1
+                self.holds = 1
                 continue
             if verb == "gate":
                 await engine.gate(argument).wait()
