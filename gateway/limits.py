@@ -13,7 +13,8 @@ Where a key's account is kept, two books know: accounts.py for the workers of on
 
 import datetime as dt
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from gateway.errors import QuotaSpent, RateLimited, StackError
@@ -61,13 +62,19 @@ class Period(NamedTuple):
 class Lease:
     """What an admitted request holds until it is over."""
 
-    __slots__ = ("_limits", "_open", "_settle", "estimate", "state")
+    __slots__ = ("_known", "_limits", "_open", "_settle", "estimate", "state")
 
     def __init__(
-        self, limits: Limits, estimate: Estimate, state: Callable[[], State], settle: Callable[[int], None]
+        self,
+        limits: Limits,
+        estimate: Estimate,
+        state: Callable[[], State],
+        settle: Callable[[int], None],
+        known: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._limits = limits
         self._settle = settle  # is told how much more it took than was charged
+        self._known = known  # waits until that is known everywhere
         self._open = True
         self.estimate = estimate
         self.state = state  # the account as it is now
@@ -77,6 +84,11 @@ class Lease:
         if self._open:
             self._open = False
             self._settle(tokens - self.estimate.tokens)
+
+    async def known(self) -> None:
+        """Wait until what was settled is known everywhere: whoever has the whole answer may come again at once."""
+        if self._known is not None:
+            await self._known()
 
     def headers(self) -> dict[str, str]:
         """How the key stands now."""
@@ -99,34 +111,34 @@ class Book(Protocol):
 
 def refusal(limits: Limits, state: State, estimate: Estimate) -> StackError | None:
     """Why a key in that state can't have the request; None if it can."""
-    if limits.tokens_per_day is not None and state.day_tokens >= limits.tokens_per_day:
-        message = f"This key has used its {limits.tokens_per_day} tokens of the day. A new one begins at 00:00 UTC."
-        return QuotaSpent(message, headers(limits, state))
-    if limits.tokens_per_month is not None and state.month_tokens >= limits.tokens_per_month:
-        message = f"This key has used its {limits.tokens_per_month} tokens of the month. A new one begins in UTC."
-        return QuotaSpent(message, headers(limits, state))
-    requests = _wait(limits.requests_per_minute, state.requests_full, 1, state.now)
-    tokens = _wait(limits.tokens_per_minute, state.tokens_full, estimate.tokens, state.now)
-    active = 0.0
+    waits: dict[str, float] = {}
+    turn = estimate.seconds / max(1, state.active)  # until one of its requests is over, roughly
+    for quota, spent, period, end in (
+        (limits.tokens_per_day, state.day_tokens, "day", "A new one begins at 00:00 UTC."),
+        (limits.tokens_per_month, state.month_tokens, "month", "A new one begins on the first, at 00:00 UTC."),
+    ):
+        if quota is not None and spent >= quota:
+            if spent - state.active * estimate.tokens >= quota:
+                message = f"This key has used its {quota} tokens of the {period}. {end}"
+                return QuotaSpent(message, headers(limits, state))
+            waits[f"{quota} tokens per {period}, of which requests in progress may need what is left"] = turn
     if limits.concurrent is not None and state.active >= limits.concurrent:
-        active = estimate.seconds / state.active
-    wait = max(requests, tokens, active)
-    if wait <= 0:
+        waits[f"{limits.concurrent} requests at a time"] = turn
+    for limit, full, cost, what in (
+        (limits.requests_per_minute, state.requests_full, 1, "requests"),
+        (limits.tokens_per_minute, state.tokens_full, estimate.tokens, "tokens"),
+    ):
+        if limit is not None and (wait := _wait(limit, full, cost, state.now)):
+            waits[f"{limit} {what} per minute"] = wait
+    if not waits:
         return None
-    if wait == active:
-        limit = f"{limits.concurrent} requests at a time"
-    elif wait == requests:
-        limit = f"{limits.requests_per_minute} requests per minute"
-    else:
-        limit = f"{limits.tokens_per_minute} tokens per minute"
-    message = f"This key is limited to {limit}. Come back when Retry-After says."
+    which, wait = max(waits.items(), key=operator.itemgetter(1))
+    message = f"This key is limited to {which}. Come back when Retry-After says."
     return RateLimited(message, wait, headers(limits, state))
 
 
-def _wait(limit: int | None, full: float, cost: int, now: float) -> float:
+def _wait(limit: int, full: float, cost: int, now: float) -> float:
     """Seconds until a bucket holds `cost`, or is full."""
-    if limit is None:
-        return 0.0
     wait = full - now - MINUTE + min(cost, limit) * MINUTE / limit
     return wait if wait > GRAIN * MINUTE / limit else 0.0
 

@@ -345,7 +345,7 @@ class Relay:
         """A whole blocking answer."""
         if self._rules.log_content:
             self._text.append(body)
-        self._answered()
+        await self._answered()
         await self._commit([_JSON, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body})
         self._finished = True
@@ -360,7 +360,7 @@ class Relay:
             self._text.append(data)
         self._forwarded = True
         if last:
-            self._answered()
+            await self._answered()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
         self._finished = last
 
@@ -441,13 +441,14 @@ class Relay:
             body = orjson.dumps(it.fields, default=str).decode()
             logs.content("prompt", {"request_id": it.request_id, "body": body})
 
-    def _answered(self) -> None:
+    async def _answered(self) -> None:
         """The answer is whole, and its last bytes go out next. What a client has is written down before, even if this
         process is killed now."""
         ending = self._ending(None)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
         self._rules.recorder.finished(self._record, ending)
         self._recorded = True
+        await self._lease.known()
 
     def _ended(self, error: StackError | None) -> None:
         it = self._exchange

@@ -1,8 +1,8 @@
 """Replicas: accounts in PostgreSQL, exact over any number of gateways, one round trip for each admission.
 
 The functions there (migration 0004) do the arithmetic, under a lock of the key's row. Time is a clock of the replicas'
-own, in which the database's has no part. A worker shows every two seconds that it lives: of one that is silent for
-PATIENCE, the requests in progress no longer count; the tokens set aside for them stay charged.
+own: see stack_beat. A worker shows every two seconds that it lives; of one that is silent for PATIENCE, the requests in
+progress no longer count, and the tokens set aside for them stay charged.
 
 While the database can't be used, each host goes on by itself in its shared memory: with full buckets, and with quotas
 as this worker last saw them. Afterwards what was used meanwhile is added to the quotas.
@@ -63,6 +63,7 @@ class PostgresBook:
         # What is to be settled by key, owner, day and month: tokens, seconds, requests. See stack_settle.
         self._pending: dict[tuple[str, str, int, int], tuple[int, float, int]] = {}
         self._wake = asyncio.Event()
+        self._told = asyncio.Event()  # what is pending
         self._trouble = False
 
     async def __aenter__(self) -> Self:
@@ -123,7 +124,7 @@ class PostgresBook:
             delay = more * MINUTE / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
             self._settle(key, period, more, delay, counted=counted)
 
-        return Lease(limits, estimate, partial(self._state, key.id, state), settle)
+        return Lease(limits, estimate, partial(self._state, key.id, state), settle, self._known)
 
     def _settle(self, key: Key, period: Period, more: int, delay: float, *, counted: bool) -> None:
         """A request is over: to be told to the database. `counted`: it is one of those in progress there."""
@@ -139,6 +140,13 @@ class PostgresBook:
             known = found[1]._replace(tokens_full=full, day_tokens=spent[0], month_tokens=spent[1])
             self._states[key.id] = (found[0], known)
         self._wake.set()
+
+    async def _known(self) -> None:
+        """Wait until the database was told what is to be told by now."""
+        if self._owner:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WAIT):
+                    await self._told.wait()
 
     # -- what is known here -------------------------------------------------------------------------------------------
 
@@ -220,8 +228,12 @@ class PostgresBook:
             await self._beat(self._owner)
         if self._pending:
             pending, self._pending = self._pending, {}  # if this fails, nobody knows whether it happened
-            # In the order of keys: two who lock several rows must not wait for each other.
-            await self._tell_each(_SETTLE, sorted((*what, *much) for what, much in pending.items()))
+            told, self._told = self._told, asyncio.Event()
+            try:
+                # In the order of keys: two who lock several rows must not wait for each other.
+                await self._tell_each(_SETTLE, sorted((*what, *much) for what, much in pending.items()))
+            finally:
+                told.set()
             self._active = +self._active
 
     async def _tell_each(self, query: LiteralString, rows: list[Row]) -> None:
@@ -239,6 +251,8 @@ class PostgresBook:
             log.error("the limits' database can't be used, each host goes on by itself: %s", exc)
         self._trouble = True
         self._owner = ""
+        self._told.set()
+        self._told = asyncio.Event()
         self._wake.set()
         burial = asyncio.create_task(self._bury(self._connections, set(self._asking)))
         self._connections = []

@@ -95,7 +95,7 @@ def test_a_thousand_requests_at_once_get_the_hundred_of_the_limit(gateway: Gatew
 
 def test_the_engine_never_sees_more_at_a_time_than_the_key_may(engine: FakeEngine, gateway: GatewayProcess) -> None:
     _, key = make_key(gateway, concurrent=5)
-    script = [["pause", 0.02], ["json", [200, {"choices": []}]]]
+    script = [["pause", 1], ["json", [200, {"choices": []}]]]
     engine.peak()
     statuses, _ = flood([gateway], key, 300, script=script)
     assert engine.peak() == 5
@@ -256,7 +256,7 @@ def test_two_gateways_share_the_limits_of_one_database(engine: FakeEngine, tmp_p
         assert 100 <= statuses[200] <= 100 + seconds * 100 / 60
         _, key = make_key(both[0], concurrent=5)
         engine.peak()
-        flood(both, key, 200, script=[["pause", 0.02], ["json", [200, {"choices": []}]]])
+        flood(both, key, 200, script=[["pause", 1], ["json", [200, {"choices": []}]]])
         assert engine.peak() == 5
         _, key = make_key(both[0], tokens_per_day=25)
         statuses = Counter(ask(both[number % 2], key).status_code for number in range(10))
@@ -267,11 +267,11 @@ def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, pos
     settings = SETTINGS | {"STACK_STORE_URL": postgres.new_database(), "STACK_WORKERS": "2"}
     with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
         _, key = make_key(gateway, requests_per_minute=100, tokens_per_day=1500)
-        known, _ = flood([gateway], key, 20)  # to both workers
+        known, _ = flood([gateway], key, 20, max_tokens=1)  # to both workers
         assert set(known) == {200}
         postgres.stop()
         try:
-            statuses, seconds = flood([gateway], key, 400)
+            statuses, seconds = flood([gateway], key, 400, max_tokens=1)
             assert set(statuses) == {200, 429}
             assert 100 <= statuses[200] <= 100 + seconds * 100 / 60, "one host's memory is exact, too"
         finally:

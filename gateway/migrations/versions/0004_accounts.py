@@ -7,8 +7,8 @@ down_revision = "0003"
 
 # Times are seconds of the replicas' own clock, see stack_beat. `seen` is when an account was last charged.
 TABLES = """
-CREATE TABLE account_clock (now double precision NOT NULL);
-INSERT INTO account_clock VALUES (0);
+CREATE TABLE account_clock (now double precision NOT NULL, wall timestamptz NOT NULL);
+INSERT INTO account_clock VALUES (0, clock_timestamp());
 CREATE TABLE account_owners (id text PRIMARY KEY, beat double precision NOT NULL);
 CREATE TABLE accounts (
     key_id text PRIMARY KEY,
@@ -28,12 +28,16 @@ CREATE TABLE account_leases (
 );
 """
 
-# An owner is a worker of a gateway. Each adds to the clock what passed by that of its host which nobody sets, and none
-# is ahead of the one that is furthest. The database's own clock has no part in it.
+# An owner is a worker of a gateway. Each brings in its own count of the clock, kept by that of its host which nobody sets,
+# and the one that is furthest counts. The database's own clock only bridges the time since the last beat, so that who
+# comes now is not behind: set forward, it moves this one by three seconds at most, set back, not at all.
 BEAT = """
 CREATE FUNCTION stack_beat(me text, moment double precision, OUT clock double precision) AS $$
 BEGIN
-    UPDATE account_clock SET now = greatest(now, moment) RETURNING now INTO clock;
+    UPDATE account_clock SET
+        now = greatest(now + least(extract(epoch FROM clock_timestamp() - wall), 3), now, moment),
+        wall = clock_timestamp()
+        RETURNING now INTO clock;
     INSERT INTO account_owners VALUES (me, clock) ON CONFLICT (id) DO UPDATE SET beat = excluded.beat;
     DELETE FROM account_owners WHERE beat < clock - 600;
 END $$ LANGUAGE plpgsql;
