@@ -1,0 +1,105 @@
+"""Keys for a team, in containers: a newcomer's walk with the `stack` command, and a store that can't be written."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from docker.models.containers import Container
+
+from gateway import secret
+from tests.processes import wait_for
+from tests.stack.conftest import Stack
+
+
+def run(container: Container, *words: str) -> tuple[int, str]:
+    status, output = container.exec_run(["stack", *words])
+    return status, output.decode()
+
+
+def made(container: Container, *words: str) -> Any:
+    status, output = run(container, "keys", *words, "--json")
+    assert status == 0, output
+    return json.loads(output)
+
+
+def answered(stack: Stack, key: str) -> bool:
+    """Whether that key has a question answered."""
+    client = openai.OpenAI(base_url=stack.url + "/v1", api_key=key, max_retries=0)
+    try:
+        answer = client.chat.completions.create(
+            model="llama3.1:8b", messages=[{"role": "user", "content": "Hello"}], max_tokens=3
+        )
+    except openai.AuthenticationError:
+        return False
+    return bool(answer.choices)
+
+
+def test_a_newcomers_walk(stack: Stack) -> None:
+    gateway = stack.container("gateway")
+    new = made(gateway, "create", "billing", "--owner", "Ann", "--expires", "90d")
+    key_id, first = new["key"]["id"], new["secret"]
+    assert answered(stack, first)
+
+    gateway.restart(timeout=20)
+    stack.wait_until_ready()
+    assert answered(stack, first)  # the volume keeps it
+
+    second = made(gateway, "rotate", key_id, "--grace", "1h")["secret"]
+    assert answered(stack, second)
+    assert answered(stack, first)
+    assert run(gateway, "keys", "disable", key_id)[0] == 0
+    for key in (first, second):
+        wait_for(lambda it=key: not answered(stack, it), deadline=5)  # type: ignore[misc]
+    logs = gateway.logs().decode()
+    assert first not in logs
+    assert second not in logs
+    assert run(gateway, "keys", "delete", key_id, "--yes")[0] == 0
+
+
+@pytest.fixture
+def small(stack: Stack) -> Iterator[Container]:
+    """A gateway with little room for its store."""
+    container = stack.docker.containers.run(
+        f"{stack.project}-gateway",
+        detach=True,
+        read_only=True,
+        tmpfs={"/tmp": "", "/var/lib/stack": "size=2m,uid=10001,gid=10001,mode=0700"},
+        environment={"STACK_PUBLISH": "127.0.0.1:9000"},
+        ports={"9000/tcp": ("127.0.0.1", None)},
+    )
+    try:
+        yield container
+    finally:
+        container.remove(force=True)
+
+
+def test_a_store_without_room_and_one_that_is_read_only(small: Container) -> None:
+    small.reload()
+    url = f"http://127.0.0.1:{small.ports['9000/tcp'][0]['HostPort']}/v1/models"
+
+    def status(key: str) -> int:
+        try:
+            return httpx.get(url, headers={"authorization": f"Bearer {key}"}).status_code
+        except httpx.TransportError:
+            return 0
+
+    wait_for(lambda: status("dev-key") == 200)
+    known = made(small, "create", "known")["secret"]
+    wait_for(lambda: status(known) == 200)
+
+    small.exec_run(["dd", "if=/dev/zero", "of=/var/lib/stack/fill", "bs=4k"])
+    code, said = run(small, "keys", "create", "x", "--label", f"long={'x' * 200}")
+    assert (code, "full" in said) == (1, True), said
+    assert (status(known), status(secret.new_secret("0123456789"))) == (200, 401)
+    small.exec_run(["rm", "/var/lib/stack/fill"])
+    assert status(made(small, "create", "y")["secret"]) == 200
+
+    small.exec_run(["chmod", "0500", "/var/lib/stack"])
+    code, said = run(small, "keys", "create", "x")
+    assert (code, "STACK_DATA_DIR: /var/lib/stack can't be written" in said) == (1, True), said
+    assert (status(known), status(secret.new_secret("0123456789"))) == (200, 401)
+    small.exec_run(["chmod", "0700", "/var/lib/stack"])
+    assert status(made(small, "create", "z")["secret"]) == 200
