@@ -28,9 +28,9 @@ CREATE TABLE account_leases (
 );
 """
 
-# An owner is a worker of a gateway. Each brings in its own count of the clock, kept by that of its host which nobody sets,
-# and the one that is furthest counts. The database's own clock only bridges the time since the last beat, so that who
-# comes now is not behind: set forward, it moves this one by three seconds at most, set back, not at all.
+# An owner is a worker of a gateway. Each brings in its own count of the clock, kept by that of its host which nobody
+# sets, and the one that is furthest counts. The database's own clock only bridges the time since the last beat, so that
+# who comes now is not behind: set forward, it moves this one by three seconds at most, set back, not at all.
 BEAT = """
 CREATE FUNCTION stack_beat(me text, moment double precision, OUT clock double precision) AS $$
 BEGIN
