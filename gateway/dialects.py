@@ -1,6 +1,6 @@
 """Dialects: what each engine's endpoints and errors mean, in one table and one function."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -21,17 +21,27 @@ from gateway.errors import (
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """One engine's ways. `health` is a path below the server's root that answers 200 once it can generate; `deaf` says
-    that it goes on with a blocking request whose client has hung up (llama.cpp's server: tried)."""
+    that it goes on with a blocking request whose client has hung up (llama.cpp's server: tried).
+
+    `continues` are the fields that have it go on with a last message of the assistant's, where it doesn't do that
+    without being told; `trims`: the white space at that message's end may be lost in the model's chat template."""
 
     name: str
     health: str
     deaf: bool = False
+    continues: dict[str, Any] = field(default_factory=dict)
+    trims: bool = True
 
 
 DIALECTS = {
     "ollama": Dialect("ollama", health="/api/version"),
-    "vllm": Dialect("vllm", health="/health"),
-    "llamacpp": Dialect("llamacpp", health="/health", deaf=True),
+    "vllm": Dialect(
+        "vllm",
+        health="/health",
+        continues={"add_generation_prompt": False, "continue_final_message": True},
+    ),
+    # It appends that message to the prompt without any template.
+    "llamacpp": Dialect("llamacpp", health="/health", deaf=True, trims=False),
 }
 
 # Names and phrases by which the engines say that a prompt does not fit (llama.cpp; vLLM; OpenAI's own).
