@@ -158,7 +158,7 @@ class Tap:
             raise EngineFault(error)
         if not self.started:
             self.started = True
-            self.head = {name: chunk[name] for name in _HEAD if name in chunk}
+            self.head = self.head or {name: chunk[name] for name in _HEAD if name in chunk}
         if self._learn is not None:
             self._learn(chunk)
         choices = chunk.get("choices")

@@ -11,6 +11,7 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     event OBJECT             one `data:` event
     role | token STRING | finish REASON | usage | done     the usual events of a chat stream
     tokens [COUNT, SIZE]     as many token events, as fast as they are taken
+    answer {...}             one recorded answer in an engine's dialect, or the rest of it: tests/fakes/model.py
     gate NAME                wait until POST /_release/NAME
     pause SECONDS            wait
     flood N                  N bytes without a newline
@@ -28,6 +29,8 @@ import struct
 import sys
 from collections import deque
 from typing import Any
+
+from tests.fakes.model import answer
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 TOKENS = ["one", " two", " three"]
@@ -68,7 +71,7 @@ class Engine:
         if path.startswith("/_health/"):
             self.health = int(path.removeprefix("/_health/"))
             return await connection.json(200, {})
-        if path == "/health":
+        if path in ("/health", "/api/version"):
             return await connection.json(self.health, {})
         if path == "/v1/models":
             data = [{"id": name, "object": "model", "created": 1, "owned_by": "fake"} for name in self.models]
@@ -85,6 +88,9 @@ class Engine:
         self.seen.append(record)
         script = (request.get("script_for") or {}).get(request.get("model")) or request.get("script")
         script = script or default_script(path, request)
+        if script[0][0] == "answer":
+            same = [it for it in self.seen if it["body"].get("user") == request.get("user")]
+            script = answer(script[0][1], request, number=len(same) - 1, unique=len(self.seen))
         play = asyncio.create_task(connection.play(self, script, request))
         listen = asyncio.create_task(connection.reader.read(1))
         self.running += 1
