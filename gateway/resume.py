@@ -61,7 +61,7 @@ def _chat(fields: dict[str, Any]) -> bool:
         _plain(fields)
         and (form is None or (isinstance(form, dict) and form.get("type") == "text"))
         and all(fields.get(name) in (None, "auto", "none") for name in ("tool_choice", "function_call"))
-        and "audio" not in (fields.get("modalities") or ())
+        and fields.get("modalities") in (None, ["text"])
         # Without a turn of the assistant's there is none to go on with.
         and (fields.get("add_generation_prompt") is not False or fields.get("continue_final_message") is True)
         and (last["role"] != "assistant" or (isinstance(last.get("content"), str) and not last.get("tool_calls")))
@@ -119,10 +119,7 @@ def hand_over(exchange: Exchange, answer: Tap, first: Dialect, dialect: Dialect)
 def _continued(fields: dict[str, Any], text: str, first: Dialect) -> list[Any]:
     *before, last = fields["messages"]
     if last["role"] == "assistant" and (not first.continues or fields.get("continue_final_message") is True):
-        return [
-            *before,
-            last | {"content": last["content"] + text},
-        ]  # the answer itself goes on with the caller's words
+        return [*before, last | {"content": last["content"] + text}]  # the answer goes on with the caller's own words
     return [*before, last, {"role": "assistant", "content": text}]
 
 
@@ -165,13 +162,13 @@ class Search:
 
     async def _first_back(self) -> Upstream | None:
         upstreams = {it.upstream for tier in self._tiers for it in tier} - self._unfit
+        if not upstreams:
+            return None
         waits = {asyncio.create_task(it.back()): it for it in upstreams}
         try:
-            if waits:
-                left = max(0.0, self._until - time.monotonic())
-                done, _ = await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                return waits[done.pop()] if done else None
+            left = max(0.0, self._until - time.monotonic())
+            done, _ = await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
                 task.cancel()
-        return None
+        return waits[done.pop()] if done else None

@@ -57,7 +57,8 @@ class Seam(Tap):
             if self._prompt is None:
                 self._prompt = max(0, usage.tokens_in - self.handover.tokens)
             chunk["usage"] = _object(Usage(self._prompt, self.handover.tokens + usage.tokens_out))
-        choices = [self._sew_choice(it) for it in chunk.get("choices") or () if type(it) is dict]
+        choices = chunk.get("choices")
+        choices = [self._sew_choice(it) for it in choices if type(it) is dict] if type(choices) is list else []
         if any(choices) or (not choices and usage and self._wants_usage):
             self._put(chunk)
         self.done = self._ending is not None

@@ -114,7 +114,7 @@ class Upstream:
             await asyncio.sleep(PROBE_EVERY)
             async with self._probing:
                 if self._probed_at < max(since, time.monotonic() - PROBE_EVERY):
-                    self._probed_at = time.monotonic()
+                    self._probed_at, self._well = time.monotonic(), False
                     self._well = await self.probe() is None
                     if self._well:
                         self.breaker.probed(None, silent=False)
