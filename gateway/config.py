@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from gateway.settings import BaseUrl, Seconds, Settings, SettingsError
+from gateway.settings import BaseUrl, Resumes, Seconds, Settings, SettingsError, Wait
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -45,6 +45,14 @@ class Timeouts(_Strict):
     total: Seconds | None = None
 
 
+class Resume(_Strict):
+    """How an answer goes on whose engine failed. What is left out is as in STACK_RESUME and STACK_RESUME_WAIT."""
+
+    most: Resumes | None = None
+    wait: Wait | None = None
+    across_models: bool = False
+
+
 class Arm(_Strict):
     """One side of a split."""
 
@@ -68,6 +76,7 @@ class Model(_Strict):
     split: Split | None = None
     aliases: tuple[ModelName, ...] = ()
     timeouts: Timeouts = Timeouts()
+    resume: Resume = Resume()
 
 
 class Retries(_Strict):

@@ -2,7 +2,7 @@
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -24,18 +24,28 @@ from gateway.errors import (
 class Dialect:
     """One engine's ways. `health` is a path below the server's root that answers 200 once it can generate; `deaf` says
     that it goes on with a blocking request whose client has hung up (llama.cpp's server: tried); `cuts` that it makes
-    a prompt fit by shortening it, and doesn't say so."""
+    a prompt fit by shortening it, and doesn't say so.
+
+    `continues` are the fields that have it go on with a last message of the assistant's, where it doesn't do that
+    without being told; `trims`: the white space at that message's end may be lost in the model's chat template."""
 
     name: str
     health: str
     deaf: bool = False
     cuts: bool = False
+    continues: dict[str, Any] = field(default_factory=dict)
+    trims: bool = True
 
 
 DIALECTS = {
     "ollama": Dialect("ollama", health="/api/version", cuts=True),
-    "vllm": Dialect("vllm", health="/health"),
-    "llamacpp": Dialect("llamacpp", health="/health", deaf=True),
+    "vllm": Dialect(
+        "vllm",
+        health="/health",
+        continues={"add_generation_prompt": False, "continue_final_message": True},
+    ),
+    # It appends that message to the prompt without any template.
+    "llamacpp": Dialect("llamacpp", health="/health", deaf=True, trims=False),
 }
 
 # Names and phrases by which the engines say that a prompt does not fit.

@@ -25,6 +25,7 @@ class Exchange:
     wants_usage: bool  # the caller asked for a usage chunk; the gateway asks the engine for one in any case
     size: int  # messages, prompts or inputs in the request
     choices: int  # answers asked for
+    resume: bool  # it may be continued elsewhere, as far as the caller is concerned
     fields: dict[str, Any]  # the body
     started: float  # time.monotonic(), seconds
     prompt: str | None = None  # the operator's prompts in it, by name and version
@@ -96,6 +97,7 @@ class Ending:
     arm: str | None  # of a split
     engine: str | None  # the last one asked
     attempts: int
+    resumes: int  # how often another engine went on with the answer
     error: StackError | None  # None: it finished
     begun: bool  # the client got a part of the answer, or all of it
     usage: Usage | None  # None: the engine didn't get to say
@@ -124,3 +126,29 @@ class Ending:
     @property
     def tokens_out(self) -> int:
         return self.usage.tokens_out if self.usage else self.counted
+
+    def fields(self) -> dict[str, Any]:
+        """As its log line tells it."""
+        it, error = self.exchange, self.error
+        fields: dict[str, Any] = {
+            "request_id": it.request_id,
+            "key": it.key_id,
+            "model": self.route,
+            "engine": self.engine,
+            "tokens_in": self.usage.tokens_in if self.usage else None,
+            "tokens_out": self.tokens_out,
+        }
+        if it.stream:
+            first = self.first_token_at
+            fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
+        fields["finish_reason"] = self.finish_reason
+        fields["outcome"] = self.outcome
+        if error is not None and error.__cause__ is not None:
+            fields["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"[:200]
+        if self.arm is not None:
+            fields["arm"] = self.arm
+        if self.attempts > 1:
+            fields["attempts"] = self.attempts
+        if self.resumes:
+            fields["resumes"] = self.resumes
+        return fields

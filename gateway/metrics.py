@@ -15,6 +15,7 @@ each by kind (chat, completion, embedding), model (the route's name) and arm (of
 | stack_http_requests_total     | status          | any request, one per `request` line of the log |
 | stack_retries_total           | upstream        | asked the same engine again                    |
 | stack_fallbacks_total         | route           | asked another one                              |
+| stack_resumes_total           | route, outcome  | an answer broke off: whether it went on        |
 | stack_upstream_workers        | upstream, state | how many workers see the engine in that state  |
 | stack_log_lines_dropped_total |                 |                                                |
 | stack_usage_dropped_total     |                 | requests whose usage could not be written down |
@@ -27,7 +28,7 @@ looking them up costs as much as counting.
 """
 
 from collections.abc import Iterable
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -89,6 +90,9 @@ class Metrics:
         )
         self._retries = Counter("stack_retries", "Requests sent to an engine again.", ("upstream",), registry=own)
         self._fallbacks = Counter("stack_fallbacks", "Requests handed on to a fallback.", ("route",), registry=own)
+        self._resumes = Counter(
+            "stack_resumes", "Answers that broke off: resumed, failed, abandoned.", ("route", "outcome"), registry=own
+        )
         self._states = Gauge(
             "stack_upstream_workers",
             "Workers that see the engine in this state.",
@@ -145,6 +149,10 @@ class Metrics:
     def fell_back(self, route: str) -> None:
         """A request goes to a fallback of that route."""
         self._fallbacks.labels(route).inc()
+
+    def resumed(self, route: str, outcome: Literal["resumed", "failed", "abandoned"]) -> None:
+        """An answer broke off, and another engine went on with it; or none did, or it was not waited for."""
+        self._resumes.labels(route, outcome).inc()
 
     def upstream_state(self, name: str, state: State) -> None:
         """This worker sees that upstream so from now on."""

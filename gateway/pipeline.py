@@ -68,6 +68,7 @@ class Pipeline:
             wants_usage=options.get("include_usage") is True,
             size=size,
             choices=_choices(kind, size, body.get("n")),
+            resume=_switch(headers, b"x-stack-resume"),
             fields=body,
             prompt=prompt,
             started=started,
@@ -178,3 +179,11 @@ def _choices(kind: Kind, size: int, n: object) -> int:
     """How many answers are asked for: `n`, of each prompt."""
     each = n if isinstance(n, int) and n > 0 else 1
     return each * size if kind == "completion" else each
+
+
+def _switch(headers: dict[bytes, bytes], name: bytes) -> bool:
+    """What a header says that is `on`, as without it, or `off`. Raises BadRequest."""
+    value = headers.get(name, b"on").lower()
+    if value not in (b"on", b"off"):
+        raise BadRequest(f"'{name.decode()}' must be on or off.", param=name.decode())
+    return value == b"on"

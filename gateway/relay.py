@@ -5,8 +5,9 @@ for the client's hang-up until headers arrive: measured, an engine went on gener
 client left at 0.3 s. Here one task listens from the start, and whatever ends the exchange early (the client
 leaves, a timeout, the gateway stops) cancels it in one way: `_halt`.
 
-Before the first data event an error keeps its status. After it the head is out, and an answer that can't be
-finished ends with an error frame and `[DONE]`: clients take a bare end of stream for success.
+Before the first data event an error keeps its status. After it the head is out, and an answer whose engine fails is
+continued by another (gateway.resume). One that can't be finished ends with an error frame and `[DONE]`: clients take a
+bare end of stream for success.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway import dialects, logs, parameters
+from gateway.answer import Answer
 from gateway.config import Retries
 from gateway.context import Contexts
 from gateway.errors import (
@@ -32,11 +34,11 @@ from gateway.errors import (
 )
 from gateway.estimates import Estimates
 from gateway.exchange import Ending, Exchange, Running, Usage
-from gateway.fold import Fold
 from gateway.introspection import Prompt
 from gateway.limits import Lease
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
+from gateway.resume import Search
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
 from gateway.routing import Route, Target
 from gateway.sse import DONE, EVENT_STREAM, PING, EngineFault, Tap
@@ -79,7 +81,7 @@ class Relay:
         self._headers = [(b"x-stack-arm", route.arm.encode())] if route.arm else []
         self._ignored: list[tuple[bytes, bytes]] = []  # the header about parameters, for the engine asked last
         self._committed = False  # the response's head is out
-        self._forwarded = False  # an event of the engine's is out: from here on there is no other engine
+        self._forwarded = False  # an event of the engine's is out: from here on another can only continue
         self._finished = False  # the last byte is handed over
         self._recorded = False  # that it is whole
         self._stop: StackError | None = None
@@ -88,15 +90,10 @@ class Relay:
         self._first_token_at: float | None = None
         self._text: list[bytes] = []
         self._tried: list[Target] = []
-        self._forget()
-
-    def _forget(self) -> None:
-        """What was learned of an attempt."""
-        self._tap: Tap | None = None  # its reader, where it is a stream
         self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
         self._begun = False  # it has begun to answer
-        self._usage: Usage | None = None
-        self._finish_reason: str | None = None
+        self._tap: Tap | None = None  # the reader of its stream
+        self._answer = Answer(exchange, route)
 
     @property
     def models(self) -> set[str]:
@@ -160,16 +157,14 @@ class Relay:
     async def _ask(self) -> None:
         """Ask one engine after another until one answers. Raises the last one's StackError."""
         self._rules.budget.request()
-        target = self._route.pick(self._tried)
-        while True:
+        target: Target | None = self._route.pick(self._tried)
+        while target is not None:
             self._tried.append(target)
             try:
                 await self._attempt(target)
             except StackError as exc:
-                again = await self._next_target(exc)
-                if again is None:
-                    raise
-                target = again
+                search = self._answer.breaks(exc, sent=self._forwarded)
+                target = await (self._resume(search, exc) if search else self._retry(exc))
             else:
                 return
 
@@ -178,12 +173,10 @@ class Relay:
         upstream = target.upstream
         upstream.outstanding += 1
         upstream.breaker.began()
-        self._forget()
+        self._begun = False
         try:
-            if self._exchange.stream:
+            if self._exchange.stream or (upstream.dialect.deaf and self._exchange.kind != "embedding"):
                 await self._stream(target)
-            elif upstream.dialect.deaf and self._exchange.kind != "embedding":
-                await self._fold(target)
             else:
                 await self._block(target)
         except asyncio.CancelledError:
@@ -207,27 +200,20 @@ class Relay:
             upstream.outstanding -= 1
             self._quiet_since = None
 
-    async def _next_target(self, error: StackError) -> Target | None:
-        """Whom to ask after this failure, when it is time to; None if nobody."""
+    async def _retry(self, error: StackError) -> Target:
+        """Whom to ask after this failure, when it is time to. Raises it again if nobody."""
         rules = self._rules
         if self._forwarded or len(self._tried) >= rules.retries.attempts:
-            return None
+            raise error
         try:
             target = self._route.pick(self._tried)
         except EngineUnavailable:
-            return None
+            raise error from error.__cause__
         same = any(target.upstream is it.upstream for it in self._tried)
         if not worthwhile(error, same_engine=same) or not rules.budget.take():
-            return None
-        logs.event(
-            "retry" if same else "fallback",
-            {
-                "request_id": self._exchange.request_id,
-                "after": error.code,
-                "from": self._tried[-1].upstream.name,
-                "to": target.upstream.name,
-            },
-        )
+            raise error
+        self._answer = Answer(self._exchange, self._route)
+        self._log_handing_on("retry" if same else "fallback", error, target)
         if same:
             rules.metrics.retried(target.upstream.name)
             await asyncio.sleep(backoff(len(self._tried) + 1, rules.retries))
@@ -235,12 +221,29 @@ class Relay:
             rules.metrics.fell_back(self._route.name)
         return target
 
-    # -- the three ways of answering ----------------------------------------------------------------------------------
+    async def _resume(self, search: Search, error: StackError) -> Target | None:
+        """Who goes on with the answer, once somebody can; None: it is finished. Raises what broke it off if nobody."""
+        self._begun = False  # the client gets pings again
+        search.failed(self._tried[-1].upstream, error)
+        end = self._answer.complete(search)
+        target = None if end else await search.target()
+        if target is None and not end:
+            self._rules.metrics.resumed(self._route.name, "failed")
+            return await self._retry(search.error)  # which is possible where the client has nothing of it
+        self._log_handing_on("resume", search.error, target)
+        if end:
+            self._rules.metrics.resumed(self._route.name, "resumed")
+            await self._forward(end, last=True)
+        return target
+
+    # -- the ways of answering ----------------------------------------------------------------------------------------
 
     async def _stream(self, target: Target) -> None:
-        """Pass the engine's events on as they come."""
-        tap = self._tap = Tap(hide_usage=not self._exchange.wants_usage, choices=self._exchange.choices)
-        with await self._post(target, stream=True) as reply:
+        """Pass the engine's events on as they come; or their sum, where the client waits for the whole (gateway.fold).
+        Where the answer broke off, those of an engine that goes on with it."""
+        exchange, tap = self._answer.ask(target)
+        self._tap = tap
+        with await self._post(exchange, target, stream=True) as reply:
             try:
                 while data := await self._read(reply, tap):
                     sound = tap.feed(data)
@@ -253,30 +256,17 @@ class Relay:
                     tap.end()
                     await self._forward(DONE, last=True)  # it finished, and forgot to say so
             except EngineError as exc:
+                self._heard(tap)
                 if tap.held:
                     await self._forward(tap.held, last=False)
                 raise dialects.fault(exc.error) if isinstance(exc, EngineFault) else exc from exc
+            finally:
+                self._answer.learn(tap)
             await reply.finish()
-
-    async def _fold(self, target: Target) -> None:
-        """Ask for a stream and answer with its sum: see gateway.fold."""
-        fold = Fold()
-        tap = self._tap = Tap(hide_usage=False, choices=self._exchange.choices, learn=fold.add)
-        with await self._post(target, stream=True) as reply:
-            try:
-                while not tap.done and (data := await self._read(reply, tap)):
-                    tap.feed(data)
-                    self._heard(tap)
-                if not tap.done:
-                    tap.end()
-            except EngineFault as exc:
-                raise dialects.fault(exc.error) from exc
-            await reply.finish()
-        await self._reply(orjson.dumps(fold.answer()))
 
     async def _block(self, target: Target) -> None:
         """Wait for the whole answer and pass it on."""
-        with await self._post(target, stream=False) as reply:
+        with await self._post(self._exchange, target, stream=False) as reply:
             body = await self._rest(reply)
         try:
             answer = orjson.loads(body)
@@ -286,15 +276,15 @@ class Relay:
             raise EngineError("The engine's answer is not a JSON object.")
         if answer.get("error"):
             raise dialects.fault(answer["error"])
-        self._usage = Usage.of(answer.get("usage"))
+        self._answer.usage = Usage.of(answer.get("usage"))
         choices = answer.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            self._finish_reason = choices[0].get("finish_reason")
+            self._answer.finish_reason = choices[0].get("finish_reason")
         await self._reply(body)
 
-    async def _post(self, target: Target, *, stream: bool) -> Reply:
+    async def _post(self, exchange: Exchange, target: Target, *, stream: bool) -> Reply:
         """Ask the engine; returns its reply if that is a 200, else raises what the refusal means."""
-        exchange, upstream = self._exchange, target.upstream
+        upstream = target.upstream
         reading = parameters.read(upstream.dialect.name, exchange.kind, exchange.fields)
         self._ignored = reading.headers
         body = exchange.encode(target.model, reading.fields, stream=stream)
@@ -334,7 +324,10 @@ class Relay:
 
     def _heard(self, tap: Tap) -> None:
         if tap.started:
-            self._begun = True
+            if not self._begun:
+                self._begun = True
+                if self._answer.takes(self._tried[-1], tap):
+                    self._rules.metrics.resumed(self._route.name, "resumed")
             self._quiet_since = None  # what takes long now is the client's matter
             if self._first_token_at is None and tap.has_content:
                 self._first_token_at = time.monotonic()
@@ -346,12 +339,17 @@ class Relay:
         if self._rules.log_content:
             self._text.append(body)
         await self._answered()
-        await self._commit([_JSON, (b"content-length", b"%d" % len(body))])
+        resumes = [(b"x-stack-resumes", b"%d" % self._answer.resumes)] if self._answer.resumes else []
+        await self._commit([_JSON, (b"content-length", b"%d" % len(body)), *resumes])
         await self._send({"type": "http.response.body", "body": body})
         self._finished = True
 
     async def _forward(self, data: bytes, *, last: bool) -> None:
-        """A part of a stream."""
+        """A part of a stream; of one that is folded, only the sum at its end."""
+        if self._answer.fold is not None:
+            if last:
+                await self._reply(orjson.dumps(self._answer.fold.answer()))
+            return
         if self._pinging is not None:
             await self._pinging
         if not self._committed:
@@ -408,7 +406,7 @@ class Relay:
                 self._halt(EngineSilent(f"The engine said nothing for {limit:g} seconds."))
             else:
                 due = min(due, self._quiet_since + limit)
-        if self._exchange.stream and not self._forwarded:
+        if self._exchange.stream and not self._begun:
             if now >= self._pinged_at + patience.hold:
                 self._pinged_at = now
                 if self._pinging is None or self._pinging.done():
@@ -441,9 +439,15 @@ class Relay:
             body = orjson.dumps(it.fields, default=str).decode()
             logs.content("prompt", {"request_id": it.request_id, "body": body})
 
+    def _log_handing_on(self, event: str, error: StackError, target: Target | None) -> None:
+        names = {"from": self._tried[-1].upstream.name, "to": target.upstream.name if target else None}
+        logs.event(event, {"request_id": self._exchange.request_id, "after": error.code, **names})
+
     async def _answered(self) -> None:
         """The answer is whole, and its last bytes go out next. What a client has is written down before, even if this
         process is killed now."""
+        if self._tap is not None:
+            self._answer.learn(self._tap)
         ending = self._ending(None)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
         self._rules.recorder.finished(self._record, ending)
@@ -451,59 +455,37 @@ class Relay:
         await self._lease.known()
 
     def _ended(self, error: StackError | None) -> None:
-        it = self._exchange
+        it, answer = self._exchange, self._answer
+        if answer.search is not None and error is not answer.search.error:
+            self._rules.metrics.resumed(self._route.name, "abandoned")
         ending = self._ending(error)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
         self._rules.estimates.learn(ending, self._lease.estimate)
         self._rules.metrics.finished(ending)
         if error is not None or not self._recorded:
             self._rules.recorder.finished(self._record, ending)
-        logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", _fields(ending))
+        logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", ending.fields())
         if self._rules.log_content:
             logs.content("output", {"request_id": it.request_id, "body": b"".join(self._text).decode(errors="replace")})
 
     def _ending(self, error: StackError | None) -> Ending:
-        it, tap = self._exchange, self._tap
+        it, answer = self._exchange, self._answer
         return Ending(
             exchange=it,
             route=self._route.name,
             arm=self._route.arm,
             engine=self._tried[-1].upstream.name if self._tried else None,
             attempts=len(self._tried),
+            resumes=answer.resumes,
             error=error,
             begun=self._committed,
-            usage=tap.usage if tap else self._usage,
+            usage=answer.usage,
             estimated=self._lease.estimate.prompt,
-            counted=tap.tokens if tap else 0,
+            counted=answer.tokens,
             first_token_at=self._first_token_at if it.stream else None,
-            finish_reason=tap.finish_reason if tap else self._finish_reason,
+            finish_reason=answer.finish_reason,
             ended=time.monotonic(),
         )
-
-
-def _fields(ending: Ending) -> dict[str, Any]:
-    """An ending as its log line tells it."""
-    it, error = ending.exchange, ending.error
-    fields: dict[str, Any] = {
-        "request_id": it.request_id,
-        "key": it.key_id,
-        "model": ending.route,
-        "engine": ending.engine,
-        "tokens_in": ending.usage.tokens_in if ending.usage else None,
-        "tokens_out": ending.tokens_out,
-    }
-    if it.stream:
-        first = ending.first_token_at
-        fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
-    fields["finish_reason"] = ending.finish_reason
-    fields["outcome"] = ending.outcome
-    if error is not None and error.__cause__ is not None:
-        fields["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"[:200]
-    if ending.arm is not None:
-        fields["arm"] = ending.arm
-    if ending.attempts > 1:
-        fields["attempts"] = ending.attempts
-    return fields
 
 
 _SIZE = {"chat": "n_messages", "completion": "n_prompts", "embedding": "n_inputs"}

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.config import Config, Model, Split
@@ -36,6 +36,15 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """How often an answer may be continued elsewhere, and how long (seconds) it waits for an engine that can."""
+
+    most: int
+    wait: float
+    across_models: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A model on an engine, by the engine's own name for it."""
 
@@ -50,6 +59,7 @@ class Route:
     name: str
     tiers: tuple[tuple[Target, ...], ...]
     patience: Patience
+    resume: Resume
     arm: str | None = None
 
     def pick(self, tried: Sequence[Target]) -> Target:
@@ -61,16 +71,16 @@ class Route:
         for tier in self.tiers:
             fresh = [target for target in tier if target not in tried and target.upstream.breaker.allows()]
             if fresh:
-                return _least_busy(fresh)
+                return least_busy(fresh)
         for tier in self.tiers:
             again = [it for it in tier if 0 < tried.count(it) < SAME_ENGINE and it.upstream.breaker.allows()]
             if again:
-                return _least_busy(again)
+                return least_busy(again)
         # Nothing is lost by trying one that was away, and its breaker may not know yet that it is back.
         for tier in self.tiers:
             away = [target for target in tier if target not in tried and target.upstream.breaker.away]
             if away:
-                return _least_busy(away)
+                return least_busy(away)
         raise EngineUnavailable("No engine for this model can be reached right now.")
 
 
@@ -105,7 +115,7 @@ class Routes:
                 await self._refresh(self._open_to)
                 if found is None and wanted in self._listed and self._usable(wanted, key):
                     one = self._routes[self._default]
-                    return Route(wanted, ((Target(self._open_to, wanted),),), one.patience)
+                    return replace(one, name=wanted, tiers=((Target(self._open_to, wanted),),))
             known = ", ".join(entry["id"] for entry in self._entries(key)) or "none that this key may use"
             raise ModelNotFound(f"The model '{wanted[:200]}' does not exist here. There is: {known}.", param="model")
         split = self._config.models[found].split
@@ -141,8 +151,7 @@ class Routes:
             point -= arm.weight
             if point < 0:
                 break
-        route = self._routes[self._names[arm.model]]
-        return Route(route.name, route.tiers, route.patience, arm.name)
+        return replace(self._routes[self._names[arm.model]], arm=arm.name)
 
     def _route(self, name: str, model: Model, upstreams: dict[str, Upstream]) -> Route:
         replicas = tuple(Target(upstreams[it.engine], it.model) for it in model.targets)
@@ -155,7 +164,13 @@ class Routes:
             total=times.total or env.llm_timeout,
             hold=env.stack_hold,
         )
-        return Route(name, (replicas, *fallbacks), patience)
+        how = model.resume
+        resume = Resume(
+            most=env.stack_resume if how.most is None else how.most,
+            wait=env.stack_resume_wait if how.wait is None else how.wait,
+            across_models=how.across_models,
+        )
+        return Route(name, (replicas, *fallbacks), patience, resume)
 
     def _entries(self, key: Key) -> list[dict[str, Any]]:
         entries = {name: self._entry(name) for name in self._config.models} | self._listed
@@ -176,6 +191,7 @@ class Routes:
                 self._asked_at = time.monotonic()  # after the call: those who waited meanwhile need not ask again
 
 
-def _least_busy(targets: list[Target]) -> Target:
+def least_busy(targets: list[Target]) -> Target:
+    """The one whose engine has the fewest requests of ours under way."""
     fewest = min(target.upstream.outstanding for target in targets)
     return random.choice([it for it in targets if it.upstream.outstanding == fewest])  # noqa: S311

@@ -113,6 +113,8 @@ Address = Annotated[str, AfterValidator(_address)]
 Listening = Annotated[str, AfterValidator(_listening)]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Wait = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Resumes = Annotated[int, Field(ge=0, le=10)]
 
 
 class EngineSettings(BaseSettings):
@@ -164,6 +166,8 @@ class Settings(EngineSettings):
     stack_hold: Seconds = 10.0
     stack_drain_delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 3.0
     stack_grace: Annotated[float, Field(ge=1, le=300, allow_inf_nan=False)] = 60.0
+    stack_resume: Resumes = 3
+    stack_resume_wait: Wait = 30.0
     stack_idempotency_ttl: Seconds = 600.0
     stack_idempotency_linger: Seconds = 30.0
     stack_idempotency_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 40)] = 64 * 1024 * 1024

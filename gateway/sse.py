@@ -7,6 +7,7 @@ line. What is forwarded is the engine's own bytes. Event syntax: WHATWG HTML, se
 
 import re
 from collections.abc import Callable
+from io import StringIO
 from typing import Any
 
 import orjson
@@ -15,10 +16,12 @@ from gateway.errors import EngineError
 from gateway.exchange import Usage
 
 MAX_EVENT = 8 * 1024 * 1024  # bytes; an event larger than this is an engine gone wrong
+MAX_TEXT = 1024 * 1024  # characters of an answer that are kept, for another engine to go on with
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")  # the header of a stream
 
+_HEAD = ("id", "object", "created", "model", "system_fingerprint")  # the same in every chunk of a stream
 _NEWLINE = re.compile(rb"\r\n|\n|\r")
 # A blank line ends an event, and any of CRLF, LF and CR ends a line. After CRLF CR the next byte tells: an LF belongs
 # to it.
@@ -37,8 +40,8 @@ class Tap:
     """One stream's reader. Feed it what arrives; it returns what to send on.
 
     After a feed, `started` says whether a data event has been seen, `done` whether `[DONE]` has, and
-    `usage`, `finish_reason`, `tokens` (events with content, an estimate of tokens) what was learned. `learn` is called
-    with every chunk.
+    `usage`, `finish_reason`, `tokens` (events with content, an estimate of tokens) what was learned. `text` is all of
+    the answer as long as it is `plain`: text and nothing else, and not too long. `learn` is called with every chunk.
     """
 
     def __init__(
@@ -50,6 +53,10 @@ class Tap:
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.tokens = 0
+        self.plain = True
+        self.text = StringIO()  # smaller than a list of its pieces by far
+        self.head: dict[str, Any] = {}  # what every chunk says, from the first
+        self._room = MAX_TEXT
         self._hide_usage = hide_usage
         self._learn = learn
         self._choices = choices
@@ -149,7 +156,9 @@ class Tap:
             raise EngineError("The engine sent a frame that is not an object.", code="engine_broken_stream")
         if error := chunk.get("error"):
             raise EngineFault(error)
-        self.started = True
+        if not self.started:
+            self.started = True
+            self.head = self.head or {name: chunk[name] for name in _HEAD if name in chunk}
         if self._learn is not None:
             self._learn(chunk)
         choices = chunk.get("choices")
@@ -175,13 +184,22 @@ class Tap:
             self._open.add(index)
         delta = choice.get("delta")
         if type(delta) is dict:
-            # Text; or a tool call, reasoning, a refusal: anything but the role.
-            made = delta.get("content") or any(value for name, value in delta.items() if name != "role")
+            made = delta.get("content")
+            # Beside it a tool call, reasoning, a refusal: anything but the role.
+            if len(delta) > 1 or not made:
+                for name, value in delta.items():
+                    if value and name != "role" and name != "content":  # noqa: PLR1714  twice as fast
+                        self.plain = False
+                        made = made or value
         else:
             made = choice.get("text")
         if made:
             self.has_content = True
             self.tokens += 1
+            if self._room > 0 and type(made) is str:
+                self._room -= self.text.write(made)
+            else:
+                self.plain = False
 
 
 def _end_of_event(buffer: bytes, start: int) -> int:

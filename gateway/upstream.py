@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from gateway.http1 import BrokenError, Connection, Pool, Target
 PATHS = {"chat": "chat/completions", "completion": "completions", "embedding": "embeddings"}
 MAX_ANSWER = 256 * 1024 * 1024  # bytes of a blocking answer; a batch of embeddings can be large
 CONTROL_TIMEOUT = 5.0  # seconds for a control call, such as a health probe
+PROBE_EVERY = 0.5  # seconds between health probes of an engine that somebody waits for
 _MODEL_FIELDS = {"id": str, "created": int, "owned_by": str}
 LINGER = 0.05  # seconds; an engine's body ends together with its [DONE], or it is not waited for
 
@@ -82,6 +84,9 @@ class Upstream:
         self.breaker = breaker
         self.changed = asyncio.Event()  # set at each change of the breaker's state
         self.outstanding = 0  # requests of this worker's that it is working on
+        self._probing = asyncio.Lock()
+        self._probed_at = float("-inf")
+        self._well = False
         self._target = target = Target.of(self.base_url)
         headers = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "stack"}
         if engine.api_key is not None:
@@ -114,6 +119,20 @@ class Upstream:
         except EngineError as exc:
             return exc
         return None if response.status_code == HTTPStatus.OK else refusal(response.status_code, response.content)
+
+    async def back(self) -> None:
+        """Return once a probe from now on finds it well. Those who wait share the probes."""
+        since = time.monotonic()
+        while True:
+            await asyncio.sleep(PROBE_EVERY)
+            async with self._probing:
+                if self._probed_at < max(since, time.monotonic() - PROBE_EVERY):
+                    self._probed_at, self._well = time.monotonic(), False
+                    self._well = await self.probe() is None
+                    if self._well:
+                        self.breaker.probed(None, silent=False)
+            if self._well:
+                return
 
     async def post(self, kind: Kind, body: bytes, request_id: str, connect_timeout: float) -> Reply:
         """Send a request; returns the reply once its head is here.

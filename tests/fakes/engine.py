@@ -13,6 +13,7 @@ streaming as asked. `script_for` is {model: script}. Verbs:
     tokens [COUNT, SIZE]     as many token events, as fast as they are taken
     stale                    drop the connection, unless this is its first request
     slots N                  refuse (503) while N such requests are being answered
+    answer {...}             one recorded answer in an engine's dialect, or the rest of it: tests/fakes/model.py
     gate NAME                wait until POST /_release/NAME
     pause SECONDS            wait
     flood N                  N bytes without a newline
@@ -33,6 +34,7 @@ from collections import deque
 from typing import Any
 
 from tests.fakes.dialects import DIALECTS
+from tests.fakes.model import answer
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 TOKENS = ["one", " two", " three"]
@@ -65,10 +67,10 @@ class Engine:
 
     async def exchange(self, connection: "Connection") -> bool:
         method, path, headers, body = await connection.read_request()
-        if self.dialect is not None and (answer := self.dialect.answer(method, path, body)):
+        if self.dialect is not None and (told := self.dialect.answer(method, path, body)):
             if not path.startswith(("/_", "/v1/")):
                 await asyncio.sleep(self.dialect.slow)
-            return await connection.json(*answer)
+            return await connection.json(*told)
         if path == "/_seen":
             return await connection.json(200, {"seen": list(self.seen), "connections": self.connections})
         if path == "/_running":
@@ -80,11 +82,13 @@ class Engine:
         if path.startswith("/_health/"):
             self.health = int(path.removeprefix("/_health/"))
             return await connection.json(200, {})
-        if path == "/health":
+        if path in ("/health", "/api/version"):
             return await connection.json(self.health, {})
         if path == "/v1/models":
             data = [{"id": name, "object": "model", "created": 1, "owned_by": "fake"} for name in self.models]
             return await connection.json(200, {"object": "list", "data": data})
+        if not path.startswith("/v1/"):  # what it tells of itself, as an engine with a DIALECT does
+            return await connection.json(404, {})
         request = json.loads(body)
         record = {
             "path": path,
@@ -97,6 +101,9 @@ class Engine:
         self.seen.append(record)
         script = (request.get("script_for") or {}).get(request.get("model")) or request.get("script")
         script = script or default_script(path, request)
+        if script[0][0] == "answer":
+            same = [it for it in self.seen if it["body"].get("user") == request.get("user")]
+            script = answer(script[0][1], request, number=len(same) - 1, unique=len(self.seen))
         play = asyncio.create_task(connection.play(self, script, request))
         listen = asyncio.create_task(connection.reader.read(1))
         self.running += 1

@@ -1,0 +1,25 @@
+"""docs/when-an-engine-dies.md states what tests prove, and all that the tests of resuming prove."""
+
+import re
+
+from gateway.settings import Settings
+from tests.processes import ROOT
+
+PAGE = (ROOT / "docs/when-an-engine-dies.md").read_text()
+TESTS = [ROOT / "tests/flows/test_resume.py", ROOT / "tests/stack/test_resume.py"]
+
+
+def test_every_test_it_names_is_there_and_every_one_there_is_named() -> None:
+    there = {name for file in TESTS for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+    assert set(re.findall(r"`(test_\w+)`", PAGE)) == there
+
+
+def test_every_statement_names_a_test() -> None:
+    statements = re.split(r"\n(?:- |\n)", PAGE.partition("\n## ")[2])
+    plain = [it for it in statements if "`test_" not in it and not it.startswith("#") and not it.rstrip().endswith(":")]
+    assert not [it for it in plain if "\n## " not in "\n" + it], plain
+
+
+def test_it_states_the_real_defaults() -> None:
+    for name, default in re.findall(r"`(STACK_\w+)` \((\d+)", PAGE):
+        assert Settings.model_fields[name.lower()].default == float(default), name
