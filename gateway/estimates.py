@@ -69,7 +69,7 @@ class Estimates:
         means.count += 1
         weight = max(FADING, 1 / means.count)
         means.ratio += weight * (ending.usage.tokens_in / estimate.size - means.ratio)
-        means.answer += weight * (ending.usage.tokens_out / it.choices - means.answer)
+        means.answer += weight * (ending.usage.tokens_out / max(1, it.choices) - means.answer)
         means.seconds += weight * (ending.ended - it.started - means.seconds)
 
 

@@ -20,8 +20,8 @@ Use = Literal[
 ENGINES = ("ollama", "vllm", "llamacpp")
 HEADER = b"x-stack-ignored-params"
 
-# Ollama 0.32 (openai/openai.go: Go drops fields that a struct doesn't have), vLLM 0.30 (its protocol.py for each
-# endpoint: unknown fields are logged at most), llama.cpp b11549 (tried; tests/stack/test_parameters.py).
+# Ollama (openai/openai.go, read: Go drops fields that a struct doesn't have), vLLM (its protocol.py for each endpoint,
+# read: unknown fields are logged at most), llama.cpp b11549 (tried; tests/stack/test_parameters.py).
 _ALL: tuple[Use, ...] = ("taken",) * 3
 _NONE: tuple[Use, ...] = ("ignored",) * 3
 TABLES: dict[Kind, dict[str, tuple[Use, ...]]] = {
