@@ -21,8 +21,10 @@ LONG = {
 class Stream(threading.Thread):
     """A long streaming answer, collected in a thread."""
 
-    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True) -> None:
+    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True, resume: bool = False) -> None:
+        """`resume`: where its engine fails it may be continued; without, the failure itself is seen."""
         super().__init__(daemon=True)
+        self.headers = AUTH if resume else AUTH | {"x-stack-resume": "off"}
         self.url = stack.url + "/v1/chat/completions"
         self.body: dict[str, Any] = LONG | {"max_tokens": max_tokens}
         self.text = ""
@@ -33,7 +35,7 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         try:
-            with httpx.stream("POST", self.url, json=self.body, headers=AUTH, timeout=120) as answer:
+            with httpx.stream("POST", self.url, json=self.body, headers=self.headers, timeout=120) as answer:
                 for piece in answer.iter_text():
                     self.text += piece
         except httpx.HTTPError as exc:
