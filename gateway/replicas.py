@@ -42,6 +42,7 @@ _LOST = (psycopg.Error, OSError, TimeoutError)
 log = logging.getLogger("stack")
 
 Row = tuple[Any, ...]
+Connection = psycopg.AsyncConnection[Row]
 T = TypeVar("T")
 
 
@@ -53,7 +54,7 @@ class PostgresBook:
         self._local = SharedBook(accounts, slot, self._last_known, remember=False)
         self._ahead = float("-inf")  # of time.monotonic() is the replicas' clock
         self._owner = ""  # this worker's name in the database, another one after each loss; none while it is lost
-        self._connections: list[psycopg.AsyncConnection[Row]] = []
+        self._connections: list[Connection] = []
         self._asking: set[asyncio.Task[Any]] = set()
         self._burials: set[asyncio.Task[None]] = set()
         self._beat_at = float("-inf")
@@ -86,7 +87,9 @@ class PostgresBook:
             return free(estimate)
         if owner := self._owner:
             try:
-                return await self._ask(self._admit(key, estimate), late=_give_back)
+                self._admitted += 1
+                connection = self._connections[self._admitted % CONNECTIONS]
+                return await self._ask(self._admit(key, estimate, connection, owner), late=_give_back)
             except _LOST as exc:
                 if owner == self._owner:  # else that is known already
                     self._lose(exc)
@@ -99,10 +102,9 @@ class PostgresBook:
 
         return Lease(key.limits, estimate, lease.state, settle)
 
-    async def _admit(self, key: Key, estimate: Estimate) -> Lease:
-        limits, period, owner = key.limits, Period.of(time.time()), self._owner
-        self._admitted += 1
-        cursor = await self._connections[self._admitted % CONNECTIONS].execute(
+    async def _admit(self, key: Key, estimate: Estimate, connection: Connection, owner: str) -> Lease:
+        limits, period = key.limits, Period.of(time.time())
+        cursor = await connection.execute(
             _ADMIT,
             (
                 *(key.id, owner, self._now(), PATIENCE, *period, period.starts()[1] * 1000, estimate.tokens),
@@ -189,8 +191,11 @@ class PostgresBook:
         """Tell the database what is to be told: whatever may have happened to it."""
         self._wake.clear()
         try:
-            await self._ask(self._tell() if self._owner else self._connect())
+            await self._ask(self._tell(self._connections[0], self._owner) if self._owner else self._connect())
         except _LOST as exc:
+            self._lose(exc)
+        except Exception as exc:
+            log.exception("a bug in the limits")
             self._lose(exc)
 
     async def _ask(self, what: Coroutine[Any, Any, T], late: Callable[[asyncio.Task[T]], None] | None = None) -> T:
@@ -198,15 +203,21 @@ class PostgresBook:
         what becomes of it where nobody waits any more."""
         task = asyncio.create_task(what)
         self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(self._asked)
         try:
-            done, _ = await asyncio.wait({task}, timeout=WAIT)
+            await asyncio.wait({task}, timeout=WAIT)
+            if task.done() and not task.cancelled():
+                late = None
+                return task.result()
         finally:
-            if late is not None and not task.done():
+            if late is not None:
                 task.add_done_callback(late)
-        if not done or task.cancelled():
-            raise TimeoutError(f"no answer within {WAIT:g} seconds")
-        return task.result()
+        raise TimeoutError(f"no answer within {WAIT:g} seconds")
+
+    def _asked(self, task: asyncio.Task[Any]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # else asyncio complains where nobody waited for it
 
     async def _connect(self) -> None:
         """Begin anew, under another name: what was under way as the old one counts no longer, whatever became of it."""
@@ -214,35 +225,31 @@ class PostgresBook:
         for _ in range(CONNECTIONS):
             connect = psycopg.AsyncConnection.connect
             self._connections.append(await connect(self._url, autocommit=True, options=options))
-        owner = secrets.token_hex(8)
-        await self._beat(owner)
+        connection, owner = self._connections[0], secrets.token_hex(8)
+        await self._beat(connection, owner)
         leases = [(key_id, owner, active) for key_id, active in self._active.items() if active]
         self._owner = owner  # what is settled from here on is settled of these
-        await self._tell_each("INSERT INTO account_leases VALUES (%s, %s, %s)", leases)
+        await _each(connection, "INSERT INTO account_leases VALUES (%s, %s, %s)", leases)
         if self._trouble:
             log.info("the limits' database can be used again")
         self._trouble = False
 
-    async def _tell(self) -> None:
+    async def _tell(self, connection: Connection, owner: str) -> None:
         if time.monotonic() >= self._beat_at + BEAT:
-            await self._beat(self._owner)
+            await self._beat(connection, owner)
         if self._pending:
             pending, self._pending = self._pending, {}  # if this fails, nobody knows whether it happened
             told, self._told = self._told, asyncio.Event()
             try:
                 # In the order of keys: two who lock several rows must not wait for each other.
-                await self._tell_each(_SETTLE, sorted((*what, *much) for what, much in pending.items()))
+                await _each(connection, _SETTLE, sorted((*what, *much) for what, much in pending.items()))
             finally:
                 told.set()
             self._active = +self._active
 
-    async def _tell_each(self, query: LiteralString, rows: list[Row]) -> None:
-        async with self._connections[0].cursor() as cursor:
-            await cursor.executemany(query, rows)
-
-    async def _beat(self, owner: str) -> None:
+    async def _beat(self, connection: Connection, owner: str) -> None:
         self._beat_at = time.monotonic()
-        cursor = await self._connections[0].execute("SELECT stack_beat(%s, %s)", (owner, self._now()))
+        cursor = await connection.execute("SELECT stack_beat(%s, %s)", (owner, self._now()))
         (clock,) = await cursor.fetchone() or ()
         self._ahead = max(self._ahead, clock - time.monotonic())
 
@@ -259,13 +266,18 @@ class PostgresBook:
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
 
-    async def _bury(self, connections: list[psycopg.AsyncConnection[Row]], asking: set[asyncio.Task[Any]]) -> None:
+    async def _bury(self, connections: list[Connection], asking: set[asyncio.Task[Any]]) -> None:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
         for connection in connections:
             with contextlib.suppress(*_LOST):
                 await connection.close()
+
+
+async def _each(connection: Connection, query: LiteralString, rows: list[Row]) -> None:
+    async with connection.cursor() as cursor:
+        await cursor.executemany(query, rows)
 
 
 def _give_back(asking: asyncio.Task[Lease]) -> None:
