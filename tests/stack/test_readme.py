@@ -1,15 +1,17 @@
 """The README is true: its examples are run against the real stack, and each command in it is run by some test."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gateway.settings import Settings
 from tests.processes import KEY, ROOT
-from tests.stack.conftest import Stack
+from tests.stack.conftest import FILES, Stack
 
 README = (ROOT / "README.md").read_text()
 
@@ -78,3 +80,23 @@ def test_every_setting_in_the_table_exists_with_that_default() -> None:
         field = Settings.model_fields[name.lower()]
         if re.fullmatch(r"`[\d.:]+` ?", default) and field.default is not None:
             assert default.strip(" `") == str(field.default).removesuffix(".0"), name
+
+
+def test_the_commands_of_stack(stack: Stack, tmp_path: Path) -> None:
+    """As a newcomer types them, from top to bottom; ID is that of the key the first one makes."""
+    lines = [line for line in "".join(blocks("")).splitlines() if "scripts/stack " in line]
+    assert len(lines) >= 13
+    (tmp_path / "prompt.txt").write_text("You help {{ key_name }}.")
+    project = {"COMPOSE_PROJECT_NAME": stack.project, "COMPOSE_FILE": ":".join(FILES)}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("STACK_", "LLM_"))} | project
+    key_id = "ID"
+    for line in lines:
+        command = line.replace("scripts/stack", str(ROOT / "scripts/stack")).replace("ID", key_id)
+        done = subprocess.run(
+            ["bash", "-euc", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+        if key_id == "ID":
+            key_id = done.stdout.split()[0]
+    assert (tmp_path / "stack.backup").stat().st_mode & 0o777 == 0o600
