@@ -233,15 +233,21 @@ class SmallDisk:
     """A gateway on it."""
 
     gateway: GatewayProcess
-    data: Path
+    seen: Path  # where it is seen from here
     metrics: int
+
+    @property
+    def data(self) -> Path:
+        return Path("/", *self.seen.parts[4:])  # below /proc/PID/root
 
     def inside(self) -> list[str]:
         pid = str(self.gateway.process.pid)
         return ["nsenter", "--target", pid, "--user", "--mount", "--preserve-credentials", f"--wd={ROOT}"]
 
-    def run(self, *words: str | Path) -> None:
-        subprocess.run([*self.inside(), *words], check=True)
+    def mount(self, *words: str) -> None:
+        """Once nothing stands in its way, such as a file that is open just now."""
+        command = [*self.inside(), "mount", *words, str(self.data)]
+        wait_for(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0)
 
     def rows(self) -> int:
         sums = Command(*self.inside(), STACK_DATA_DIR=str(self.data)).json("usage", "--by", "outcome")
@@ -257,11 +263,13 @@ def disk(engine: FakeEngine, tmp_path: Path) -> Iterator[SmallDisk]:
     data.mkdir()
     settings = {"STACK_DATA_DIR": str(data), "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
     with running_gateway(tmp_path / "log", engine.url, under=[*MOUNTED, str(data)], **settings) as gateway:
-        yield SmallDisk(gateway, data, metrics)
+        seen = Path(f"/proc/{gateway.process.pid}/root{data}")
+        wait_for(lambda: len(list(seen.glob("journal/*/*"))) == 2)  # both workers are there
+        yield SmallDisk(gateway, seen, metrics)
 
 
 def test_with_a_full_disk_requests_go_on_and_what_is_lost_is_counted(disk: SmallDisk) -> None:
-    filler = Path(f"/proc/{disk.gateway.process.pid}/root{disk.data}/filler")
+    filler = disk.seen / "filler"
     with pytest.raises(OSError, match="No space"):
         filler.write_bytes(bytes(4 << 20))
     sent: set[str] = set()
@@ -276,12 +284,12 @@ def test_with_a_full_disk_requests_go_on_and_what_is_lost_is_counted(disk: Small
 
 def test_with_a_read_only_disk_nothing_is_lost(disk: SmallDisk) -> None:
     sent = ask_many(disk.gateway, "before", 5)
-    disk.run("mount", "--bind", disk.data, disk.data)
-    disk.run("mount", "-o", "remount,bind,ro", disk.data)
+    disk.mount("--bind", str(disk.data))
+    disk.mount("-o", "remount,bind,ro")
     sent |= ask_many(disk.gateway, "read-only", 10)
     wait_for(lambda: waits(disk.gateway))
     sent |= ask_many(disk.gateway, "still", 10)
-    disk.run("mount", "-o", "remount,bind,rw", disk.data)
+    disk.mount("-o", "remount,bind,rw")
     wait_for(lambda: disk.rows() == len(sent))
     assert disk.dropped() == 0
 
