@@ -33,13 +33,14 @@ Save = Callable[[list[Record]], None]
 class Journal:
     """One process's own. `begin` and `end` are for the thread of the event loop, everything else for another.
 
-    `dropped` counts the records that could not be written down: the disk has no room, or LIMIT is reached.
+    `dropped` counts the records that could not be written down: the disk has no room, or the limit is reached.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, limit: int = LIMIT) -> None:
         self.dropped = 0
         self.directory: Path | None = None
         self._home = home
+        self._limit = limit
         self._holds = -1  # the directory, locked
         self._name = secrets.token_hex(6)
         self._count = 0
@@ -54,7 +55,7 @@ class Journal:
         name = f"{self._name}-{self._count:x}"
         line = orjson.dumps(record | {"id": name}) + b"\n"
         with self._lock:
-            if self._file is not None and self._file.size < LIMIT and self._file.write(line):
+            if self._file is not None and self._file.size < self._limit and self._file.write(line):
                 self._open[name] = line
                 record["id"] = name
                 return

@@ -65,8 +65,9 @@ class Recorder:
         self._stopping.set()
         await asyncio.to_thread(self._thread.join, FAREWELL)
 
-    def started(self, exchange: Exchange, route: str, arm: str | None) -> Record:
-        """An exchange with an engine begins. What is returned is for `finished`, which must follow, exactly once."""
+    def started(self, exchange: Exchange, route: str, arm: str | None, estimated: int) -> Record:
+        """An exchange with an engine begins, with a prompt of so many tokens, as far as one can tell. What is returned
+        is for `finished`, which must follow."""
         record: Record = {
             "at": time.time_ns() // 1_000_000,
             "request_id": exchange.request_id,
@@ -75,6 +76,7 @@ class Recorder:
             "model": route.replace("\0", ""),  # PostgreSQL's texts hold none; an engine may call a model so
             "arm": arm,
             "stream": exchange.stream,
+            "tokens_in": estimated,
         }
         self._journal.begin(record)
         return record
@@ -95,6 +97,7 @@ class Recorder:
             "ttft_ms": round((first - started) * 1000) if first is not None else None,
             "duration_ms": round((ending.ended - started) * 1000),
             "attempts": ending.attempts,
+            "resumes": ending.resumes,
             "amends": "outcome" in record,
         }
         self._journal.end(record)

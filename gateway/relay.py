@@ -425,7 +425,8 @@ class Relay:
     def _started_log(self) -> None:
         it = self._exchange
         self._rules.metrics.started(it.kind, self._route.name, self._route.arm)
-        self._record = self._rules.recorder.started(it, self._route.name, self._route.arm)
+        estimated = self._lease.estimate.prompt
+        self._record = self._rules.recorder.started(it, self._route.name, self._route.arm, estimated)
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,

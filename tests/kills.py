@@ -1,4 +1,4 @@
-"""Workers killed under load (SIGKILL), and then everything must add up.
+"""Workers killed under load (SIGKILL), and then everything must add up: rows of usage, and what keys hold.
 
     python -m tests.kills [--kills N] [--seed N]
 
@@ -15,14 +15,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes import KEY, FakeEngine, GatewayProcess, fake_engine, running_gateway
+import httpx
+
+from tests.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
 from tests.soak import CASES, Case, Client
 from tests.store.rows import Rows
+from tests.store.stack import Command
+
+CHAT = "/v1/chat/completions"
 
 SLOW = [
     ["role"],
@@ -36,6 +41,7 @@ SLOW = [
 ]
 SENT = [CASES["stream"], CASES["blocking"], Case(1, 200, "finished", {"stream": True}, SLOW)]
 CALLERS = 12
+AT_A_TIME = 20  # what the key may have; more than there are callers
 BETWEEN = 25  # whole answers from one kill to the next, at least
 
 
@@ -47,7 +53,7 @@ class Load:
     answered: dict[str, int] = field(default_factory=dict)  # with a status, by id; the others broke off
 
 
-async def kill_under_load(gateway: GatewayProcess, kills: int, seed: int, key: str = KEY) -> Load:
+async def kill_under_load(gateway: GatewayProcess, kills: int, seed: int, key: str) -> Load:
     """Send requests, and kill one worker after another while they are answered."""
     load, rng, over = Load(), random.Random(seed), asyncio.Event()
 
@@ -100,14 +106,35 @@ def differences(load: Load, engine: FakeEngine, rows: list[dict[str, Any]]) -> l
     return wrong
 
 
+async def all_at_a_time(gateway: GatewayProcess, key: str, load: Load) -> bool:
+    """Whether the key may have as many requests at a time as its limit says; never one more."""
+    body = {"messages": MESSAGES, "stream": True, "script": [["role"], ["hang"]]}
+    headers = {"authorization": f"Bearer {key}"}
+    async with (
+        httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60) as client,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(AT_A_TIME):
+            load.sent.append(f"hang-{len(load.sent)}")
+            asked = client.stream("POST", CHAT, json=body, headers={"x-request-id": load.sent[-1]})
+            if (await stack.enter_async_context(asked)).status_code != 200:
+                return False
+        assert (await client.post(CHAT, json=body)).status_code == 429
+        return True
+
+
 def kills(directory: Path, count: int, seed: int, **settings: str) -> tuple[dict[str, Any], list[str]]:
-    """Run it, have the whole gateway die at last, and start it again; returns figures and failures."""
+    """Run it, see that the dead gave back what they held, have the whole gateway die at last, and start it again.
+    Returns figures and failures."""
     settings = {"STACK_DATA_DIR": str(directory / "data"), **settings}
     with fake_engine() as engine:
         with running_gateway(directory / "log", engine.url, **settings) as gateway:
             started = time.monotonic()
-            load = asyncio.run(kill_under_load(gateway, count, seed))
+            key = Command(**settings).json("keys", "create", "x", "--concurrent", str(AT_A_TIME))["secret"]
+            load = asyncio.run(kill_under_load(gateway, count, seed, key))
             seconds = time.monotonic() - started
+            # With SQLite at once, with PostgreSQL within seconds (replicas.PATIENCE).
+            wait_for(lambda: asyncio.run(all_at_a_time(gateway, key, load)), deadline=75)
             for pid in (gateway.process.pid, *gateway.workers()):
                 os.kill(pid, signal.SIGKILL)
         with running_gateway(directory / "log", engine.url, **settings):
@@ -138,7 +165,7 @@ def main() -> None:
         print("FAILED:", failure)
     if failures:
         sys.exit(f"{len(failures)} things were not as they should be")
-    print("every request has its one row")
+    print("every request has its one row, and nothing is held by the dead")
 
 
 if __name__ == "__main__":

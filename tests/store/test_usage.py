@@ -135,7 +135,7 @@ def test_a_row_for_each_end(gateway: GatewayProcess, rows: Rows) -> None:
     assert len(rows.all()) == len(found)
 
 
-def test_no_row_is_lost_or_doubled_by_kills(store_settings: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_is_lost_or_doubled_or_held_for_ever_by_kills(store_settings: dict[str, str], tmp_path: Path) -> None:
     figures, failures = kills(tmp_path, 10, seed=7, **store_settings)
     assert not failures, (figures, failures)
 
