@@ -47,7 +47,6 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "LLM_FIRST_TOKEN_TIMEOUT": "3",
         "LLM_IDLE_TIMEOUT": "2",
         "LLM_TIMEOUT": "20",
-        "STACK_RESUME": "0",  # the faults themselves are under test; test_resume.py has gateways of its own
         "STACK_HOLD": "1",
         "STACK_WRITE_TIMEOUT": "8",
         "STACK_MAX_BODY_BYTES": "1000000",

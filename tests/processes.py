@@ -154,6 +154,7 @@ def environment(engine_url: str, **settings: str) -> dict[str, str]:
         "LLM_MODEL": "fake-model",
         "STACK_API_KEYS": f"{KEY},sk-second-0123456789abcdef",
         "STACK_CONFIG": "/nonexistent",
+        "STACK_RESUME": "0",  # the faults themselves are seen; test_resume.py turns it on
         "STACK_DATA_DIR": tempfile.mkdtemp(dir=_DATA.name),  # each gateway has its own
         "STACK_DRAIN_DELAY": "0",
         "STACK_GRACE": "10",

@@ -94,7 +94,8 @@ class Setting:
 def serving(directory: Path, engine: FakeEngine, other: FakeEngine, **settings: str) -> Iterator[Setting]:
     file, metrics = directory / "stack.yaml", free_port()
     file.write_text(CONFIG.format(a=engine.url, b=other.url))
-    settings |= {"STACK_CONFIG": str(file), "STACK_WORKERS": "1", "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
+    own = {"STACK_CONFIG": str(file), "STACK_WORKERS": "1", "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
+    settings = {"STACK_RESUME": "3"} | settings | own
     with running_gateway(directory / "log", engine.url, **settings) as gateway, gateway.client() as client:
         yield Setting(gateway, client, metrics, engine)
 
