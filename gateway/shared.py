@@ -6,7 +6,6 @@ last is the store's.
 
 import fcntl
 import mmap
-import os
 import shutil
 import tempfile
 import time
@@ -32,13 +31,8 @@ class Region:
     """
 
     def __init__(self, size: int) -> None:
-        self._file = tempfile.TemporaryFile(prefix="stack-shared-")  # noqa: SIM115  open as long as the process
-        os.posix_fallocate(self._file.fileno(), 0, size)  # writing into a file without room for it is a SIGBUS
-        self.memory = mmap.mmap(self._file.fileno(), size)
-
-    def close(self) -> None:
-        """Nobody may lock it any more."""
-        self._file.close()
+        self.memory = mmap.mmap(-1, size)
+        self._file = tempfile.TemporaryFile(prefix="stack-lock-")  # noqa: SIM115  open as long as the process
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[mmap.mmap]:
