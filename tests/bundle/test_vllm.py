@@ -73,7 +73,7 @@ def test_progress_is_seen_everywhere_and_an_interrupted_download_goes_on(
     with running_up(tree, **settings) as up:
         up.wait_said(f"==> waiting: model: org/held: {far}")
         loading = (503, "5", "model_loading", f"The model org/held is being fetched: {far}.")
-        assert error_of(tree, "/readyz", **settings) == loading
+        wait_for(lambda: error_of(tree, "/readyz", **settings) == loading)  # its answers are repeated for a second
         assert error_of(tree, CHAT, QUESTION, **settings) == loading
         tree.run("docker", "compose", "kill", "provision", **settings)
         assert up.ended() == 1

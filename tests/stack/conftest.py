@@ -79,6 +79,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "STACK_PUBLISH": "127.0.0.1:0",
         "STACK_API_KEYS": KEY,
         "STACK_DRAIN_DELAY": "1",
+        "STACK_GRACE": "100",
         "LLM_IDLE_TIMEOUT": "15",
         "PYTHON_IMAGE": os.environ.get("PYTHON_IMAGE", "stack-base:trixie"),
     }

@@ -91,7 +91,7 @@ def test_engine_gone_is_503_and_its_return_is_noticed(stack: Stack) -> None:
 
 def test_sigterm_during_a_stream_loses_nothing(stack: Stack) -> None:
     """`docker stop` of the gateway in the middle of an answer: the whole answer still arrives."""
-    stream = Stream(stack, 200)
+    stream = Stream(stack, 60)
     stack.container("gateway").stop(timeout=120)
     chunks = stream.chunks()
     assert chunks[-1] == "[DONE]"
@@ -106,7 +106,7 @@ def test_sigterm_during_a_stream_loses_nothing(stack: Stack) -> None:
 
 
 def test_gateway_restart_under_a_stream(stack: Stack) -> None:
-    stream = Stream(stack, 200)
+    stream = Stream(stack, 60)
     stack.container("gateway").restart(timeout=120)
     chunks = stream.chunks()
     assert chunks[-2]["choices"][0]["finish_reason"] == "length"

@@ -67,6 +67,8 @@ def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> Non
     stack = Command(STACK_DATA_DIR=str(data))
     kept = stack.json("keys", "create", "kept")["secret"]
     with running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(data)) as gateway:
+        # Both workers are up: one that starts while the store is away knows no stored key.
+        wait_for(lambda: sum(it["msg"] == "Application startup complete." for it in gateway.log()) == 2)
         assert status(gateway, kept) == {200}
         data.rename(tmp_path / "away")
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {503})
