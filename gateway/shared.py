@@ -34,6 +34,10 @@ class Region:
         self.memory = mmap.mmap(-1, size)
         self._file = tempfile.TemporaryFile(prefix="stack-lock-")  # noqa: SIM115  open as long as the process
 
+    def close(self) -> None:
+        """Nobody may lock it any more."""
+        self._file.close()
+
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[mmap.mmap]:
         """Hold the lock. Raises BusyError after `patience` seconds; a stopped holder would stop every loop else."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.accounts import Accounts, SharedBook
@@ -47,6 +47,7 @@ class Model:
 STEPS = st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 300)), max_size=60)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000), STEPS)
 def test_a_bucket_does_what_the_model_does(limit: int, steps: list[tuple[int, int]]) -> None:
     model, full, now = Model(limit), 0.0, Fraction(0)
@@ -68,6 +69,7 @@ def test_a_bucket_does_what_the_model_does(limit: int, steps: list[tuple[int, in
             assert wait < early + 0.002 or refusal(limits, before, ask(cost)) is not None, "and not much earlier"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000), st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 300), st.integers(0, 900))))
 def test_tokens_are_never_more_than_the_bucket_and_what_flowed_back_but_for_the_last_debt(
     limit: int, steps: list[tuple[int, int, int]]

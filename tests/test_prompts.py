@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, PromptFailed
@@ -64,6 +64,7 @@ contents = st.one_of(
 messages = st.lists(st.fixed_dictionaries({"role": roles, "content": contents}), min_size=1)
 
 
+@settings(deadline=None)
 @given(messages)
 def test_whatever_a_caller_says_there_is_one_system_message_and_it_is_ours(said: list[dict[str, Any]]) -> None:
     try:
