@@ -18,6 +18,7 @@ def exchange(kind: Kind = "chat", choices: int = 1, **fields: Any) -> Exchange:
         choices=choices,
         fields=fields,
         prompt=None,
+        resume=True,
         started=time.monotonic(),
     )
 
