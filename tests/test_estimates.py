@@ -38,6 +38,7 @@ def learn(estimates: Estimates, size: int, tokens_in: int, tokens_out: int, choi
         counted=0,
         first_token_at=None,
         finish_reason="stop",
+        resumes=0,
         ended=it.started + 2,
     )
     estimates.learn(ending, estimates.of(it, "model", size))
