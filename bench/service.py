@@ -103,11 +103,13 @@ def nginx(core: int, engine: int, scratch: Path) -> AbstractContextManager[Servi
 
 
 def gateway(core: int, engine: int, scratch: Path) -> AbstractContextManager[Service]:
-    """The gateway as it is deployed, logs and all, with one worker."""
+    """The gateway as it is deployed, with logs, usage and a limit of every kind, and one worker."""
     port = _free_port()
     settings = {"STACK_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1", "STACK_API_KEYS": KEY}
     settings |= {"LLM_BACKEND": "vllm", "LLM_BASE_URL": f"http://127.0.0.1:{engine}/v1", "LLM_MODEL": MODEL}
     settings |= {"STACK_DATA_DIR": str(scratch / "data"), "STACK_DRAIN_DELAY": "0"}  # the latter only to stop sooner
+    limits = ("requests_per_minute", "tokens_per_minute", "concurrent", "tokens_per_day", "tokens_per_month")
+    settings |= {f"STACK_LIMIT_{limit.upper()}": str(10**10) for limit in limits}
     return _running("gateway", port, [sys.executable, "-m", "gateway"], core, "/livez", **settings)
 
 
