@@ -118,7 +118,7 @@ class SharedBook:
     def _admit(self, key_id: str, limits: Limits, estimate: Estimate, *, known: bool) -> Lease | StackError | None:
         """A lease, or why not; None where it isn't known what the key used before, and has to be."""
         digest, wall = _digest(key_id), self._clock()
-        with self._accounts.region.locked():
+        with self._accounts.region.lock:
             cell = self._find(digest)
             if cell is None:
                 cell = self._open(digest, wall)
@@ -144,7 +144,7 @@ class SharedBook:
     def _settle(self, cell: int, limits: Limits, period: Period, more: int) -> None:
         """A request is over that took `more` than it was charged, in that period."""
         try:
-            with self._accounts.region.locked():
+            with self._accounts.region.lock:
                 at = cell * _WIDTH
                 self._times[at + _TOKENS] = correct(limits.tokens_per_minute, self._times[at + _TOKENS], more)
                 if self._integers[at + _DAY] == period.day:
@@ -205,7 +205,7 @@ class SharedBook:
         except StackError:
             self._ask_from = self._accounts.now() + ASK_AGAIN  # until then, only what it used since counts
             return
-        with self._accounts.region.locked():
+        with self._accounts.region.lock:
             if self._keys[cell] != digest or self._integers[at + _MET] != opened:
                 return
             if self._integers[at + _DAY] == period.day:

@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 LIMIT = 32 * 1024 * 1024  # bytes of a file in which records may begin; with the one being saved there are two
-BATCH = 200  # records that are saved at a time
+BATCH = 1000  # records that are saved at a time
 _ENDED = b'"outcome":'  # within a string the quotes would be escaped
 
 Record = dict[str, Any]

@@ -12,6 +12,7 @@ Where a key's account is kept, two books know: accounts.py for the workers of on
 """
 
 import datetime as dt
+import functools
 import math
 import operator
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from gateway.estimates import Estimate
 from gateway.keybook import Limits
 from gateway.keys import Key
 
-MINUTE = 60.0
+MINUTE, DAY = 60.0, 86_400  # seconds
 GRAIN = 1e-3  # of a request or a token: what the arithmetic of floats may be off by
 EPOCH_YEAR = 1970
 
@@ -48,15 +49,20 @@ class Period(NamedTuple):
     day: int
     month: int
 
-    @classmethod
-    def of(cls, timestamp: float) -> "Period":
-        date = dt.datetime.fromtimestamp(timestamp, dt.UTC)
-        return cls(int(timestamp // 86_400), (date.year - EPOCH_YEAR) * 12 + date.month - 1)
+    @staticmethod
+    def of(timestamp: float) -> "Period":
+        return _period(int(timestamp // DAY))
 
     def starts(self) -> tuple[int, int]:
         """When the day and the month began, in seconds since 1970."""
         year, month = divmod(self.month, 12)
-        return self.day * 86_400, int(dt.datetime(EPOCH_YEAR + year, month + 1, 1, tzinfo=dt.UTC).timestamp())
+        return self.day * DAY, int(dt.datetime(EPOCH_YEAR + year, month + 1, 1, tzinfo=dt.UTC).timestamp())
+
+
+@functools.lru_cache(maxsize=8)
+def _period(day: int) -> Period:
+    date = dt.datetime.fromtimestamp(day * DAY, dt.UTC)
+    return Period(day, (date.year - EPOCH_YEAR) * 12 + date.month - 1)
 
 
 class Lease:
@@ -156,15 +162,15 @@ def correct(limit: int | None, full: float, more: int) -> float:
 def headers(limits: Limits, state: State) -> dict[str, str]:
     """How a key stands, in the words of OpenAI's API."""
     found: dict[str, str] = {}
-    for name, limit, full in (
-        ("requests", limits.requests_per_minute, state.requests_full),
-        ("tokens", limits.tokens_per_minute, state.tokens_full),
+    for (name, remaining, reset), limit, full in (
+        (HEADERS[:3], limits.requests_per_minute, state.requests_full),
+        (HEADERS[3:], limits.tokens_per_minute, state.tokens_full),
     ):
         if limit is not None:
             empty = max(0.0, full - state.now)
-            found[f"x-ratelimit-limit-{name}"] = str(limit)
-            found[f"x-ratelimit-remaining-{name}"] = str(max(0, math.floor(limit * (1 - empty / MINUTE) + GRAIN)))
-            found[f"x-ratelimit-reset-{name}"] = duration(empty)
+            found[name] = str(limit)
+            found[remaining] = str(max(0, math.floor(limit * (1 - empty / MINUTE) + GRAIN)))
+            found[reset] = duration(empty)
     return found
 
 

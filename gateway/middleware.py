@@ -1,5 +1,6 @@
 """Middleware: pure ASGI, for what needs no knowledge of who asks for what: request ids, the request log, the Host."""
 
+import itertools
 import logging
 import re
 import secrets
@@ -33,6 +34,7 @@ class RequestLog:
     def __init__(self, app: ASGIApp, *, log_level: str, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._ids = f"req_{secrets.token_hex(8)}", itertools.count(1)  # of this process, and in it
         self._log_probes = logging.getLevelNamesMapping()[log_level] <= logging.DEBUG
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,7 +42,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(scope)
+        request_id = self._request_id(scope)
         scope["request_id"] = request_id
         status, complete = 0, False
 
@@ -81,6 +83,16 @@ class RequestLog:
                     },
                 )
 
+    def _request_id(self, scope: Scope) -> str:
+        """The caller's own id where it is harmless, else a new one."""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                if _REQUEST_ID.fullmatch(value):
+                    return str(value, "ascii")
+                break
+        process, numbers = self._ids
+        return f"{process}{next(numbers):08x}"
+
 
 class Host:
     """Requires exactly one well-formed Host header, and on a loopback binding one that names this machine.
@@ -112,13 +124,3 @@ class Host:
                 code="invalid_host",
             )
         return None
-
-
-def _request_id(scope: Scope) -> str:
-    """The caller's own id where it is harmless, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            if _REQUEST_ID.fullmatch(value):
-                return str(value, "ascii")
-            break
-    return "req_" + secrets.token_hex(12)

@@ -83,7 +83,7 @@ class Relay:
         self._committed = False  # the response's head is out
         self._forwarded = False  # an event of the engine's is out: from here on another can only continue
         self._finished = False  # the last byte is handed over
-        self._recorded = False  # that it is whole
+        self._told: Ending | None = None  # what was written down of it when it was whole
         self._stop: StackError | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._pinged_at = exchange.started
@@ -449,21 +449,20 @@ class Relay:
         process is killed now."""
         if self._tap is not None:
             self._answer.learn(self._tap)
-        ending = self._ending(None)
+        ending = self._told = self._ending(None)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
         self._rules.recorder.finished(self._record, ending)
-        self._recorded = True
         await self._lease.known()
 
     def _ended(self, error: StackError | None) -> None:
         it, answer = self._exchange, self._answer
         if answer.search is not None and error is not answer.search.error:
             self._rules.metrics.resumed(self._route.name, "abandoned")
-        ending = self._ending(error)
+        ending = self._told if self._told and error is None else self._ending(error)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
         self._rules.estimates.learn(ending, self._lease.estimate)
         self._rules.metrics.finished(ending)
-        if error is not None or not self._recorded:
+        if ending is not self._told:
             self._rules.recorder.finished(self._record, ending)
         logs.event(f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished", ending.fields())
         if self._rules.log_content:

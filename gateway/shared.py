@@ -4,59 +4,78 @@ gunicorn's master makes it before it forks. What is kept here outlives any worke
 last is the store's.
 """
 
-import fcntl
+import ctypes
+import errno
 import mmap
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MAX_SLOTS = 256  # workers alive at a time: those of STACK_WORKERS, and old ones that still finish their answers
 PATIENCE = 0.25  # seconds to wait for the lock; a section is held for microseconds
 _PAUSE = 0.00005  # seconds between two looks at a lock that is held
+_MUTEX_SIZE = 64  # bytes, which hold a pthread_mutex_t or its attributes on every architecture
+_PROCESS_SHARED = _ROBUST = 1  # PTHREAD_PROCESS_SHARED, PTHREAD_MUTEX_ROBUST
+
+_threads = ctypes.PyDLL(None)  # the C library's; nothing that is called here waits
+_trylock, _unlock = _threads.pthread_mutex_trylock, _threads.pthread_mutex_unlock
 
 
 class BusyError(Exception):
     """The lock could not be had in time: its holder was stopped, or the machine stands still."""
 
 
+class Lock:
+    """A lock of all processes forked from here, which the kernel opens when its holder dies: a robust mutex of POSIX
+    threads. Taking and giving back needs no call of the kernel. `with lock:` raises BusyError after PATIENCE seconds;
+    a stopped holder would stop every event loop else.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _MUTEX_SIZE)
+        self._mutex = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._memory)))
+        attributes = (ctypes.c_char * _MUTEX_SIZE)()
+        _threads.pthread_mutexattr_init(attributes)
+        _threads.pthread_mutexattr_setpshared(attributes, _PROCESS_SHARED)
+        if hasattr(_threads, "pthread_mutexattr_setrobust"):  # macOS, for `make dev`, does without
+            _threads.pthread_mutexattr_setrobust(attributes, _ROBUST)
+        if code := _threads.pthread_mutex_init(self._mutex, attributes):
+            raise OSError(code, os.strerror(code))
+
+    def __enter__(self) -> None:
+        code = _trylock(self._mutex)
+        if code == errno.EBUSY:
+            code = self._wait()
+        if code == errno.EOWNERDEAD:
+            _threads.pthread_mutex_consistent(self._mutex)
+        elif code:
+            raise OSError(code, os.strerror(code))
+
+    def _wait(self) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while (code := _trylock(self._mutex)) == errno.EBUSY:
+            if time.monotonic() >= deadline:
+                raise BusyError("The lock over the workers' shared memory is held for too long.")
+            time.sleep(_PAUSE)
+        return code
+
+    def __exit__(self, *_: object) -> None:
+        _unlock(self._mutex)
+
+
 class Region:
     """Some bytes of memory, zero at first, that every process forked from here sees; and one lock over them.
 
-    The lock is a POSIX record lock: the kernel lets go of it when its holder dies. It is one per process, so only the
-    thread of the event loop may take it. A holder may be killed between any two writes: whoever keeps records here
-    has to make each change one write, or to be able to tell and mend one that was cut short.
+    A holder of the lock may be killed between any two writes: whoever keeps records here has to make each change one
+    write, or to be able to tell and mend one that was cut short.
     """
 
     def __init__(self, size: int) -> None:
         self.memory = mmap.mmap(-1, size)
-        self._file = tempfile.TemporaryFile(prefix="stack-lock-")  # noqa: SIM115  open as long as the process
-
-    def close(self) -> None:
-        """Nobody may lock it any more."""
-        self._file.close()
-
-    @contextmanager
-    def locked(self, patience: float = PATIENCE) -> Iterator[mmap.mmap]:
-        """Hold the lock. Raises BusyError after `patience` seconds; a stopped holder would stop every loop else."""
-        descriptor = self._file.fileno()
-        deadline = 0.0
-        while True:
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as POSIX leaves open
-                now = time.monotonic()
-                deadline = deadline or now + patience
-                if now >= deadline:
-                    raise BusyError("The lock over the workers' shared memory is held for too long.") from None
-                time.sleep(_PAUSE)
-        try:
-            yield self.memory
-        finally:
-            fcntl.lockf(descriptor, fcntl.LOCK_UN)
+        self.lock = Lock()
 
 
 class Flag:

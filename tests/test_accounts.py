@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 
@@ -28,12 +28,11 @@ async def none(_key: str, _since: int, _until: int) -> int:
 
 
 @pytest.fixture
-def accounts() -> Iterator[Accounts]:
+def accounts() -> Accounts:
     accounts = Accounts()
     for slot in range(WORKERS + 1):
         accounts.occupy(slot)
-    yield accounts
-    accounts.region.close()
+    return accounts
 
 
 def start(accounts: Accounts, slot: int, work: Callable[[SharedBook], object]) -> BaseProcess:

@@ -1,7 +1,6 @@
 """The arithmetic of buckets against a model in exact fractions; headers; quotas over days, months and clocks set."""
 
 import datetime as dt
-from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -145,11 +144,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def accounts() -> Iterator[Accounts]:
+def accounts() -> Accounts:
     accounts = Accounts()
     accounts.occupy(0)
-    yield accounts
-    accounts.region.close()
+    return accounts
 
 
 @pytest.fixture
