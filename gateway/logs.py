@@ -8,6 +8,7 @@ blocked pipe froze the event loop and SIGTERM had no effect).
 import atexit
 import fcntl
 import logging
+import mmap
 import os
 import tempfile
 import threading
@@ -20,7 +21,8 @@ import orjson
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 MAX_BACKLOG = 4 * 1024 * 1024  # bytes that may wait for a slow reader
-ATOMIC = 4096  # bytes; POSIX PIPE_BUF on Linux: a write up to this size is never mixed with another process's
+ATOMIC = 4096  # bytes; POSIX PIPE_BUF on Linux: a write up to this size is done as a whole or not at all
+MOST = 16 * ATOMIC  # bytes in one write; what a pipe of Linux holds
 BATCH = 0.005  # seconds; lines of that long go out together
 
 
@@ -30,6 +32,7 @@ class Sink:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._turn: IO[bytes] | None = None
+        self._torn = mmap.mmap(-1, 1)  # whether a write ended in the midst of a line, whichever process's it was
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.flush)
@@ -43,7 +46,6 @@ class Sink:
         self._lines: deque[bytes] = deque()
         self._taken_in = self._written = 0  # bytes
         self._refused = self._failed = self._told = 0  # lines: dropped by `write`, by the thread; reported
-        self._torn = False  # a write ended in the midst of a line
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self.on_drop: Callable[[], object] | None = None
@@ -80,7 +82,7 @@ class Sink:
                     self._told += dropped
                 batch = [self._lines.popleft()]
                 size = len(batch[0])
-                while self._lines and size + len(self._lines[0]) <= ATOMIC:
+                while self._lines and size + len(self._lines[0]) <= MOST:
                     batch.append(self._lines.popleft())
                     size += len(batch[-1])
                 if not self._put(b"".join(batch)):
@@ -94,8 +96,10 @@ class Sink:
         """Whether it could be written: not when the reader is gone, or the disk full."""
         if self._turn is not None:
             fcntl.lockf(self._turn, fcntl.LOCK_EX)  # the kernel lets go of it when its holder dies
-        data = b"\n" * self._torn + data
+        torn = self._torn[0]
+        data = b"\n" * torn + data
         size = len(data)
+        self._torn[0] = torn or size > ATOMIC  # if it is killed now
         try:
             while data:
                 try:
@@ -103,9 +107,9 @@ class Sink:
                 except BlockingIOError:  # somebody made the pipe non-blocking
                     time.sleep(BATCH)
         except OSError:
-            self._torn = self._torn or len(data) < size
+            self._torn[0] = torn or len(data) < size
         else:
-            self._torn = False
+            self._torn[0] = False
         finally:
             if self._turn is not None:
                 fcntl.lockf(self._turn, fcntl.LOCK_UN)
