@@ -19,9 +19,10 @@ from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BadRequest, HeadersTooLarge, RequestTimeout, StackError
+from gateway.response import Cycle
 
 log = logging.getLogger("stack")
 
@@ -85,7 +86,7 @@ class Protocol(HttpToolsProtocol):
         self._fed = 0  # bytes parsed in this phase, without the piece it began in
         self._body = 0  # bytes of the body so far
         self._body_seen = 0  # … when the sweep last looked
-        self._current: RequestResponseCycle | None = None  # the request under way; self.cycle is the one read last
+        self._current: Cycle | None = None  # the request under way; self.cycle is the one read last
         self._deaf = False  # nothing that comes is parsed any more
         self._upgrading = False
         self._parting = False
@@ -242,7 +243,7 @@ class Protocol(HttpToolsProtocol):
     def _begin(self, *, keep_alive: bool) -> None:
         """Start the request in self.scope, or put it in line behind the one under way."""
         before = self.cycle
-        self.cycle = RequestResponseCycle(
+        self.cycle = Cycle(
             scope=self.scope,
             transport=self._outlet,  # type: ignore[arg-type]
             flow=self.flow,
@@ -260,7 +261,7 @@ class Protocol(HttpToolsProtocol):
         else:  # reading goes on: it is how the hang-up of the one under way is noticed
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _start(self, cycle: Any, app: Any) -> None:
         self._current = cycle
         self._start_asgi_task(cycle, app)
 

@@ -30,6 +30,7 @@ EPOCH_YEAR = 1970
 HEADERS = tuple(
     f"x-ratelimit-{what}-{name}" for name in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 )
+_REQUESTS, _TOKENS = HEADERS[:3], HEADERS[3:]
 
 
 class State(NamedTuple):
@@ -162,22 +163,21 @@ def correct(limit: int | None, full: float, more: int) -> float:
 def headers(limits: Limits, state: State) -> dict[str, str]:
     """How a key stands, in the words of OpenAI's API."""
     found: dict[str, str] = {}
-    for (name, remaining, reset), limit, full in (
-        (HEADERS[:3], limits.requests_per_minute, state.requests_full),
-        (HEADERS[3:], limits.tokens_per_minute, state.tokens_full),
+    for names, limit, full in (
+        (_REQUESTS, limits.requests_per_minute, state.requests_full),
+        (_TOKENS, limits.tokens_per_minute, state.tokens_full),
     ):
         if limit is not None:
-            empty = max(0.0, full - state.now)
-            found[name] = str(limit)
-            found[remaining] = str(max(0, math.floor(limit * (1 - empty / MINUTE) + GRAIN)))
-            found[reset] = duration(empty)
+            empty = full - state.now if full > state.now else 0.0
+            left = int(limit * (1 - empty / MINUTE) + GRAIN) if empty < MINUTE else 0
+            found |= zip(names, (str(limit), str(left), duration(empty)), strict=True)
     return found
 
 
 def duration(seconds: float) -> str:
     """As OpenAI writes it: 12ms, 1.5s, 6m0s. Rounded up to milliseconds, from a minute on to seconds."""
     if seconds < MINUTE:
-        milliseconds = math.ceil(round(seconds * 1000, 3))
+        milliseconds = math.ceil(seconds * 1000 - GRAIN / 2)
         return f"{milliseconds}ms" if milliseconds < 1000 else f"{milliseconds / 1000:g}s"
     minutes, rest = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
