@@ -10,6 +10,7 @@ an `id` that is there.
 
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 import orjson
 
 LIMIT = 32 * 1024 * 1024  # bytes of a file in which records may begin; with the one being saved there are two
+ROOM = 256 * 1024  # bytes by which a file grows
 BATCH = 1000  # records that are saved at a time
 _ENDED = b'"outcome":'  # within a string the quotes would be escaped
 
@@ -130,29 +132,50 @@ class Journal:
 
 
 class _File:
-    """Lines, appended. Raises OSError where it can't be made."""
+    """Lines, appended. Raises OSError where it can't be made.
+
+    They are copied into the kernel's memory of the file, with no call of the kernel (two calls of `write` took 25 µs of
+    a request). The room for them is reserved before: on a full disk it can't be had, which is no signal that kills.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self.ended = False  # something has ended in it
-        self._torn = False  # its last line is not whole
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            _reserve(self._descriptor, ROOM)
+            self._memory = mmap.mmap(self._descriptor, ROOM)
+        except OSError:
+            os.close(self._descriptor)
+            path.unlink()
+            raise
 
     def write(self, lines: bytes) -> bool:
-        """Whether all of it could be written."""
-        if self._torn:
-            lines = b"\n" + lines
-        try:
-            written = os.write(self._descriptor, lines)
-        except OSError:
-            return False
-        self.size += written
-        self._torn = written < len(lines)
-        return not self._torn
+        """Whether there was room."""
+        end = self.size + len(lines)
+        if end > len(self._memory):
+            room = -(-end // ROOM) * ROOM
+            try:
+                _reserve(self._descriptor, room)
+                self._memory.resize(room)
+            except OSError:
+                return False
+        self._memory[self.size : end] = lines
+        self.size = end
+        return True
 
     def close(self) -> None:
+        self._memory.close()
         os.close(self._descriptor)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Make sure of so many bytes on the disk. Raises OSError."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:  # macOS, for `make dev`
+        os.ftruncate(descriptor, size)
 
 
 def adopt(home: Path, save: Callable[[list[Record], Path], None]) -> None:
@@ -198,12 +221,14 @@ def _lock(directory: Path) -> int | None:
 
 def _read(path: Path, *, ended: bool) -> Iterator[Record]:
     """Those records of a file that have ended, or those that begin. A line cut off is none: its writer was told, or
-    killed."""
+    killed. Behind the last one is what was reserved and not used."""
     with path.open("rb") as lines:
         for line in lines:
+            if line.startswith(b"\0"):
+                return
             if (_ENDED in line) == ended:
                 with suppress(orjson.JSONDecodeError):
-                    yield orjson.loads(line)
+                    yield orjson.loads(line.rstrip(b"\0"))
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
