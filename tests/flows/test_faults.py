@@ -568,6 +568,11 @@ FAULTS = [
         bounded=True,
     ),
     Fault(
+        18,
+        "a blocking answer of more than 256 MiB",
+        blocking=(error(502, FAILED), [EMPTY, ["text", '{"x":"'], ["flood", 280_000_000], ["hang"]]),
+    ),
+    Fault(
         19,
         "no content-type",
         streaming=(WHOLE, [EMPTY, *START, *FINISH, ["end"]]),
