@@ -1,45 +1,249 @@
-"""The real engine is killed under ten greedy streams, and each that had begun becomes one whole answer all the same."""
+"""Docker kills the real engine in the midst of greedy answers, and they become what they would have been without: what
+docs/when-an-engine-dies.md says of it.
 
+A second gateway, from the stack's image, with two engines on the stack's private network. One of them dies; it can be
+slowed down, so that it does so where a test wants it to. Each has one thread: its tokens are the same however busy the
+machine is.
+"""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.processes import events, text_of, wait_for
+import httpx
+import pytest
+from docker.models.containers import Container
+
+from tests.processes import AUTH, KEY, events, text_of, wait_for
 from tests.stack.conftest import Stack
-from tests.stack.test_restarts import Stream
 
+CHAT = "/v1/chat/completions"
 CLIENTS = 10
-TOKENS = 120
+TOKENS = 32
+STORY = "Write a story about a dragon."
+PARTY = "Repeat exactly: 🎉🎉🎉 Hello 🎉🎉🎉"  # it answers with such a character, which is three tokens
+CONFIG = """
+engines:
+  mortal: {dialect: llamacpp, base_url: "http://mortal:8080/v1"}
+  standby: {dialect: llamacpp, base_url: "http://standby:8080/v1"}
+models:
+  pair:
+    targets: [{engine: mortal, model: SmolLM2-135M-Instruct}]
+    fallbacks: [{engine: standby, model: SmolLM2-135M-Instruct}]
+  alone: {targets: [{engine: mortal, model: SmolLM2-135M-Instruct}]}
+  standby: {targets: [{engine: standby, model: SmolLM2-135M-Instruct}]}
+default_model: pair
+"""
+# Until the engine has made so many tokens of an answer.
+MADE = """
+import json, urllib.request
+while True:
+    slots = json.load(urllib.request.urlopen("http://mortal:8080/slots"))
+    if any(slot["next_token"][0]["n_decoded"] >= {} for slot in slots if slot["is_processing"]):
+        break
+"""
 
 
-def whole(stream: Stream) -> list[Any]:
-    """Its events: one id, one role, one end."""
-    chunks = stream.chunks()
-    assert chunks[-1] == "[DONE]"
-    assert len({chunk["id"] for chunk in chunks[:-1]}) == 1
-    choices = [chunk["choices"][0] for chunk in chunks[:-1]]
-    assert sum("role" in choice["delta"] for choice in choices) == 1
-    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["length"]
-    return chunks
+class Stream(threading.Thread):
+    """A greedy answer, as far as its client has got it."""
+
+    def __init__(self, url: str, **said: Any) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+        self.body = request(stream=True, stream_options={"include_usage": True}, **said)
+        self.raw = ""
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("POST", self.url + CHAT, json=self.body, headers=AUTH, timeout=120) as answer:
+            for piece in answer.iter_text():
+                self.raw += piece
+
+    @property
+    def chunks(self) -> list[Any]:
+        return events(self.raw.rpartition("\n\n")[0])
+
+    @property
+    def pieces(self) -> int:
+        return self.raw.count('"content":"')
+
+    @property
+    def resumes(self) -> list[str]:
+        return [line for line in self.raw.splitlines() if line.startswith(": resumed")]
+
+    def before_the_seam(self) -> int:
+        """How many pieces the engine that died had made."""
+        return self.raw.partition(": resumed")[0].count('"content":"')
+
+    def wait(self) -> str:
+        """Its text, once it is whole: one id, one role, one end, and usage of all."""
+        self.join(120)
+        *chunks, usage, done = self.chunks
+        assert done == "[DONE]", self.raw
+        assert len({chunk["id"] for chunk in (*chunks, usage)}) == 1
+        choices = [chunk["choices"][0] for chunk in chunks]
+        assert ["role" in choice["delta"] for choice in choices] == [True] + [False] * (len(choices) - 1)
+        assert [it["finish_reason"] for it in choices] == [None] * (len(choices) - 1) + ["length"]
+        assert usage["usage"]["total_tokens"] == sum(usage["usage"][it] for it in ("prompt_tokens", "completion_tokens"))
+        return text_of(chunks)
 
 
-def test_ten_answers_outlive_their_engine(stack: Stack) -> None:
-    """Each has all that its client had seen, once, and goes on from there to its own end. Word for word the same as an
-    uninterrupted one it need not be: cut inside a word, the text so far is tokenised otherwise."""
-    streams = [Stream(stack, TOKENS, begun=False, resume=True) for _ in range(CLIENTS)]
-    wait_for(lambda: any(len(stream.text) > 2000 for stream in streams), deadline=100)
-    engine = stack.container("engine")
-    engine.kill()
-    seen = [text_of_whole_events(stream) for stream in streams]
-    engine.start()
-    for stream, before in zip(streams, seen, strict=True):
-        if not before and stream.wait().startswith('{"error"'):
-            continue  # the engine had not come to it: an error with a status of its own
-        answer = text_of(whole(stream))
-        assert answer.startswith(before)
-        assert len(answer) > len(before)
-    assert any(": resumed" in stream.text for stream in streams)
-    stack.wait_until_ready()
+def request(*, question: str = STORY, **said: Any) -> dict[str, Any]:
+    body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": TOKENS}
+    return body | {"ignore_eos": True} | said
 
 
-def text_of_whole_events(stream: Stream) -> str:
-    """What its client has by now."""
-    return text_of(events(stream.text.rpartition("\n\n")[0]))
+@dataclass
+class Scene:
+    """A gateway, and the engine that dies."""
+
+    url: str
+    gateway: Container
+    mortal: Container
+
+    def ask(self, **said: Any) -> Stream:
+        return Stream(self.url, **said)
+
+    def slow(self, share: float) -> None:
+        """Give the engine this share of a core."""
+        self.mortal.update(cpu_period=100_000, cpu_quota=int(share * 100_000))
+
+    def wait_made(self, tokens: int) -> None:
+        """Until the engine has made so many tokens of an answer."""
+        status, output = self.gateway.exec_run(["python", "-c", MADE.format(tokens)])
+        assert status == 0, output.decode()
+
+    def kill_after(self, pieces: int, streams: list[Stream]) -> None:
+        """`docker kill`, once each client has so many pieces of its answer."""
+        wait_for(lambda: all(it.pieces >= pieces for it in streams), deadline=100)
+        self.mortal.kill()
+
+    def start(self) -> None:
+        self.slow(1)
+        self.mortal.start()
+
+
+@pytest.fixture(scope="module")
+def pair(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    config = tmp_path_factory.mktemp("resume")
+    config.chmod(0o755)
+    (config / "stack.yaml").write_text(CONFIG)
+    backend = stack.docker.networks.get(f"{stack.project}_backend")
+    with ExitStack() as closing:
+
+        def container(service: str, **options: Any) -> Container:
+            made = stack.docker.containers.create(stack.container(service).image, **options)
+            closing.callback(made.remove, force=True)
+            return made
+
+        engines = {
+            name: container(
+                "engine",
+                environment={"LLAMA_ARG_N_PARALLEL": "16"},
+                cpuset_cpus="0",
+                network=backend.name,
+                networking_config={backend.name: stack.docker.api.create_endpoint_config(aliases=[name])},
+            )
+            for name in ("mortal", "standby")
+        }
+        gateway = container(
+            "gateway",
+            environment={"STACK_API_KEYS": KEY, "STACK_WORKERS": "1"},
+            network=f"{stack.project}_edge",
+            ports={"9000/tcp": ("127.0.0.1", None)},
+            volumes=[f"{config}:/etc/stack:ro"],
+        )
+        backend.connect(gateway)
+        for each in (*engines.values(), gateway):
+            each.start()
+        gateway.reload()
+        port = gateway.attrs["NetworkSettings"]["Ports"]["9000/tcp"][0]["HostPort"]
+        yield Scene(f"http://127.0.0.1:{port}", gateway, engines["mortal"])
+
+
+@pytest.fixture
+def scene(pair: Scene) -> Scene:
+    """Both engines run, and the gateway knows it."""
+    pair.start()
+
+    def well() -> bool:
+        try:
+            asked = [
+                httpx.post(pair.url + CHAT, json=request(model=model, max_tokens=1), headers=AUTH)
+                for model in ("alone", "standby")
+            ]
+        except httpx.TransportError:
+            return False
+        return all(it.status_code == 200 for it in asked)
+
+    wait_for(well, deadline=60)
+    return pair
+
+
+@pytest.fixture
+def whole(scene: Scene) -> str:
+    """What comes where nobody dies."""
+    return scene.ask().wait()
+
+
+@pytest.mark.parametrize("pieces", [1, TOKENS // 2, TOKENS - 2])
+def test_ten_answers_outlive_their_engine(scene: Scene, whole: str, pieces: int) -> None:
+    """Another, standing by, goes on."""
+    streams = [scene.ask() for _ in range(CLIENTS)]
+    scene.kill_after(pieces, streams)
+    assert [it.wait() for it in streams] == [whole] * CLIENTS
+    resumed = [it for it in streams if it.resumes == [": resumed 1"]]
+    assert len(resumed) == CLIENTS or (resumed and pieces > TOKENS // 2)  # some were at their end
+
+
+def test_ten_answers_outlive_two_deaths_of_their_only_engine(scene: Scene, whole: str) -> None:
+    """Each time it goes on once it runs again."""
+    streams = [scene.ask(model="alone") for _ in range(CLIENTS)]
+    for pieces in (TOKENS // 4, TOKENS // 2):
+        scene.kill_after(pieces, streams)
+        scene.start()
+    assert [it.wait() for it in streams] == [whole] * CLIENTS
+    assert all(it.resumes == [": resumed 1", ": resumed 2"] for it in streams)
+
+
+@pytest.mark.parametrize("pieces", [1, TOKENS - 1])
+def test_killed_after_the_first_token_and_before_the_last(scene: Scene, whole: str, pieces: int) -> None:
+    stream = scene.ask(model="alone")
+    wait_for(lambda: stream.pieces >= pieces - 4)
+    scene.slow(0.05)
+    scene.kill_after(pieces, [stream])
+    scene.start()
+    assert stream.wait() == whole
+    assert stream.before_the_seam() == pieces
+
+
+def test_killed_inside_a_character(scene: Scene) -> None:
+    """The client has nothing of it then: llama.cpp keeps it back until it is whole."""
+    whole = scene.ask(question=PARTY).wait()
+    before = whole.partition(" 🎉")[0]
+    stream = scene.ask(question=PARTY)
+    wait_for(lambda: before.startswith(text_of(stream.chunks)) and stream.pieces > 7)
+    scene.slow(0.02)
+    wait_for(lambda: text_of(stream.chunks) == before)
+    pieces = stream.pieces
+    scene.wait_made(pieces + 1)
+    scene.mortal.kill()
+    assert stream.wait().startswith(whole)
+    assert stream.before_the_seam() == pieces
+
+
+def test_a_blocking_answer_is_continued_too(scene: Scene, whole: str) -> None:
+    """Its engine is asked for a stream."""
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, scene.url + CHAT, json=request(), headers=AUTH, timeout=100)
+        scene.slow(0.1)
+        scene.wait_made(TOKENS // 2)
+        scene.mortal.kill()
+        answer = asked.result()
+    assert answer.json()["choices"][0]["message"]["content"] == whole
+    assert answer.json()["usage"]["completion_tokens"] == TOKENS
+    assert answer.headers["x-stack-resumes"] == "1"
