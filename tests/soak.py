@@ -42,11 +42,18 @@ from tests.processes import (
 PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions", "embedding": "/v1/embeddings"}
 START = [["role"], ["token", "one"], ["token", " two"]]
 FINISH = [["finish", "stop"], ["usage"], ["done"], ["end"]]
+CUT = {"dialect": "vllm", "pieces": ["one", " two", " three"], "cuts": [3]}  # after the role and two of them
 IDLE = 2.0  # seconds of silence the gateway bears here
 
 CONFIG = """
-engines: {{engine: {{dialect: vllm, base_url: "{url}"}}}}
-models: {{fake-model: {{targets: [{{engine: engine, model: fake-model}}]}}}}
+engines:
+  engine: {{dialect: vllm, base_url: "{url}"}}
+  other: {{dialect: vllm, base_url: "{url}"}}
+models:
+  fake-model: {{targets: [{{engine: engine, model: fake-model}}]}}
+  resumed:
+    targets: [{{engine: engine, model: fake-model}}, {{engine: other, model: fake-model}}]
+    resume: {{most: 3}}
 default_model: fake-model
 breaker: {{failures: 1000}}
 """
@@ -70,6 +77,10 @@ class Case:
         return bool(self.fields.get("stream"))
 
     @property
+    def resumed(self) -> bool:
+        return self.fields.get("model") == "resumed"
+
+    @property
     def broken(self) -> bool:
         return self.status == 200 and self.outcome not in ("finished", "client_left")
 
@@ -91,6 +102,7 @@ CASES = {
     "reset": Case(2, 200, "engine_broken_stream", STREAM, [*START, ["reset"]]),
     "malformed": Case(2, 200, "engine_broken_stream", STREAM, [*START, ["text", "data: {]\n\n"], ["hang"]]),
     "bad UTF-8": Case(1, 200, "engine_broken_stream", STREAM, [*START, ["hex", "646174613a20ff0a0a"], ["hang"]]),
+    "cut and continued": Case(2, 200, "finished", STREAM | {"model": "resumed"}, [["answer", CUT]]),
     "error event": Case(2, 200, "engine_error", STREAM, [*START, ["event", {"error": {"code": 500}}], ["hang"]]),
     "a long stall": Case(0.2, 200, "engine_timeout", STREAM, [*START, ["hang"]]),
     "error first": Case(2, 503, "server_is_overloaded", STREAM, [["event", {"error": {"code": 503}}], ["hang"]]),
@@ -149,7 +161,8 @@ class Client:
     async def _send(self, case: Case, request_id: str) -> asyncio.StreamReader:
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        body = json.dumps({"messages": MESSAGES, "script": case.script} | case.fields).encode()
+        fields = case.fields | ({"user": request_id} if case.resumed else {})  # by which its engine knows the second part
+        body = json.dumps({"messages": MESSAGES, "script": case.script} | fields).encode()
         key = f"authorization: Bearer {self._key}\r\n" if case.key else ""
         head = (
             f"POST {PATHS[case.kind]} HTTP/1.1\r\nhost: localhost\r\n{key}x-request-id: {request_id}\r\n"
@@ -192,7 +205,7 @@ def _differs(case: Case, status: int, body: bytes) -> str | None:
     error = chunks[-2].get("error")
     if case.broken:
         return None if error and error["code"] == case.outcome else f"ends with {chunks[-2]} before its [DONE]"
-    whole = case.script is not None or text_of(chunks) == "one two three"
+    whole = text_of(chunks) == "one two three" or (case.script is not None and not case.resumed)
     return None if whole and error is None else f"is not whole: {body[:300]!r}"
 
 
@@ -270,6 +283,9 @@ class Soak:
         broken = sum(CASES[name].broken for name in self._plan.values())
         told = metrics.total("stack_broken_streams_total")
         self._expect(told == broken, f"{told} broken streams are counted instead of {broken}")
+        resumed = sum(CASES[name].resumed for name in self._plan.values())
+        told = metrics.total("stack_resumes_total", route="resumed", outcome="resumed")
+        self._expect(told == resumed, f"{told} resumes are counted instead of {resumed}")
         self._expect(metrics.total("stack_requests_in_flight") == 0, "metrics say that something is in flight")
         self._expect(metrics.total("stack_log_lines_dropped_total") == 0, "log lines were dropped")
         early = [it for it in self._samples if 0.2 <= it.done / len(self._plan) <= 0.4]
@@ -282,6 +298,7 @@ class Soak:
         return {
             "outcomes": dict(sorted(expected.items())),
             "retries": metrics.total("stack_retries_total"),
+            "resumes": told,
             "memory": f"{sum(self._before.rss):.0f} MB before, {rss[0]:.1f} early, {rss[1]:.1f} late",
             "descriptors": f"{sum(self._before.fds)} before, at most {fds[0]} early, {fds[1]} late, {rest} at rest",
         }
@@ -342,7 +359,7 @@ def soak(directory: Path, requests: int, concurrency: int = 32, seed: int = 1) -
             "STACK_HOLD": "30",
         }
         with running_gateway(directory / "log", engine.url, **settings) as gateway:
-            wait_for(lambda: scrape(metrics).total("stack_upstream_workers") == 2)
+            wait_for(lambda: scrape(metrics).total("stack_upstream_workers", upstream="engine") == 2)
             run = Soak(gateway, metrics, engine, requests, seed)
             seconds = asyncio.run(run.run(concurrency))
             figures = {"requests": requests, "seconds": round(seconds, 1), "per_second": round(requests / seconds)}
