@@ -21,10 +21,9 @@ LONG = {
 class Stream(threading.Thread):
     """A long streaming answer, collected in a thread."""
 
-    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True, resume: bool = False) -> None:
-        """`resume`: where its engine fails it may be continued; without, the failure itself is seen."""
+    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True) -> None:
         super().__init__(daemon=True)
-        self.headers = AUTH if resume else AUTH | {"x-stack-resume": "off"}
+        self.headers = AUTH | {"x-stack-resume": "off"}  # the failure itself is seen
         self.url = stack.url + "/v1/chat/completions"
         self.body: dict[str, Any] = LONG | {"max_tokens": max_tokens}
         self.text = ""
