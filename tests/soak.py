@@ -161,7 +161,9 @@ class Client:
     async def _send(self, case: Case, request_id: str) -> asyncio.StreamReader:
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-        fields = case.fields | ({"user": request_id} if case.resumed else {})  # by which its engine knows the second part
+        fields = case.fields | (
+            {"user": request_id} if case.resumed else {}
+        )  # by which its engine knows the second part
         body = json.dumps({"messages": MESSAGES, "script": case.script} | fields).encode()
         key = f"authorization: Bearer {self._key}\r\n" if case.key else ""
         head = (
