@@ -15,7 +15,8 @@ class Answer:
     def __init__(self, exchange: Exchange, route: Route) -> None:
         self._exchange = exchange
         self._route = route
-        self._begun: tuple[Target, Tap] | None = None  # by whom, and what was read of it
+        self._first: Target | None = None  # who began it
+        self.tap: Tap | None = None  # what was read of it, by the reader of whoever began to answer last
         self.search: Search | None = None
         self.resumes = 0
         self.fold: Fold | None = None  # adds it up, where the client waits for the whole
@@ -36,25 +37,23 @@ class Answer:
     def takes(self, target: Target, tap: Tap) -> bool:
         """This target has begun to answer. Returns whether it goes on with what another began."""
         search, self.search = self.search, None
-        if search is None:
-            self._begun = target, tap
-            return False
-        self._begun = search.first, tap
-        self.resumes += 1
-        return True
+        self._first, self.tap = search.first if search else target, tap
+        self.resumes += search is not None
+        return search is not None
 
-    def learn(self, tap: Tap) -> None:
+    def learn(self) -> None:
         """What was said so far."""
-        if tap.started:
+        if tap := self.tap:
             self.usage, self.tokens, self.finish_reason = tap.usage, tap.tokens, tap.finish_reason
 
     def breaks(self, error: StackError, *, sent: bool) -> Search | None:
         """An attempt ended so. Returns a search for an engine that goes on; None where there is nothing to go on with,
         or that can't be. `sent`: the client has something of the answer."""
-        if self.search is None and self._begun is not None and self.resumes < self._route.resume.most:
-            first, tap = self._begun
-            if (sent or tap.tokens) and possible(self._exchange, tap, error):
-                self.search = Search(error, self._route, first, tap)
+        first, tap = self._first, self.tap
+        if self.search or not first or not tap or self.resumes >= self._route.resume.most:
+            return self.search
+        if (sent or tap.tokens) and possible(self._exchange, tap, error):
+            self.search = Search(error, self._route, first, tap)
         return self.search
 
     def complete(self, search: Search) -> bytes:
@@ -64,7 +63,6 @@ class Answer:
             return b""
         end = seam.close("length")
         self.takes(search.first, seam)
-        self.learn(seam)
         return end
 
     def _seam(self, search: Search, target: Target) -> Seam:

@@ -92,7 +92,6 @@ class Relay:
         self._tried: list[Target] = []
         self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
         self._begun = False  # it has begun to answer
-        self._tap: Tap | None = None  # the reader of its stream
         self._answer = Answer(exchange, route)
 
     @property
@@ -145,7 +144,7 @@ class Relay:
             stream=it.stream,
             seconds=now - it.started,
             generating=now - first if first is not None else None,
-            tokens=self._tap.tokens if self._tap else 0,
+            tokens=self._answer.tap.tokens if self._answer.tap else 0,
         )
 
     def cut(self) -> None:
@@ -242,7 +241,6 @@ class Relay:
         """Pass the engine's events on as they come; or their sum, where the client waits for the whole (gateway.fold).
         Where the answer broke off, those of an engine that goes on with it."""
         exchange, tap = self._answer.ask(target)
-        self._tap = tap
         with await self._post(exchange, target, stream=True) as reply:
             try:
                 while data := await self._read(reply, tap):
@@ -260,8 +258,6 @@ class Relay:
                 if tap.held:
                     await self._forward(tap.held, last=False)
                 raise dialects.fault(exc.error) if isinstance(exc, EngineFault) else exc from exc
-            finally:
-                self._answer.learn(tap)
             await reply.finish()
 
     async def _block(self, target: Target) -> None:
@@ -447,8 +443,6 @@ class Relay:
     async def _answered(self) -> None:
         """The answer is whole, and its last bytes go out next. What a client has is written down before, even if this
         process is killed now."""
-        if self._tap is not None:
-            self._answer.learn(self._tap)
         ending = self._told = self._ending(None)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
         self._rules.recorder.finished(self._record, ending)
@@ -470,6 +464,7 @@ class Relay:
 
     def _ending(self, error: StackError | None) -> Ending:
         it, answer = self._exchange, self._answer
+        answer.learn()
         return Ending(
             exchange=it,
             route=self._route.name,

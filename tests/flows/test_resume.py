@@ -294,6 +294,9 @@ def test_usage_that_the_engine_told_all_along_is_kept(one: Setting) -> None:
             "completion_tokens": made,
             "total_tokens": 7 + made,
         }
+        told = {"finish_reason": "stop" if limit == 40 else "length", "tokens_in": 7, "tokens_out": made, "resumes": 1}
+        line = at.gateway.lines(answer.headers["x-request-id"])[-2]
+        assert line | told == line
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}

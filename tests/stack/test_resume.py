@@ -230,8 +230,8 @@ def test_killed_after_the_first_token_and_before_the_last(scene: Scene, whole: s
 
 
 def test_killed_inside_a_character(scene: Scene) -> None:
-    """The client has nothing of it then: llama.cpp keeps it back until it is whole. The gateway takes each for one token:
-    so some more are made in the end."""
+    """The client has nothing of it then: llama.cpp keeps it back until it is whole. The gateway takes it for one
+    token, so some more are made in the end."""
     uncut = scene.ask(turns=PARTY)
     whole = uncut.wait()
     before = whole.partition("🎉")[0]
