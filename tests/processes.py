@@ -97,9 +97,11 @@ class FakeEngine:
 
 
 @contextmanager
-def fake_engine(port: int | None = None, dialect: str = "") -> Iterator[FakeEngine]:
+def fake_engine(port: int | None = None, dialect: str = "", *, under: Sequence[str] = ()) -> Iterator[FakeEngine]:
+    """`under` is a Python somewhere else, as in a container, whose port 8000 is `port` of this machine."""
     port = port or free_port()
-    command = [sys.executable, "-m", "tests.fakes.engine", str(port), *filter(None, [dialect])]
+    python, address = (under, "0.0.0.0:8000") if under else ([sys.executable], str(port))
+    command = [*python, "-m", "tests.fakes.engine", address, *filter(None, [dialect])]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout
     with process, process.stdout:

@@ -1,6 +1,6 @@
 """A fake engine: a real program on a real socket that does what a request's `script` field says.
 
-    python -m tests.fakes.engine PORT [DIALECT]
+    python -m tests.fakes.engine [HOST:]PORT [DIALECT]
 
 A script is a list of [verb, argument] steps; without one the engine answers "one two three", blocking or
 streaming as asked. `script_for` is {model: script}. Verbs:
@@ -261,7 +261,8 @@ def body_of(verb: str, argument: Any, request: dict[str, Any]) -> bytes:
 
 
 async def main() -> None:
-    server = await asyncio.start_server(Engine(*sys.argv[2:]).serve, "127.0.0.1", int(sys.argv[1]))
+    host, _, port = sys.argv[1].rpartition(":")
+    server = await asyncio.start_server(Engine(*sys.argv[2:]).serve, host or "127.0.0.1", int(port))
     async with server:
         print("ready", flush=True)
         await server.serve_forever()

@@ -1,7 +1,6 @@
 """Fixtures of the store's tests: both databases, real ones."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from tests.containers import container, docker
 from tests.processes import ROOT, free_port, wait_for
 
 PASSWORD = "secret-of-the-test"
 IMAGE = "stack-test-postgres"
+BASE = os.environ.get("PYTHON_IMAGE", "stack-base:trixie")
 
 
 @dataclass
@@ -34,10 +35,10 @@ class Postgres:
         return self.url(name)
 
     def stop(self) -> None:
-        _docker("stop", "--time", "5", self.container)
+        docker("stop", "--time", "5", self.container)
 
     def start(self) -> None:
-        _docker("start", self.container)
+        docker("start", self.container)
         self.wait()
 
     def wait(self) -> None:
@@ -51,23 +52,15 @@ class Postgres:
         wait_for(answers, deadline=60)
 
 
-def _docker(*words: str) -> str:
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout.strip()
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """One server for the session; each test takes a database of its own."""
-    base = os.environ.get("PYTHON_IMAGE", "stack-base:trixie")
-    _docker("build", "-q", "-t", IMAGE, "--build-arg", f"PYTHON_IMAGE={base}", str(ROOT / "tests/store/postgres"))
-    port, name = free_port(), f"stack-test-postgres-{uuid4().hex[:8]}"
-    _docker("run", "-d", "--init", "--name", name, "-p", f"127.0.0.1:{port}:5432", IMAGE)
-    server = Postgres(name, port)
-    try:
+    docker("build", "-q", "-t", IMAGE, "--build-arg", f"PYTHON_IMAGE={BASE}", str(ROOT / "tests/store/postgres"))
+    port = free_port()
+    with container(f"stack-test-{uuid4().hex[:8]}", "-p", f"127.0.0.1:{port}:5432", IMAGE) as name:
+        server = Postgres(name, port)
         server.wait()
         yield server
-    finally:
-        _docker("rm", "-f", "-v", name)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -6,20 +6,53 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import openai
 import pytest
 
-from tests.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
+from tests.containers import container, docker, removing
+from tests.processes import (
+    MESSAGES,
+    ROOT,
+    FakeEngine,
+    GatewayProcess,
+    fake_engine,
+    free_port,
+    running_gateway,
+    wait_for,
+)
 from tests.soak import Case, Client
-from tests.store.conftest import Postgres
+from tests.store.conftest import BASE, Postgres
 
 CHAT = "/v1/chat/completions"
 ADMIN = "sk-admin-0123456789abcdef"
+IMAGE = "stack-test-gateway"
 SETTINGS = {"STACK_ADMIN_KEYS": ADMIN, "STACK_WORKERS": "4", "STACK_CORS_ORIGINS": "https://chat.example"}
+
+
+@dataclass
+class Replica:
+    """A gateway in a container of its own."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(self.url + "/livez").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+Gateway = GatewayProcess | Replica
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +74,27 @@ def gateway(
         yield gateway
 
 
-def admin(gateway: GatewayProcess) -> httpx.Client:
+def admin(gateway: Gateway) -> httpx.Client:
     return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30)
 
 
-def make_key(gateway: GatewayProcess, **limits: int) -> tuple[str, str]:
+def make_key(gateway: Gateway, **limits: int) -> tuple[str, str]:
     """Its id and its secret."""
     with admin(gateway) as client:
         made = client.post("/admin/keys", json={"name": "limited", "limits": limits}).raise_for_status().json()
     return made["key"]["id"], made["secret"]
 
 
-def client(gateway: GatewayProcess, key: str) -> httpx.Client:
+def client(gateway: Gateway, key: str) -> httpx.Client:
     return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
 
 
-def ask(gateway: GatewayProcess, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:
+def ask(gateway: Gateway, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:
     with client(gateway, key) as http:
         return http.post(path, json={"messages": MESSAGES, **fields})
 
 
-def flood(gateways: Sequence[GatewayProcess], key: str, count: int, **fields: Any) -> tuple[Counter[int], float]:
+def flood(gateways: Sequence[Gateway], key: str, count: int, **fields: Any) -> tuple[Counter[int], float]:
     """So many requests over a hundred connections, spread over the gateways; how many got which status, and the seconds
     it took."""
     case, left_to_send = Case(1, 200, "finished", fields), iter(range(count))
@@ -79,6 +112,25 @@ def flood(gateways: Sequence[GatewayProcess], key: str, count: int, **fields: An
     began = time.monotonic()
     statuses = asyncio.run(all_of_them())
     return Counter(it for one in statuses for it in one), time.monotonic() - began
+
+
+def at_once(gateways: Sequence[Gateway], key: str, count: int, engine: FakeEngine) -> Counter[int]:
+    """So many requests at the same time: who is let in is held until the others know. How many got which status."""
+    case = Case(1, 200, "finished", {"script": [["gate", key], ["json", [200, {"choices": []}]]]})
+    clients = [Client(gateways[number % len(gateways)].port, key) for number in range(count)]
+
+    async def all_of_them() -> list[tuple[int, bytes]]:
+        asked = [asyncio.create_task(it.ask(case, f"at-once-{number}")) for number, it in enumerate(clients)]
+        async with asyncio.timeout(60):
+            while sum(it.done() for it in asked) + engine.running() < count:  # noqa: ASYNC110  the engine is elsewhere
+                await asyncio.sleep(0.05)
+            engine.release(key)
+            answers = await asyncio.gather(*asked)
+        for it in clients:
+            await it.close()
+        return answers
+
+    return Counter(status for status, _ in asyncio.run(all_of_them()))
 
 
 def left(answer: httpx.Response, what: str) -> int:
@@ -219,25 +271,50 @@ def test_a_quota_lasts_over_restarts(
         assert ask(second, key).json()["error"]["code"] == "insufficient_quota"
 
 
-def test_two_gateways_share_the_limits_of_one_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
-    url = postgres.new_database()
+@pytest.fixture
+def replicas(postgres: Postgres) -> Iterator[tuple[list[Replica], FakeEngine]]:
+    """Two gateways, each in a container of the real image, of one database and before one engine."""
+    docker("build", "-q", "-t", IMAGE, "--build-arg", f"PYTHON_IMAGE={BASE}", str(ROOT))
+    settings = SETTINGS | {
+        "STACK_WORKERS": "2",
+        "STACK_PUBLISH": "127.0.0.1:9000",
+        "STACK_STORE_URL": postgres.new_database().replace(f"127.0.0.1:{postgres.port}", "database:5432"),
+        "LLM_BACKEND": "vllm",
+        "LLM_BASE_URL": "http://engine:8000",
+        "LLM_MODEL": "fake-model",
+    }
+    env = [f"--env={name}={value}" for name, value in settings.items()]
+    net = f"stack-test-{uuid4().hex[:8]}"
+    both, port = [Replica(free_port()) for _ in range(2)], free_port()
     with ExitStack() as stack:
-        settings = SETTINGS | {"STACK_STORE_URL": url, "STACK_WORKERS": "2"}
-        both = [
-            stack.enter_context(running_gateway(tmp_path / f"log-{number}", engine.url, **settings))
-            for number in range(2)
-        ]
-        _, key = make_key(both[0], requests_per_minute=100)
-        statuses, seconds = flood(both, key, 1000)
-        assert set(statuses) == {200, 429}
-        assert 100 <= statuses[200] <= 100 + seconds * 100 / 60
-        _, key = make_key(both[0], concurrent=5)
-        engine.peak()
-        flood(both, key, 200, script=[["pause", 1], ["json", [200, {"choices": []}]]])
-        assert engine.peak() == 5
-        _, key = make_key(both[0], tokens_per_day=25)
-        statuses = Counter(ask(both[number % 2], key).status_code for number in range(10))
-        assert statuses[200] == 3
+        stack.enter_context(removing("network", "rm", net))
+        docker("network", "create", net)
+        docker("network", "connect", "--alias", "database", net, postgres.container)
+        stack.callback(docker, "network", "disconnect", net, postgres.container)
+        stack.enter_context(removing("rm", "--force", f"{net}-engine"))
+        run = f"docker run --rm --name {net}-engine --network {net} --network-alias engine -p 127.0.0.1:{port}:8000"
+        python = [*run.split(), f"--volume={ROOT}/tests:/opt/gateway/tests:ro", "--entrypoint=python", IMAGE]
+        engine = stack.enter_context(fake_engine(port, under=python))
+        for it in both:
+            words = [f"--network={net}", f"--publish=127.0.0.1:{it.port}:9000", *env, IMAGE]
+            stack.enter_context(container(f"{net}-{it.port}", *words))
+        for it in both:
+            wait_for(it.answers)
+        yield both, engine
+
+
+def test_a_thousand_requests_through_two_containers_get_the_hundred_of_the_limit(
+    replicas: tuple[list[Replica], FakeEngine],
+) -> None:
+    both, engine = replicas
+    _, key = make_key(both[0], concurrent=100)
+    assert at_once(both, key, 1000, engine) == {200: 100, 429: 900}
+    _, key = make_key(both[0], requests_per_minute=100)
+    statuses, seconds = flood(both, key, 1000)
+    assert set(statuses) == {200, 429}
+    assert 100 <= statuses[200] <= 100 + seconds * 100 / 60
+    _, key = make_key(both[0], tokens_per_day=25)
+    assert Counter(ask(both[number % 2], key).status_code for number in range(10)) == {200: 3, 429: 7}
 
 
 def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
