@@ -53,6 +53,11 @@ class Stack:
         text: str = output.decode().strip()
         return text
 
+    def environment(self) -> dict[str, str]:
+        """Where scripts mean this stack."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("STACK_", "LLM_"))}
+        return kept | {"COMPOSE_PROJECT_NAME": self.project, "COMPOSE_FILE": ":".join(FILES)}
+
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers=AUTH, timeout=120)
 

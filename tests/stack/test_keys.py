@@ -1,7 +1,10 @@
 """Keys for a team, in containers: a newcomer's walk with the `stack` command, and a store that can't be written."""
 
 import json
+import stat
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +13,7 @@ import pytest
 from docker.models.containers import Container
 
 from gateway import secret
-from tests.processes import wait_for
+from tests.processes import ROOT, wait_for
 from tests.stack.conftest import Stack
 
 
@@ -57,6 +60,39 @@ def test_a_newcomers_walk(stack: Stack) -> None:
     assert first not in logs
     assert second not in logs
     assert run(gateway, "keys", "delete", key_id, "--yes")[0] == 0
+
+
+def test_a_backup_is_a_file_of_this_machine(stack: Stack, tmp_path: Path) -> None:
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ROOT / "scripts/stack", *words], cwd=tmp_path, env=stack.environment(), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    gateway = stack.container("gateway")
+    kept = made(gateway, "create", "kept")
+    done = command("backup", "stack.backup")
+    assert (done.returncode, "The backup holds" in done.stderr) == (0, True), done.stderr
+    assert stat.S_IMODE((tmp_path / "stack.backup").stat().st_mode) == 0o600
+
+    gone = made(gateway, "create", "made since")
+    assert run(gateway, "keys", "delete", kept["key"]["id"], "--yes")[0] == 0
+    wait_for(lambda: not answered(stack, kept["secret"]), deadline=5)
+    refused = command("restore", "stack.backup")
+    assert (refused.returncode, "say --yes" in refused.stderr) == (1, True)
+    for words in (["restore", "nowhere", "--yes"], ["backup", "nowhere/x"], ["prompts", "set", "x", "nowhere"]):
+        refused = command(*words)
+        assert (refused.returncode, "nowhere" in refused.stderr) == (1, True), refused.stderr
+    assert command("restore", "stack.backup", "--yes").returncode == 0
+    wait_for(lambda: answered(stack, kept["secret"]), deadline=5)
+    wait_for(lambda: not answered(stack, gone["secret"]), deadline=5)
+    assert [it.name for it in tmp_path.iterdir()] == ["stack.backup"]
+
+    (tmp_path / "prompt").write_text("Be polite.")
+    assert command("prompts", "set", "polite", "prompt").stdout == "polite version 1\n"
+    assert command("prompts", "show", "polite").stdout == "Be polite."
+    for words in (["prompts", "delete", "polite"], ["keys", "delete", kept["key"]["id"], "--yes"]):
+        assert command(*words).returncode == 0
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The README is true: its examples are run against the real stack, and each command in it is run by some test."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 
 from gateway.settings import Settings
 from tests.processes import KEY, ROOT
-from tests.stack.conftest import FILES, Stack
+from tests.stack.conftest import Stack
 
 README = (ROOT / "README.md").read_text()
 
@@ -84,17 +83,15 @@ def test_every_setting_in_the_table_exists_with_that_default() -> None:
 
 def test_the_commands_of_stack(stack: Stack, tmp_path: Path) -> None:
     """As a newcomer types them, from top to bottom; ID is that of the key the first one makes."""
-    lines = [line for line in README.splitlines() if re.match(r"(\(umask 077; )?scripts/stack ", line)]
+    lines = [line for line in README.splitlines() if line.startswith("scripts/stack ")]
     assert len(lines) >= 13
     (tmp_path / "prompt.txt").write_text("You help {{ key_name }}.")
-    project = {"COMPOSE_PROJECT_NAME": stack.project, "COMPOSE_FILE": ":".join(FILES)}
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("STACK_", "LLM_"))} | project
     key_id = "ID"
     for line in lines:
         command = line.replace("scripts/stack", str(ROOT / "scripts/stack")).replace("ID", key_id)
         done = subprocess.run(
-            ["bash", "-euc", command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False,
-            stdin=subprocess.DEVNULL,
+            ["bash", "-euc", command], cwd=tmp_path, env=stack.environment(), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, (line, done.stderr)
         if key_id == "ID":

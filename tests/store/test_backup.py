@@ -16,8 +16,8 @@ from alembic.runtime.migration import MigrationContext
 from gateway import backup, promptbook, usage
 from gateway.settings import Settings
 from gateway.store import metadata, open_store, prepare
+from tests.containers import Postgres
 from tests.processes import MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.conftest import Postgres
 from tests.store.rows import Rows
 from tests.store.stack import Command
 

@@ -4,9 +4,8 @@ import subprocess
 import sys
 from uuid import uuid4
 
-from tests.containers import docker
+from tests.containers import BASE, docker
 from tests.processes import ROOT, wait_for
-from tests.store.conftest import BASE
 
 PROGRAM = """
 import sys

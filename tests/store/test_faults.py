@@ -12,8 +12,8 @@ from gateway import secret
 from gateway.keybook import Keybook, KeyFields
 from gateway.settings import Settings
 from gateway.store import open_store, prepare
+from tests.containers import Postgres
 from tests.processes import FakeEngine, running_gateway, wait_for
-from tests.store.conftest import Postgres
 from tests.store.stack import Command
 from tests.store.test_keys import ask, status
 

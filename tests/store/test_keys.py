@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from gateway import secret
+from tests.containers import Postgres
 from tests.processes import KEY, MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.conftest import Postgres
 from tests.store.stack import Command
 
 CHAT = "/v1/chat/completions"

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from tests.containers import container, docker, removing
+from tests.containers import Postgres, build, container, docker, removing
 from tests.processes import (
     MESSAGES,
     ROOT,
@@ -27,11 +27,9 @@ from tests.processes import (
     wait_for,
 )
 from tests.soak import Case, Client
-from tests.store.conftest import BASE, Postgres
 
 CHAT = "/v1/chat/completions"
 ADMIN = "sk-admin-0123456789abcdef"
-IMAGE = "stack-test-gateway"
 SETTINGS = {"STACK_ADMIN_KEYS": ADMIN, "STACK_WORKERS": "4", "STACK_CORS_ORIGINS": "https://chat.example"}
 
 
@@ -274,7 +272,7 @@ def test_a_quota_lasts_over_restarts(
 @pytest.fixture
 def replicas(postgres: Postgres) -> Iterator[tuple[list[Replica], FakeEngine]]:
     """Two gateways, each in a container of the real image, of one database and before one engine."""
-    docker("build", "-q", "-t", IMAGE, "--build-arg", f"PYTHON_IMAGE={BASE}", str(ROOT))
+    image = build("gateway")
     settings = SETTINGS | {
         "STACK_WORKERS": "2",
         "STACK_PUBLISH": "127.0.0.1:9000",
@@ -293,10 +291,10 @@ def replicas(postgres: Postgres) -> Iterator[tuple[list[Replica], FakeEngine]]:
         stack.callback(docker, "network", "disconnect", net, postgres.container)
         stack.enter_context(removing("rm", "--force", f"{net}-engine"))
         run = f"docker run --rm --name {net}-engine --network {net} --network-alias engine -p 127.0.0.1:{port}:8000"
-        python = [*run.split(), f"--volume={ROOT}/tests:/opt/gateway/tests:ro", "--entrypoint=python", IMAGE]
+        python = [*run.split(), f"--volume={ROOT}/tests:/opt/gateway/tests:ro", "--entrypoint=python", image]
         engine = stack.enter_context(fake_engine(port, under=python))
         for it in both:
-            words = [f"--network={net}", f"--publish=127.0.0.1:{it.port}:9000", *env, IMAGE]
+            words = [f"--network={net}", f"--publish=127.0.0.1:{it.port}:9000", *env, image]
             stack.enter_context(container(f"{net}-{it.port}", *words))
         for it in both:
             wait_for(it.answers)

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from gateway.usage import DAY, STEP
+from tests.containers import Postgres
 from tests.kills import kills
 from tests.processes import (
     AUTH,
@@ -32,7 +33,6 @@ from tests.processes import (
     scrape,
     wait_for,
 )
-from tests.store.conftest import Postgres
 from tests.store.rows import Rows
 from tests.store.stack import Command
 
