@@ -19,7 +19,7 @@ from gateway.estimates import Estimates
 from gateway.health import Health, Probes
 from gateway.idempotency import Answers
 from gateway.keybook import Keybook
-from gateway.keys import Keys
+from gateway.keys import Also, Keys
 from gateway.limits import HEADERS
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
@@ -70,10 +70,10 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
     budget = Budget(config.retries.budget, settings.stack_workers)
     rules = Rules(config.retries, budget, metrics, recorder, Estimates(), Contexts(), log_content)
     prompts, promptbook = Prompts(), Promptbook(store)
-    keys = Keys(settings, store, also=lambda: prompts.take(*promptbook.in_force()))
+    keys = Keys(settings, store, shared.keys, Also(promptbook.in_force, lambda it: prompts.take(*it)))
     book = _book(settings, accounts, shared.slot, usage)
     pipeline = Pipeline(settings, keys, routes, prompts, book, rules)
-    answers = Answers(settings, shared.directory)
+    answers = Answers(settings, shared.answers)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -120,6 +120,10 @@ class Entry(BaseModel):
         return "expired" if self.expires_at is not None and self.expires_at <= time.time() else "active"
 
 
+# Each secret's digest, its key, and when it ends.
+Secrets = dict[bytes, tuple[Entry, int | None]]
+
+
 class Keybook:
     """The keys in a store. Raises NotFound for an id that is none, StoreUnavailable."""
 
@@ -179,9 +183,8 @@ class Keybook:
             if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount == 0:
                 raise unknown(key_id)
 
-    def secrets(self) -> tuple[int, dict[bytes, tuple[Entry, int | None]]]:
-        """Everything a worker holds in memory: each secret's digest, its key, and when it ends; and the revision of the
-        store that this is of."""
+    def secrets(self) -> tuple[int, Secrets]:
+        """Everything a worker holds in memory, and the revision of the store that this is of."""
         with self._store.read() as connection:
             number = self._store.number_in(connection)
             by_id = {entry.id: entry for entry in _entries(connection)}

@@ -2,23 +2,26 @@
 
 Each worker holds every key's digest. One task compares the store's revision with its own twice a second, so that a
 change reaches every worker within a second; a request asks the store only for a key nobody knows, and rarely then.
-While the store is away, what is known goes on working for a stated time; what isn't is neither right nor wrong.
+While the store is away, what is known goes on working for a stated time; what isn't is neither right nor wrong. A
+worker that starts meanwhile knows what the others knew last.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import logging
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 from gateway import secret
 from gateway.errors import InvalidKey, StoreUnavailable
-from gateway.keybook import Entry, Keybook, Limits
+from gateway.keybook import Entry, Keybook, Limits, Secrets
 from gateway.settings import Settings
+from gateway.shared import Keepsake
 from gateway.store import Store
 
 POLL = 0.4  # seconds between two looks at the store's revision
@@ -48,11 +51,18 @@ class _Known:
     stored: bool = True  # in the store, not in STACK_API_KEYS
 
 
+class Also(NamedTuple):
+    """What else of the store is held in memory: how it is read, and where it goes. Both in a thread."""
+
+    read: Callable[[], Any]
+    take: Callable[[Any], None]
+
+
 class Keys:
     """Every key in force. Only digests of them are kept. Use it with `async with`."""
 
-    def __init__(self, settings: Settings, store: Store, also: Callable[[], object] = lambda: None) -> None:
-        """`also` is called, in a thread, whenever the store has changed: for what else is held in memory."""
+    def __init__(self, settings: Settings, store: Store, keepsake: Keepsake, also: Also) -> None:
+        self._keepsake = keepsake
         self._also = also
         self._defaults = defaults(settings)
         self._book = Keybook(store)
@@ -72,6 +82,8 @@ class Keys:
 
     async def __aenter__(self) -> Self:
         await self._look()
+        if self.trouble is not None:
+            await asyncio.to_thread(self._remember)
         self._task = asyncio.create_task(self._watch())
         return self
 
@@ -155,6 +167,7 @@ class Keys:
                 log.info("the store can be used again")
             self.trouble = None
             self._good_at = time.monotonic()
+            self._keepsake.still_true(self._good_at)
             if found is not None:
                 self._number, self._known = found
 
@@ -164,15 +177,31 @@ class Keys:
             self._store.migrate()
         if self._store.number() == self._number:
             return None
+        since = time.monotonic()
         number, secrets = self._book.secrets()
-        self._also()
+        also = self._also.read()
+        try:
+            self._keepsake.keep(pickle.dumps((secrets, also)), since)
+        except OSError as exc:
+            log.warning("a worker that starts while the store is away will know no key: %s", exc.strerror)
+        return number, self._take(secrets, also)
+
+    def _remember(self) -> None:
+        """Take over what other workers knew last. In a thread."""
+        with contextlib.suppress(OSError):
+            if (found := self._keepsake.look()) is not None:
+                data, self._good_at = found
+                self._known = self._take(*pickle.loads(data))  # noqa: S301  our own, where nobody else may write
+
+    def _take(self, secrets: Secrets, also: Any) -> dict[bytes, _Known]:
+        self._also.take(also)
         made: dict[str, Key] = {}
         known = {}
         for digest, (entry, ends) in secrets.items():
             key = made.setdefault(entry.id, _key(entry, self._defaults))
             last = min(float("inf") if it is None else it for it in (ends, entry.expires_at))
             known[digest] = _Known(key, last, disabled=entry.disabled)
-        return number, known | self._listed
+        return known | self._listed
 
 
 def _untold() -> StoreUnavailable:

@@ -6,9 +6,11 @@ last is the store's.
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import shutil
+import struct
 import tempfile
 import time
 from pathlib import Path
@@ -91,22 +93,67 @@ class Flag:
         return self._byte[0] == 1
 
 
+class Keepsake:
+    """The newest of what workers read somewhere: for one that starts while there is nothing to be read.
+
+    Raises OSError where there is no room, or the like; nothing is kept then.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "keepsake"
+        self._lock = directory / "keepsake.lock"
+        self._seen = memoryview(mmap.mmap(-1, 8)).cast("d")
+
+    def keep(self, data: bytes, since: float) -> None:
+        """What was read from that moment on, by time.monotonic(). What another worker read later stays."""
+        try:
+            with self._lock.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = self._read()
+                if found is None or found[0] <= since:
+                    new = self._file.with_suffix(".new")
+                    new.write_bytes(struct.pack("<d", since) + data)
+                    new.replace(self._file)
+        except OSError:
+            self._file.unlink(missing_ok=True)  # it is no longer true
+            raise
+
+    def still_true(self, moment: float) -> None:
+        """It was at that moment, by time.monotonic()."""
+        self._seen[0] = max(self._seen[0], moment)
+
+    def look(self) -> tuple[bytes, float] | None:
+        """What is kept, and when it was last true; None if nothing is."""
+        found = self._read()
+        return None if found is None else (found[1], max(found[0], self._seen[0]))
+
+    def _read(self) -> tuple[float, bytes] | None:
+        try:
+            found = self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        return struct.unpack_from("<d", found)[0], found[8:]
+
+
 class Shared:
     """Everything that the workers of one gateway share, and which of them this process is.
 
     `slot` is the worker's number, from 0, below MAX_SLOTS: no two that live have the same. In the master it is -1.
-    `directory` is for files they share, readable by this user alone.
+    `answers` is for the files of idempotency.py; of the store's `keys` the last that was read is kept.
     """
 
     def __init__(self) -> None:
         self.draining = Flag()
         self.slot = -1
         # Of this start: in a container it is in memory (tmpfs), and nothing of it outlives the container.
-        self.directory = Path(tempfile.mkdtemp(prefix="stack-answers-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="stack-"))
+        self.answers = self._directory / "answers"
+        self.answers.mkdir()
+        self.keys = Keepsake(self._directory)
 
     def remove(self) -> None:
         """The gateway ends. Called in the master."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def vacate(self, slot: int) -> None:
         """The slot's worker is gone: what it held is given back. In the master, before the slot is used again."""

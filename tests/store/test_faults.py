@@ -1,6 +1,8 @@
 """The store's faults: what callers see meanwhile, and that all is well afterwards without anybody's doing."""
 
+import os
 import shutil
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -66,15 +68,24 @@ def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> Non
     data = tmp_path / "data"
     stack = Command(STACK_DATA_DIR=str(data))
     kept = stack.json("keys", "create", "kept")["secret"]
+    taken = stack.json("keys", "create", "taken")
+    stack.run("prompts", "set", "polite", "-", stdin="Be polite.")
+    stack("prompts", "use", "polite", "--model", "fake-model")
     with running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(data)) as gateway:
-        # Both workers are up: one that starts while the store is away knows no stored key.
-        wait_for(lambda: sum(it["msg"] == "Application startup complete." for it in gateway.log()) == 2)
-        assert status(gateway, kept) == {200}
-        data.rename(tmp_path / "away")
-        wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {503})
-        assert status(gateway, kept) == {200}
+        assert status(gateway, kept) == status(gateway, taken["secret"]) == {200}
+        stack("keys", "disable", taken["key"]["id"])
+        wait_for(lambda: status(gateway, taken["secret"]) == {401}, deadline=5)
+        (data / "stack.db").rename(tmp_path / "away")
+        for pid in (0, *gateway.workers()):  # those that start while it is away know what the others knew
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {503})
+            assert status(gateway, kept) == {200}
+            assert status(gateway, taken["secret"]) == {401}
+        ask(gateway, kept, user="away")
+        assert engine.seen("away")[0]["body"]["messages"][0] == {"role": "system", "content": "Be polite."}
         assert httpx.get(gateway.url + "/readyz").json()["store"] == "store_unavailable"
-        (tmp_path / "away").rename(data)
+        (tmp_path / "away").rename(data / "stack.db")
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         new = stack.json("keys", "create", "new")["secret"]
         assert status(gateway, new) == {200}
