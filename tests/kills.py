@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 
 from tests.containers import running_postgres
-from tests.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
+from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
 from tests.soak import CASES, Case, Client
 from tests.store.rows import Rows
 from tests.store.stack import Command
@@ -115,7 +115,7 @@ async def all_at_a_time(gateway: GatewayProcess, key: str, load: Load) -> bool:
     body = {"messages": MESSAGES, "stream": True, "script": [["role"], ["hang"]]}
     headers = {"authorization": f"Bearer {key}"}
     async with (
-        httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60) as client,
+        httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60, verify=NO_TLS) as client,
         AsyncExitStack() as stack,
     ):
         for _ in range(AT_A_TIME):

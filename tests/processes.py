@@ -81,7 +81,7 @@ class FakeEngine:
 
     def peak(self) -> int:
         """How many requests it was answering at most, since this was last asked."""
-        return int(httpx.get(self.url + "/_running").json()["peak"])
+        return int(httpx.get(self.url + "/_running", verify=NO_TLS).json()["peak"])
 
     def asked(self, path: str) -> list[dict[str, Any]]:
         """What was asked at a path of an engine with a dialect since its state was last set: `body`, and what it `took`

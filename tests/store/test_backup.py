@@ -17,7 +17,7 @@ from gateway import backup, promptbook, usage
 from gateway.settings import Settings
 from gateway.store import metadata, open_store, prepare
 from tests.containers import Postgres
-from tests.processes import MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 from tests.store.rows import Rows
 from tests.store.stack import Command
 
@@ -25,7 +25,8 @@ from tests.store.stack import Command
 def ask(gateway: GatewayProcess, key: str) -> int:
     headers = {"authorization": f"Bearer {key}"}
     body = {"messages": MESSAGES}
-    return httpx.post(gateway.url + "/v1/chat/completions", json=body, headers=headers, timeout=30).status_code
+    url = gateway.url + "/v1/chat/completions"
+    return httpx.post(url, json=body, headers=headers, timeout=30, verify=NO_TLS).status_code
 
 
 def test_a_backup_goes_into_the_other_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:

@@ -15,7 +15,7 @@ from gateway.keybook import Keybook, KeyFields
 from gateway.settings import Settings
 from gateway.store import open_store, prepare
 from tests.containers import Postgres
-from tests.processes import FakeEngine, running_gateway, wait_for
+from tests.processes import NO_TLS, FakeEngine, running_gateway, wait_for
 from tests.store.stack import Command
 from tests.store.test_keys import ask, status
 
@@ -55,7 +55,7 @@ def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_pa
             answer = ask(gateway, secret.new_secret("0123456789"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
             assert status(gateway, text) == {200}
-            wait_for(lambda: httpx.get(gateway.url + "/readyz").json()["store"] == "store_unavailable")
+            wait_for(lambda: httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable")
             done = stack.run("keys", "list")
             assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
         finally:
@@ -84,7 +84,7 @@ def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> Non
             assert status(gateway, taken["secret"]) == {401}
         ask(gateway, kept, user="away")
         assert engine.seen("away")[0]["body"]["messages"][0] == {"role": "system", "content": "Be polite."}
-        assert httpx.get(gateway.url + "/readyz").json()["store"] == "store_unavailable"
+        assert httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable"
         (tmp_path / "away").rename(data / "stack.db")
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         new = stack.json("keys", "create", "new")["secret"]

@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from gateway import secret
+from gateway.cli import app
 from tests.containers import Postgres
-from tests.processes import KEY, MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.processes import KEY, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 from tests.store.stack import Command
 
 CHAT = "/v1/chat/completions"
@@ -34,7 +36,8 @@ def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) 
 
 def ask(gateway: GatewayProcess, key: str, **fields: Any) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}"}
-    return httpx.post(gateway.url + CHAT, json={"messages": MESSAGES, **fields}, headers=headers, timeout=30)
+    body = {"messages": MESSAGES, **fields}
+    return httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
 
 
 def status(gateway: GatewayProcess, key: str) -> set[int]:
@@ -87,11 +90,9 @@ def test_a_key_has_its_models_and_its_end(
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
         assert "other/model:1b" in answer.json()["error"]["message"]
     assert engine.seen(mark) == []
-    models = httpx.get(gateway.url + "/v1/models", headers={"authorization": f"Bearer {text}"}).json()["data"]
-    assert [it["id"] for it in models] == ["other/model:1b"]
-    one = httpx.get(gateway.url + "/v1/models/fake-model", headers={"authorization": f"Bearer {text}"})
-    assert one.status_code == 404
-
+    with admin(gateway, text) as client:
+        assert [it["id"] for it in client.get("/v1/models").json()["data"]] == ["other/model:1b"]
+        assert client.get("/v1/models/fake-model").status_code == 404
     with admin(gateway) as client:
         ends = int(time.time()) + 2
         made = client.post("/admin/keys", json={"name": "short", "expires_at": ends}).json()
@@ -108,12 +109,12 @@ def test_keys_that_are_none(gateway: GatewayProcess) -> None:
 
 
 def admin(gateway: GatewayProcess, key: str = ADMIN) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=30, verify=NO_TLS)
 
 
 def test_a_keys_life_over_http(gateway: GatewayProcess) -> None:
     with admin(gateway) as client:
-        answer = client.post("/admin/keys", json={"name": "app", "limits": {"concurrent": 3, "tokens_per_day": 1000}})
+        answer = client.post("/admin/keys", json={"name": "app", "limits": {"concurrent": 99, "tokens_per_day": 1000}})
         assert answer.status_code == 201
         key, text = answer.json()["key"], answer.json()["secret"]
         assert status(gateway, text) == {200}
@@ -171,7 +172,7 @@ def test_only_an_admin_key_opens_the_admin_api_and_nothing_else(gateway: Gateway
             for method, path in [("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x")]:
                 assert client.request(method, path).status_code == 401, (key, method, path)
     assert status(gateway, ADMIN) == {401}
-    paths = httpx.get(gateway.url + "/openapi.json").json()["paths"]
+    paths = httpx.get(gateway.url + "/openapi.json", verify=NO_TLS).json()["paths"]
     assert {"get", "post"} <= paths["/admin/keys"].keys()
 
 
@@ -203,12 +204,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), REFUSED)
-def test_what_the_command_refuses(tmp_path: Path, words: list[str], sentence: str) -> None:
-    done = Command(STACK_DATA_DIR=str(tmp_path)).run(*words)
-    assert done.returncode in (1, 2)
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACK_DATA_DIR", str(tmp_path))
+    for words, sentence in REFUSED:
+        done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+        assert done.exit_code in (1, 2), words
+        assert sentence in done.output, words
 
 
 def test_what_is_written_is_shown_as_it_is(tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, pos
             assert answer.headers["retry-after"]
             assert status(gateway, taken["secret"]) == {401}
             assert status(gateway, "sk-nonsense") == {401}
-            ready = httpx.get(gateway.url + "/readyz")
+            ready = httpx.get(gateway.url + "/readyz", verify=NO_TLS)
             assert (ready.status_code, ready.json()["store"]) == (200, "store_unavailable")
             done = stack.run("keys", "list")
             assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
@@ -286,7 +287,7 @@ def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, pos
             postgres.start()
         wait_for(lambda: status(gateway, known["secret"]) == {200})
         assert status(gateway, unknown) == {401}
-        assert httpx.get(gateway.url + "/readyz").json()["store"] == "ok"
+        assert httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "ok"
         new = stack.json("keys", "create", "new")["secret"]
         assert status(gateway, new) == {200}
 

@@ -18,6 +18,7 @@ import pytest
 from tests.containers import Postgres, build, container, docker, removing
 from tests.processes import (
     MESSAGES,
+    NO_TLS,
     ROOT,
     FakeEngine,
     GatewayProcess,
@@ -45,7 +46,7 @@ class Replica:
 
     def answers(self) -> bool:
         try:
-            return httpx.get(self.url + "/livez").status_code == 200
+            return httpx.get(self.url + "/livez", verify=NO_TLS).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -73,7 +74,7 @@ def gateway(
 
 
 def admin(gateway: Gateway) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30)
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30, verify=NO_TLS)
 
 
 def make_key(gateway: Gateway, **limits: int) -> tuple[str, str]:
@@ -84,7 +85,7 @@ def make_key(gateway: Gateway, **limits: int) -> tuple[str, str]:
 
 
 def client(gateway: Gateway, key: str) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=60, verify=NO_TLS)
 
 
 def ask(gateway: Gateway, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:

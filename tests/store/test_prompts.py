@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 from tests.store.stack import Command
 
 ADMIN = "sk-admin-0123456789abcdef"
@@ -27,7 +27,8 @@ def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) 
 
 def ask(gateway: GatewayProcess, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:
     body = {"messages": MESSAGES} | fields
-    return httpx.post(gateway.url + path, json=body, headers={"authorization": f"Bearer {key}"}, timeout=30)
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.post(gateway.url + path, json=body, headers=headers, timeout=30, verify=NO_TLS)
 
 
 def system(gateway: GatewayProcess, engine: FakeEngine, mark: str, key: str, **fields: Any) -> list[str]:
@@ -109,7 +110,7 @@ def test_a_caller_gets_neither_around_nor_before_it(
 
 
 def admin(gateway: GatewayProcess) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30)
+    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30, verify=NO_TLS)
 
 
 def test_what_is_refused(gateway: GatewayProcess, stack: Command) -> None:

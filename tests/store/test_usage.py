@@ -25,6 +25,7 @@ from tests.processes import (
     AUTH,
     KEY,
     MESSAGES,
+    NO_TLS,
     ROOT,
     FakeEngine,
     GatewayProcess,
@@ -61,7 +62,8 @@ def rows(store_settings: dict[str, str]) -> Iterator[Rows]:
 
 def ask(gateway: GatewayProcess, request_id: str, path: str = CHAT, **fields: Any) -> httpx.Response:
     body = fields if path != CHAT else {"messages": MESSAGES, **fields}
-    return httpx.post(gateway.url + path, json=body, headers=AUTH | {"x-request-id": request_id}, timeout=30)
+    headers = AUTH | {"x-request-id": request_id}
+    return httpx.post(gateway.url + path, json=body, headers=headers, timeout=30, verify=NO_TLS)
 
 
 def ask_many(gateway: GatewayProcess, name: str, count: int) -> set[str]:
@@ -181,7 +183,7 @@ def test_rows_wait_for_a_locked_store(engine: FakeEngine, tmp_path: Path) -> Non
             # Killed meanwhile: the journals outlive their workers.
             for pid in gateway.workers():
                 os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: httpx.get(gateway.url + "/livez").status_code == 200)
+            wait_for(lambda: httpx.get(gateway.url + "/livez", verify=NO_TLS).status_code == 200)
             sent |= ask_many(gateway, "again", 10)
             assert rows.all() == []
         wait_for(lambda: {row["request_id"] for row in rows.all()} == sent)
@@ -366,7 +368,8 @@ def test_what_the_command_refuses(tmp_path: Path, words: Sequence[str], sentence
 
 def test_usage_over_http(gateway: GatewayProcess, stack: Command, rows: Rows) -> None:
     rows.book.add(some(3, name="a", at=1_772_323_200_000))
-    with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30) as client:
+    headers = {"authorization": f"Bearer {ADMIN}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=30, verify=NO_TLS) as client:
         found = client.get("/admin/usage", params={"by": "key,day", "from": "2026-03-01", "to": "2026-03-01"}).json()
         assert found["data"] == stack.json("usage", "--by", "key,day", "--from", "2026-03-01", "--to", "2026-03-01")
         lines = client.get("/admin/usage", params={"by": "model", "format": "csv", "from": "1772323200"})
