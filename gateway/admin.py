@@ -7,6 +7,7 @@ would read it before, whoever sends it.
 import asyncio
 import datetime as dt
 import re
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Query
@@ -18,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gateway import live, schema, secret
 from gateway.errors import BadRequest, InvalidKey, TooLarge
 from gateway.exchange import Running
-from gateway.keybook import YEAR, Entry, Keybook, KeyFields
+from gateway.keybook import YEAR, Entry, Keybook, KeyFields, LimitFields
+from gateway.keys import defaults
 from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
@@ -41,6 +43,13 @@ class NewKey(BaseModel):
 
 class KeyList(BaseModel):
     data: list[Entry]
+
+
+class DefaultLimits(BaseModel):
+    """Those of keys that have none of their own. What isn't `stored` is a setting (STACK_LIMIT_…)."""
+
+    in_force: LimitFields
+    stored: LimitFields
 
 
 class PromptList(BaseModel):
@@ -106,6 +115,9 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
     common: dict[str, Any] = {"dependencies": [Depends(require_admin)], "tags": ["admin"], "responses": errors}
     _add_usage_routes(app, settings, usage, common)
 
+    def told(stored: LimitFields) -> DefaultLimits:
+        return DefaultLimits(in_force=LimitFields(**asdict(stored.over(defaults(settings)))), stored=stored)
+
     @app.get("/admin/keys", **common)
     async def list_keys() -> KeyList:
         """All keys, without their secrets."""
@@ -139,6 +151,16 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         """Delete a key for good. Its usage stays."""
         await asyncio.to_thread(book.delete, key_id)
         return Response(status_code=204)
+
+    @app.get("/admin/limits", **common)
+    async def show_default_limits() -> DefaultLimits:
+        """What keys may use that have no limits of their own."""
+        return told(await asyncio.to_thread(book.defaults))
+
+    @app.patch("/admin/limits", openapi_extra=_takes(LimitFields), **common)
+    async def change_default_limits(request: HttpRequest) -> DefaultLimits:
+        """Change what is given; null leaves a limit to the settings. It holds within a second."""
+        return told(await asyncio.to_thread(book.set_defaults, await _body(request, LimitFields)))
 
     @app.get("/admin/prompts", **common)
     async def list_prompts() -> PromptList:

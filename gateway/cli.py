@@ -10,18 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
 
-from gateway import keybook, reports
+from gateway import reports
 from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
 from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
 from gateway.keys import defaults
+from gateway.limits import Period
 from gateway.promptbook import Of, Promptbook, Use
-from gateway.settings import Settings
+from gateway.usage import UsageBook
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Keys, limits and usage of this gateway.")
 keys = typer.Typer(no_args_is_help=True, help="Make, show, change and take back API keys.")
@@ -65,14 +67,14 @@ def create(
     """Make a key and print its secret, which can't be had again."""
     limits = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
     fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
-    with _book() as (book, _):
+    with _book() as book:
         _say_secret(*book.create(_valid(KeyFields, fields)), as_json=as_json)
 
 
 @keys.command("list")
 def list_keys(*, as_json: Json = False) -> None:
     """All keys, without their secrets."""
-    with _book() as (book, _):
+    with _book() as book:
         entries = book.list()
     if as_json:
         return print_json([_as_json(entry) for entry in entries])
@@ -87,7 +89,7 @@ def list_keys(*, as_json: Json = False) -> None:
 @keys.command("show")
 def show(key_id: Id, *, as_json: Json = False) -> None:
     """One key, with all that is known of it."""
-    with _book() as (book, _):
+    with _book() as book:
         _say(book.show(key_id), as_json=as_json)
 
 
@@ -107,7 +109,7 @@ def change(
     fields = _fields(name, owner, expires, model, priority, label)
     if not fields:
         raise typer.BadParameter("say what to change: see `stack keys set --help`")
-    with _book() as (book, _):
+    with _book() as book:
         _say(book.change(key_id, _valid(KeyFields, fields)), as_json=as_json)
 
 
@@ -120,28 +122,28 @@ def rotate(
 ) -> None:
     """Make a new secret; the old one works for a while beside it."""
     lasts = seconds(grace, years=1)
-    with _book() as (book, _):
+    with _book() as book:
         _say_secret(*book.rotate(key_id, lasts), as_json=as_json)
 
 
 @keys.command("disable")
 def disable(key_id: Id, *, as_json: Json = False) -> None:
     """Refuse it from now on; `enable` takes that back."""
-    with _book() as (book, _):
+    with _book() as book:
         _say(book.change(key_id, KeyFields(disabled=True)), as_json=as_json)
 
 
 @keys.command("enable")
 def enable(key_id: Id, *, as_json: Json = False) -> None:
     """Accept it again."""
-    with _book() as (book, _):
+    with _book() as book:
         _say(book.change(key_id, KeyFields(disabled=False)), as_json=as_json)
 
 
 @keys.command("delete")
 def delete(key_id: Id, *, yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False) -> None:
     """Delete it for good; its usage stays. To be able to take that back, `disable` it."""
-    with _book() as (book, _):
+    with _book() as book:
         entry = book.show(key_id)
         if not confirmed(f"Delete the key {entry.id} ({entry.name}) for good?", yes=yes):
             sys.exit("Nothing was deleted: say --yes, or answer y.")
@@ -160,26 +162,29 @@ def limits(
     tokens_per_month: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Show or change what a key may use. 'default' gives a limit back to the defaults, which are settings
-    (STACK_LIMIT_…)."""
-    asked = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
-    with _book() as (book, settings):
-        general = defaults(settings)
+    """Show or change what a key may use, or with no ID what keys may use that have no limits of their own. 'default'
+    gives a key's limit back to those, and one of those back to the settings (STACK_LIMIT_…). What is left of a minute's
+    limit is said by the headers of every answer."""
+    words = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
+    asked = _valid(KeyFields, {"limits": words}).limits
+    used: dict[str, int] = {}
+    with opened() as (store, settings):
+        book = Keybook(store)
         if key_id is None:
-            if asked:
-                raise typer.BadParameter("name a key; the defaults are the settings STACK_LIMIT_…")
-            own = LimitFields()
+            own, source, other = book.set_defaults(asked) if words else book.defaults(), "the store", "the settings"
+            general = defaults(settings)
         else:
-            entry = book.change(key_id, _valid(KeyFields, {"limits": asked})) if asked else book.show(key_id)
-            own = entry.limits
-    in_force = keybook.Limits(**own.model_dump()).over(general)
-    names = list(LimitFields.model_fields)
+            entry = book.change(key_id, KeyFields(limits=asked)) if words else book.show(key_id)
+            own, source, other = entry.limits, "the key", "the defaults"
+            general = book.defaults().over(defaults(settings))
+            used = _used(UsageBook(store), key_id)
+    in_force = asdict(own.over(general))
     if as_json:
-        return print_json({name: getattr(in_force, name) for name in names})
-    table = Table("limit", "in force", "from", box=None)
-    for name in names:
-        source = "the key" if getattr(own, name) is not None else "the defaults"
-        table.add_row(name.replace("_", " "), _number(getattr(in_force, name)), source)
+        return print_json({"in_force": in_force, "own": own.model_dump(exclude_none=True), "used": used})
+    table = Table("limit", "in force", "from", "used", box=None)
+    for name, value in in_force.items():
+        whence = other if getattr(own, name) is None else source
+        table.add_row(name.replace("_", " "), _number(value), whence, f"{used[name]:,}" if name in used else "")
     out.print(table)
     return None
 
@@ -281,9 +286,9 @@ def main() -> None:
 
 
 @contextmanager
-def _book() -> Iterator[tuple[Keybook, Settings]]:
-    with opened() as (store, settings):
-        yield Keybook(store), settings
+def _book() -> Iterator[Keybook]:
+    with opened() as (store, _):
+        yield Keybook(store)
 
 
 # -- from words to values ---------------------------------------------------------------------------------------------
@@ -392,6 +397,13 @@ def _when(moment: int | None) -> str:
 def _brief(limits: LimitFields) -> str:
     given = limits.model_dump(exclude_none=True)
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items()) or "the defaults"
+
+
+def _used(usage: UsageBook, key_id: str) -> dict[str, int]:
+    """Of a key's quotas, as far as it is in the records."""
+    now = time.time()
+    spent = [usage.spent(key_id, since * 1000, int(now * 1000) + 1) for since in Period.of(now).starts()]
+    return dict(zip(("tokens_per_day", "tokens_per_month"), spent, strict=True))
 
 
 def _number(value: int | None) -> str:

@@ -5,8 +5,8 @@ for a while after a rotation, only digests are kept.
 """
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple, Self
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -43,6 +43,14 @@ secrets = sa.Table(
     sa.Column("expires_at", sa.BigInteger),  # null: as long as its key
 )
 
+# Those of keys that have none of their own; what isn't here is a setting.
+default_limits = sa.Table(
+    "default_limits",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -53,11 +61,6 @@ class Limits:
     concurrent: int | None = None
     tokens_per_day: int | None = None
     tokens_per_month: int | None = None
-
-    def over(self, defaults: "Limits") -> "Limits":
-        """These, and where there is none that of `defaults`."""
-        ours = {name: value for name, value in asdict(self).items() if value is not None}
-        return Limits(**(asdict(defaults) | ours))
 
 
 class LimitFields(BaseModel):
@@ -70,6 +73,10 @@ class LimitFields(BaseModel):
     concurrent: Count = None
     tokens_per_day: Count = None
     tokens_per_month: Count = None
+
+    def over(self, defaults: Limits) -> Limits:
+        """These, and where there is none that of `defaults`."""
+        return replace(defaults, **self.model_dump(exclude_none=True))
 
 
 class KeyFields(BaseModel):
@@ -120,8 +127,13 @@ class Entry(BaseModel):
         return "expired" if self.expires_at is not None and self.expires_at <= time.time() else "active"
 
 
-# Each secret's digest, its key, and when it ends.
-Secrets = dict[bytes, tuple[Entry, int | None]]
+class Contents(NamedTuple):
+    """Everything that a worker holds in memory: each secret's digest, its key, and when it ends. `number` is the
+    revision of the store that this is of."""
+
+    number: int
+    defaults: LimitFields
+    secrets: dict[bytes, tuple[Entry, int | None]]
 
 
 class Keybook:
@@ -183,13 +195,33 @@ class Keybook:
             if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount == 0:
                 raise unknown(key_id)
 
-    def secrets(self) -> tuple[int, Secrets]:
-        """Everything a worker holds in memory, and the revision of the store that this is of."""
+    def defaults(self) -> LimitFields:
+        """The limits of keys that have none of their own; None: as the settings say."""
+        with self._store.read() as connection:
+            return _defaults(connection)
+
+    def set_defaults(self, asked: LimitFields) -> LimitFields:
+        """Change those that `asked` says explicitly."""
+        values = asked.model_dump(include=asked.model_fields_set)
+        with self._store.change() as connection:
+            connection.execute(default_limits.delete().where(default_limits.c.name.in_(values)))
+            rows = [{"name": name, "value": value} for name, value in values.items() if value is not None]
+            if rows:
+                connection.execute(default_limits.insert().values(rows))
+            return _defaults(connection)
+
+    def contents(self) -> Contents:
         with self._store.read() as connection:
             number = self._store.number_in(connection)
             by_id = {entry.id: entry for entry in _entries(connection)}
             rows = connection.execute(sa.select(secrets.c.digest, secrets.c.key_id, secrets.c.expires_at))
-            return number, {bytes.fromhex(it.digest): (by_id[it.key_id], it.expires_at) for it in rows}
+            found = {bytes.fromhex(it.digest): (by_id[it.key_id], it.expires_at) for it in rows}
+            return Contents(number, _defaults(connection), found)
+
+
+def _defaults(connection: sa.Connection) -> LimitFields:
+    rows = connection.execute(sa.select(default_limits))
+    return LimitFields.model_validate({it.name: it.value for it in rows})
 
 
 def _entry(connection: sa.Connection, key_id: str) -> Entry:

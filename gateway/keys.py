@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from gateway import secret
 from gateway.errors import InvalidKey, StoreUnavailable
-from gateway.keybook import Entry, Keybook, Limits, Secrets
+from gateway.keybook import Contents, Entry, Keybook, Limits
 from gateway.settings import Settings
 from gateway.shared import Keepsake
 from gateway.store import Store
@@ -64,15 +64,11 @@ class Keys:
     def __init__(self, settings: Settings, store: Store, keepsake: Keepsake, also: Also) -> None:
         self._keepsake = keepsake
         self._also = also
-        self._defaults = defaults(settings)
+        self._settings = settings
         self._book = Keybook(store)
         self._store = store
         self._grace = settings.stack_store_grace
-        self._listed = {
-            digest: _Known(Key(digest.hex()[:8], limits=self._defaults), float("inf"), stored=False)
-            for digest in (secret.digest(key.encode()) for key in settings.accepted_keys())
-        }
-        self._known = dict(self._listed)
+        self._known = self._listed(defaults(settings))
         self._number = -1  # the revision of the store that this is of
         self._looking = asyncio.Lock()
         self._good_at = float("-inf")  # when the store was last heard of, time.monotonic()
@@ -178,13 +174,12 @@ class Keys:
         if self._store.number() == self._number:
             return None
         since = time.monotonic()
-        number, secrets = self._book.secrets()
-        also = self._also.read()
+        found = self._book.contents(), self._also.read()
         try:
-            self._keepsake.keep(pickle.dumps((secrets, also)), since)
+            self._keepsake.keep(pickle.dumps(found), since)
         except OSError as exc:
             log.warning("a worker that starts while the store is away will know no key: %s", exc.strerror)
-        return number, self._take(secrets, also)
+        return found[0].number, self._take(*found)
 
     def _remember(self) -> None:
         """Take over what other workers knew last. In a thread."""
@@ -193,15 +188,21 @@ class Keys:
                 data, self._good_at = found
                 self._known = self._take(*pickle.loads(data))  # noqa: S301  our own, where nobody else may write
 
-    def _take(self, secrets: Secrets, also: Any) -> dict[bytes, _Known]:
+    def _take(self, contents: Contents, also: Any) -> dict[bytes, _Known]:
         self._also.take(also)
+        general = contents.defaults.over(defaults(self._settings))
         made: dict[str, Key] = {}
         known = {}
-        for digest, (entry, ends) in secrets.items():
-            key = made.setdefault(entry.id, _key(entry, self._defaults))
+        for digest, (entry, ends) in contents.secrets.items():
+            key = made.setdefault(entry.id, _key(entry, general))
             last = min(float("inf") if it is None else it for it in (ends, entry.expires_at))
             known[digest] = _Known(key, last, disabled=entry.disabled)
-        return known | self._listed
+        return known | self._listed(general)
+
+    def _listed(self, general: Limits) -> dict[bytes, _Known]:
+        """The keys of STACK_API_KEYS."""
+        digests = [secret.digest(key.encode()) for key in self._settings.accepted_keys()]
+        return {it: _Known(Key(it.hex()[:8], limits=general), float("inf"), stored=False) for it in digests}
 
 
 def _untold() -> StoreUnavailable:
@@ -209,7 +210,7 @@ def _untold() -> StoreUnavailable:
 
 
 def defaults(settings: Settings) -> Limits:
-    """The limits of keys that have none of their own."""
+    """The limits of keys that have none of their own, as long as the store says nothing else."""
     return Limits(
         requests_per_minute=settings.stack_limit_requests_per_minute,
         tokens_per_minute=settings.stack_limit_tokens_per_minute,
@@ -225,7 +226,7 @@ def _key(entry: Entry, limits: Limits) -> Key:
         name=entry.name,
         owner=entry.owner,
         models=None if entry.models is None else frozenset(entry.models),
-        limits=Limits(**entry.limits.model_dump()).over(limits),
+        limits=entry.limits.over(limits),
         priority=entry.priority,
         labels=MappingProxyType(entry.labels),
     )

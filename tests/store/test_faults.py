@@ -37,7 +37,7 @@ def test_what_is_read_is_of_one_moment(store_settings: dict[str, str], monkeypat
     maker.start()
     try:
         for _ in range(300):
-            book.secrets()
+            book.contents()
     finally:
         over.set()
         maker.join()

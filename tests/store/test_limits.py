@@ -17,6 +17,7 @@ import pytest
 
 from tests.containers import Postgres, build, container, docker, removing
 from tests.processes import (
+    KEY,
     MESSAGES,
     NO_TLS,
     ROOT,
@@ -28,6 +29,7 @@ from tests.processes import (
     wait_for,
 )
 from tests.soak import Case, Client
+from tests.store.stack import Command
 
 CHAT = "/v1/chat/completions"
 ADMIN = "sk-admin-0123456789abcdef"
@@ -62,14 +64,18 @@ def engine() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def gateway(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[GatewayProcess]:
-    directory = tmp_path_factory.mktemp("gateway")
-    settings = {"STACK_DATA_DIR": str(directory / "data"), **SETTINGS}
+def settings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, str]:
+    settings = {"STACK_DATA_DIR": str(tmp_path_factory.mktemp("data")), **SETTINGS}
     if request.param == "postgres":
         settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
-    with running_gateway(directory / "log", engine.url, **settings) as gateway:
+    return settings
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]
+) -> Iterator[GatewayProcess]:
+    with running_gateway(tmp_path_factory.mktemp("gateway") / "log", engine.url, **settings) as gateway:
         yield gateway
 
 
@@ -213,7 +219,7 @@ def test_openais_client_comes_back_when_it_is_told_to(gateway: GatewayProcess) -
 
 def test_a_debt_delays_the_next_request(gateway: GatewayProcess) -> None:
     _, key = make_key(gateway, tokens_per_minute=60)
-    usage = {"prompt_tokens": 100, "completion_tokens": 80, "total_tokens": 180}
+    usage = {"prompt_tokens": 7, "completion_tokens": 173, "total_tokens": 180}
     answer = ask(gateway, key, max_tokens=1, script=[["json", [200, {"choices": [], "usage": usage}]]])
     assert answer.status_code == 200
     refused = ask(gateway, key, max_tokens=1)
@@ -233,6 +239,37 @@ def test_the_share_of_an_answer_whose_client_left_is_charged(engine: FakeEngine,
     stands = wait_for(lambda: it if (it := ask(gateway, key)).status_code == 200 else None)
     # Fifty pieces, what its prompt was estimated to be, and the ten of this request; 100 flow back in a second.
     assert 5800 <= left(stands, "tokens") <= 5999
+
+
+def test_the_limits_of_keys_without_their_own_change_within_a_second(
+    gateway: GatewayProcess, settings: dict[str, str]
+) -> None:
+    key_id, key = make_key(gateway, tokens_per_day=10**6)
+    stack = Command(**settings)
+    try:
+        assert stack.json("limits", "--requests-per-minute", "7", "--concurrent", "50")["own"] == {
+            "requests_per_minute": 7,
+            "concurrent": 50,
+        }
+        for secret in (key, KEY):  # whether it is stored or of STACK_API_KEYS
+            answer = wait_for(lambda it=secret: _limited(ask(gateway, it)), deadline=5)  # type: ignore[misc]
+            assert answer.headers["x-ratelimit-limit-requests"] == "7"
+        told = wait_for(lambda: it if (it := stack.json("limits", key_id))["used"]["tokens_per_day"] else None)
+        assert (told["in_force"]["requests_per_minute"], told["own"]) == (7, {"tokens_per_day": 10**6})
+        assert told["used"]["tokens_per_day"] == told["used"]["tokens_per_month"]
+        with admin(gateway) as http:
+            assert http.get("/admin/limits").json()["stored"]["concurrent"] == 50
+            wrong = http.patch("/admin/limits", json={"concurrent": 0})
+            assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "concurrent")
+            changed = http.patch("/admin/limits", json={"requests_per_minute": None, "concurrent": None}).json()
+            assert set(changed["stored"].values()) == set(changed["in_force"].values()) == {None}
+    finally:
+        stack("limits", "--requests-per-minute", "default", "--concurrent", "default")
+    wait_for(lambda: not _limited(ask(gateway, key)), deadline=5)
+
+
+def _limited(answer: httpx.Response) -> httpx.Response | None:
+    return answer if "x-ratelimit-limit-requests" in answer.headers else None
 
 
 def test_a_quota_is_spent_and_stays_so(gateway: GatewayProcess, engine: FakeEngine, tmp_path: Path) -> None:
