@@ -2,8 +2,8 @@
 
 Each worker holds every key's digest. One task compares the store's revision with its own twice a second, so that a
 change reaches every worker within a second; a request asks the store only for a key nobody knows, and rarely then.
-While the store is away, what is known goes on working for a stated time; what isn't is neither right nor wrong. A
-worker that starts meanwhile knows what the others knew last.
+While the store is away, what any worker knew goes on working for a stated time, with all of them, also those that start
+meanwhile; what none knew is neither right nor wrong.
 """
 
 import asyncio
@@ -78,8 +78,6 @@ class Keys:
 
     async def __aenter__(self) -> Self:
         await self._look()
-        if self.trouble is not None:
-            await asyncio.to_thread(self._remember)
         self._task = asyncio.create_task(self._watch())
         return self
 
@@ -152,6 +150,7 @@ class Keys:
             except StoreUnavailable as exc:
                 if self.trouble is None:
                     log.error("the store can't be used: %s", exc.__cause__)  # noqa: TRY400  no bug of ours
+                    await asyncio.to_thread(self._remember)
                 self.trouble = exc
                 return
             except Exception:
@@ -182,11 +181,12 @@ class Keys:
         return found[0].number, self._take(*found)
 
     def _remember(self) -> None:
-        """Take over what other workers knew last. In a thread."""
+        """Take over what the workers knew last. In a thread."""
         with contextlib.suppress(OSError):
             if (found := self._keepsake.look()) is not None:
                 data, self._good_at = found
                 self._known = self._take(*pickle.loads(data))  # noqa: S301  our own, where nobody else may write
+                self._number = -1
 
     def _take(self, contents: Contents, also: Any) -> dict[bytes, _Known]:
         self._also.take(also)

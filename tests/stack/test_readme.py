@@ -96,4 +96,5 @@ def test_the_commands_of_stack(stack: Stack, tmp_path: Path) -> None:
         assert done.returncode == 0, (line, done.stderr)
         if key_id == "ID":
             key_id = done.stdout.split()[0]
+    stack.container("gateway").exec_run(["stack", "limits", "--requests-per-minute", "default"])
     assert (tmp_path / "stack.backup").stat().st_mode & 0o777 == 0o600

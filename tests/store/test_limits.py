@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -72,10 +73,20 @@ def settings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
 
 
 @pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By how many seconds the gateway's time of day is off: tests/fakes/clock.py."""
+    file = tmp_path_factory.mktemp("clock") / "clock"
+    file.write_text(f"{0:8}")
+    return file
+
+
+@pytest.fixture(scope="module")
 def gateway(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str], clock: Path
 ) -> Iterator[GatewayProcess]:
-    with running_gateway(tmp_path_factory.mktemp("gateway") / "log", engine.url, **settings) as gateway:
+    under = (sys.executable, "-m", "tests.fakes.clock", str(clock))
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with running_gateway(log, engine.url, under=under, **settings) as gateway:
         yield gateway
 
 
@@ -270,6 +281,21 @@ def test_the_limits_of_keys_without_their_own_change_within_a_second(
 
 def _limited(answer: httpx.Response) -> httpx.Response | None:
     return answer if "x-ratelimit-limit-requests" in answer.headers else None
+
+
+def test_a_jump_of_the_clock_changes_no_minute_limit(gateway: GatewayProcess, clock: Path) -> None:
+    _, key = make_key(gateway, requests_per_minute=1)
+    assert ask(gateway, key).status_code == 200
+    try:
+        for jump in (3600, -7200, 40 * 86_400, 0):
+            with clock.open("r+") as file:
+                file.write(f"{jump:8}")
+            refused = ask(gateway, key)
+            assert (refused.status_code, left(refused, "requests")) == (429, 0)
+            assert 0 < int(refused.headers["retry-after"]) <= 60
+    finally:
+        with clock.open("r+") as file:
+            file.write(f"{0:8}")
 
 
 def test_a_quota_is_spent_and_stays_so(gateway: GatewayProcess, engine: FakeEngine, tmp_path: Path) -> None:
