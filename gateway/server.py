@@ -81,10 +81,12 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         self._serving = False
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._on_term)
+        self._told = self.app.draining  # to stop; a signal between the fork and here was nobody's
 
     def _on_term(self, *_: object) -> None:
+        self._told = True
         if not self._serving:
-            sys.exit(0)  # told to stop while still starting
+            sys.exit(0)  # while still starting; where that is lost, as in a finalizer, _watch sees to it
 
     async def _serve(self) -> None:
         gc.freeze()  # what is there now stays, and need not be looked through again
@@ -105,7 +107,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     async def _watch(self, server: UvicornServer, app: Gateway) -> None:
-        while not server.should_exit:  # noqa: ASYNC110  uvicorn sets it in a signal handler
+        while not server.should_exit:
+            if self._told:
+                server.should_exit = True
             await asyncio.sleep(0.2)
         cut_at = time.monotonic() + self.cfg.graceful_timeout - CUT_MARGIN
         while True:
@@ -175,6 +179,10 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._shared.draining.set()
         log.info("draining", extra={"seconds": self._settings.stack_drain_delay})
         return self._settings.stack_drain_delay
+
+    @property
+    def draining(self) -> bool:
+        return bool(self._shared.draining)
 
     def open_metrics(self) -> None:
         """Serve /metrics, if it isn't served yet. Called by the master before it forks, and once a second."""

@@ -1,4 +1,4 @@
-"""Reloading loses nothing. (Stopping: test_faults.py.)"""
+"""Reloading loses nothing, and a stop is heard. (Answers while stopping: test_faults.py.)"""
 
 import signal
 import threading
@@ -49,6 +49,13 @@ def streams_under_way(gateway: GatewayProcess, mark: str, count: int = 10) -> It
     streams = [Stream(gateway, gated(mark), mark) for _ in range(count)]
     wait_for(lambda: all("before" in stream.text for stream in streams))
     yield streams
+
+
+def test_a_stop_is_heard_by_workers_that_are_still_starting(engine: FakeEngine, tmp_path: Path) -> None:
+    """Where it hit a finalizer, or came between the fork and the worker's own handlers, it was lost."""
+    settings = {"STACK_WORKERS": "8", "STACK_GRACE": "60"}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+        assert gateway.stop(deadline=30) == 0
 
 
 def test_sighup_takes_new_keys_and_keeps_streams(engine: FakeEngine, tmp_path: Path, mark: str) -> None:

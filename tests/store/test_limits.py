@@ -329,7 +329,7 @@ def test_a_quota_lasts_over_restarts(
         first.process.send_signal(signal.SIGHUP)  # new workers, the same memory
         assert ask(first, key).status_code == 200
         assert ask(first, key).status_code == 429
-    with running_gateway(tmp_path / "log", engine.url, **settings) as second:
+    with running_gateway(tmp_path / "log-2", engine.url, **settings) as second:
         assert ask(second, key).json()["error"]["code"] == "insufficient_quota"
 
 
