@@ -15,10 +15,20 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """The settings of a gateway with an empty store of its own, once in each database."""
-    settings = {"STACK_DATA_DIR": str(tmp_path / "data")}
+def _settings(request: pytest.FixtureRequest, data: Path) -> dict[str, str]:
+    settings = {"STACK_DATA_DIR": str(data)}
     if request.param == "postgres":
         settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
     return settings
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The settings of a gateway with an empty store of its own, once in each database."""
+    return _settings(request, tmp_path / "data")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def lasting_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same, of one store for all tests of a file."""
+    return _settings(request, tmp_path_factory.mktemp("store") / "data")

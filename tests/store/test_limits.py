@@ -64,14 +64,6 @@ def engine() -> Iterator[FakeEngine]:
         yield engine
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def settings(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, str]:
-    settings = {"STACK_DATA_DIR": str(tmp_path_factory.mktemp("data")), **SETTINGS}
-    if request.param == "postgres":
-        settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
-    return settings
-
-
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By how many seconds the gateway's time of day is off: tests/fakes/clock.py."""
@@ -82,11 +74,11 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gateway(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str], clock: Path
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str], clock: Path
 ) -> Iterator[GatewayProcess]:
     under = (sys.executable, "-m", "tests.fakes.clock", str(clock))
     log = tmp_path_factory.mktemp("gateway") / "log"
-    with running_gateway(log, engine.url, under=under, **settings) as gateway:
+    with running_gateway(log, engine.url, under=under, **SETTINGS, **lasting_settings) as gateway:
         yield gateway
 
 
@@ -253,10 +245,10 @@ def test_the_share_of_an_answer_whose_client_left_is_charged(engine: FakeEngine,
 
 
 def test_the_limits_of_keys_without_their_own_change_within_a_second(
-    gateway: GatewayProcess, settings: dict[str, str]
+    gateway: GatewayProcess, lasting_settings: dict[str, str]
 ) -> None:
     key_id, key = make_key(gateway, tokens_per_day=10**6)
-    stack = Command(**settings)
+    stack = Command(**lasting_settings)
     try:
         assert stack.json("limits", "--requests-per-minute", "7", "--concurrent", "50")["own"] == {
             "requests_per_minute": 7,
