@@ -45,7 +45,8 @@ FINISH = [["finish", "stop"], ["usage"], ["done"], ["end"]]
 
 @pytest.fixture
 def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) -> Iterator[GatewayProcess]:
-    with running_gateway(tmp_path / "log", engine.url, STACK_ADMIN_KEYS=ADMIN, **store_settings) as gateway:
+    settings = {"STACK_ADMIN_KEYS": ADMIN, "STACK_RESUME": "3", **store_settings}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
         yield gateway
 
 
@@ -61,8 +62,9 @@ def rows(store_settings: dict[str, str]) -> Iterator[Rows]:
 
 
 def ask(gateway: GatewayProcess, request_id: str, path: str = CHAT, **fields: Any) -> httpx.Response:
+    """What breaks is not resumed, but for `resumed`."""
     body = fields if path != CHAT else {"messages": MESSAGES, **fields}
-    headers = AUTH | {"x-request-id": request_id}
+    headers = AUTH | {"x-request-id": request_id} | ({} if request_id == "resumed" else {"x-stack-resume": "off"})
     return httpx.post(gateway.url + path, json=body, headers=headers, timeout=30, verify=NO_TLS)
 
 
@@ -101,6 +103,10 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stream": True, "script": [*START, ["close"]]},
         {"outcome": "engine_broken_stream", "status": 200, "tokens_out": 2, "exact": False},
     ),
+    "resumed": (
+        {"stream": True, "script": [["answer", {"dialect": "vllm", "pieces": ["one", " two", " three"], "cuts": [3]}]]},
+        {"outcome": "finished", "status": 200, "tokens_out": 3, "resumes": 1},
+    ),
     "refused": (
         {"script": [["json", [422, {"error": {"message": "m"}}]]]},
         {"outcome": "engine_refused", "status": 422, "tokens_out": 0, "attempts": 1},
@@ -112,10 +118,10 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def test_a_row_for_each_end(gateway: GatewayProcess, rows: Rows) -> None:
+def test_a_row_for_each_end(gateway: GatewayProcess, rows: Rows, mark: str) -> None:
     began = now()
     for name, (fields, _) in ENDS.items():
-        ask(gateway, name.replace(" ", "-"), **fields)
+        ask(gateway, name.replace(" ", "-"), user=mark + name, **fields)
     ask(gateway, "embedding", "/v1/embeddings", input="x")
     ask(gateway, "not-an-exchange", messages=3)
     with hanging(gateway, "left"):
