@@ -181,12 +181,15 @@ class Keys:
         return found[0].number, self._take(*found)
 
     def _remember(self) -> None:
-        """Take over what the workers knew last. In a thread."""
-        with contextlib.suppress(OSError):
-            if (found := self._keepsake.look()) is not None:
-                data, self._good_at = found
-                self._known = self._take(*pickle.loads(data))  # noqa: S301  our own, where nobody else may write
-                self._number = -1
+        """Take over what another worker knew last, where that is newer. In a thread."""
+        try:
+            if (kept := self._keepsake.look()) is not None:
+                found = pickle.loads(kept[0])  # noqa: S301  our own, where nobody else may write
+                if found[0].number > self._number:
+                    self._known, self._good_at = self._take(*found), kept[1]
+                    self._number = -1  # it is to be read again
+        except Exception:
+            log.exception("what other workers knew can't be read")
 
     def _take(self, contents: Contents, also: Any) -> dict[bytes, _Known]:
         self._also.take(also)

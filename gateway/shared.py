@@ -148,7 +148,7 @@ class Shared:
         # Of this start: in a container it is in memory (tmpfs), and nothing of it outlives the container.
         self._directory = Path(tempfile.mkdtemp(prefix="stack-"))
         self.answers = self._directory / "answers"
-        self.answers.mkdir()
+        self.answers.mkdir(mode=0o700)
         self.keys = Keepsake(self._directory)
 
     def remove(self) -> None:

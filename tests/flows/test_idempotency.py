@@ -240,7 +240,7 @@ def test_what_is_kept_is_bounded(engine: FakeEngine, tmp_path: Path, mark: str) 
     directory.mkdir()
     settings = {"STACK_IDEMPOTENCY_BYTES": "200000", "TMPDIR": str(directory)}
     with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
-        answers = next(directory.glob("stack-answers-*"))
+        answers = next(directory.glob("stack-*/answers"))
         assert answers.stat().st_mode & 0o777 == 0o700
         for number in range(20):
             large = [["role"], ["tokens", [100, 200]], ["finish", "stop"], ["done"], ["end"]]

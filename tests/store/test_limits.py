@@ -232,7 +232,7 @@ def test_a_debt_delays_the_next_request(gateway: GatewayProcess) -> None:
 
 def test_the_share_of_an_answer_whose_client_left_is_charged(engine: FakeEngine, gateway: GatewayProcess) -> None:
     _, key = make_key(gateway, tokens_per_minute=6000, concurrent=1)
-    script = [["role"], *[["token", "x"]] * 50, ["hang"]]
+    script = [["role"], ["tokens", [50, 1]], ["hang"]]
     body = {"messages": MESSAGES, "stream": True, "script": script, "user": "leaves"}
     with client(gateway, key) as http, http.stream("POST", CHAT, json=body) as answer:
         lines = answer.iter_lines()
