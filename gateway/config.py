@@ -165,32 +165,53 @@ def from_settings(settings: Settings) -> Config:
 def _from_file(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(path, tree)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path}{where}: not valid YAML: {getattr(exc, 'problem', None) or exc}") from None
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{path}: can't be read: {exc}") from None
+    tree, raw = _parse(path, text)
     try:
-        return _with_keys(Config.model_validate(raw))
+        return _with_keys(path, tree, Config.model_validate(raw))
     except ValidationError as exc:
         raise SettingsError("\n".join(_sentence(path, tree, error) for error in exc.errors())) from None
 
 
-def _with_keys(config: Config) -> Config:
+def _parse(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
+    """The file as YAML's nodes, which know their lines, and as values."""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(path, tree)
+        return tree, _Loader(text).get_single_data()
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{where}: not valid YAML: {getattr(exc, 'problem', None) or exc}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: an alias stands for what it is part of, or it is nested too deep") from None
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Says where a value stands that can't be what it looks like, such as the date 2026-13-01."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(problem=f"this is no {kind}", problem_mark=node.start_mark) from None
+
+
+def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
     """Read each engine's key from its file."""
     engines = {}
     for name, engine in config.engines.items():
+        where = f"{path}:{_line(tree, ('engines', name, 'api_key'))}: engines.{name}.api_key"
         if engine.api_key is not None:
-            raise SettingsError(f"engines.{name}.api_key: keys don't belong into this file; use api_key_file")
+            raise SettingsError(f"{where}: keys don't belong into this file; use api_key_file")
         if engine.api_key_file is not None:
+            where = f"{path}:{_line(tree, ('engines', name, 'api_key_file'))}: engines.{name}.api_key_file"
             try:
                 key = SecretStr(engine.api_key_file.read_text(encoding="utf-8").strip())
             except (OSError, UnicodeDecodeError) as exc:
-                raise SettingsError(f"engines.{name}.api_key_file: can't be read: {exc}") from None
+                raise SettingsError(f"{where}: can't be read: {exc}") from None
             engine = engine.model_copy(update={"api_key": key})  # noqa: PLW2901
         engines[name] = engine
     return config.model_copy(update={"engines": engines})
@@ -228,6 +249,8 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise SettingsError(f"{path}:{key.start_mark.line + 1}: a name can't be a list or an object")
             if key.value in seen:
                 raise SettingsError(f"{path}:{key.start_mark.line + 1}: '{key.value}' is given twice")
             seen.add(key.value)

@@ -175,7 +175,13 @@ BAD_FILES = {
     + ONE.replace("default_model: m", "default_model: n"): (
         "stack.yaml:5: default_model: there is no model or alias 'n'"
     ),
-    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1', api_key: sk-secret}\nmodels:\n" + ONE: "use api_key_file",
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1', api_key: sk-secret}\nmodels:\n"
+    + ONE: "stack.yaml:2: engines.a.api_key: keys don't belong into this file; use api_key_file",
+    "engines:\n  a:\n    dialect: vllm\n    base_url: 'http://x:1'\n    api_key_file: /nowhere\nmodels:\n"
+    + ONE: "stack.yaml:5: engines.a.api_key_file: can't be read",
+    "engines:\n  ? [a]\n  : b": "stack.yaml:2: a name can't be a list",
+    "engines: {}\ndefault_model: 2026-13-01": "stack.yaml:2: not valid YAML: this is no timestamp",
+    "engines: &a [*a]": "stack.yaml: an alias stands for what it is part of",
 }
 
 
