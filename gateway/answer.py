@@ -1,8 +1,10 @@
 """Answer: what there is of one answer, begun by one engine and maybe continued by others."""
 
+from dataclasses import replace
+
 from gateway.errors import StackError
 from gateway.exchange import Exchange, Usage
-from gateway.fold import Fold
+from gateway.fold import Fold, streamable
 from gateway.resume import Search, hand_over, possible
 from gateway.routing import Route, Target
 from gateway.seam import Seam
@@ -30,7 +32,10 @@ class Answer:
         if self.search is not None:
             seam = self._seam(self.search, target)
             return seam.handover.exchange, seam
-        self.fold = None if exchange.stream else Fold()
+        self.fold = None
+        if not exchange.stream:
+            self.fold = Fold(exchange.fields)
+            exchange = replace(exchange, fields=streamable(exchange.fields))
         hide = exchange.stream and not exchange.wants_usage
         return exchange, Tap(hide_usage=hide, choices=exchange.choices, learn=self.fold.add if self.fold else None)
 

@@ -1,7 +1,8 @@
 """Fold: a stream's chunks, added up to the answer that a blocking request would have got.
 
 For engines that go on with a blocking request whose client has left (dialects, `deaf`): they are asked for a stream,
-which they do abort, and the caller gets one answer all the same, the engine's own but for id, times and timings.
+which they do abort, and the caller gets one answer all the same, the engine's own but for id, times and timings. What
+a stream doesn't tell is missing: the log probability of the token that ends an answer. (All of llama.cpp's, tried.)
 """
 
 from typing import Any
@@ -11,9 +12,10 @@ _ONCE = ("role", "id", "type", "name")  # strings of a delta that are told, not 
 
 
 class Fold:
-    """One answer in the making: `add` each chunk, then take the `answer`."""
+    """One answer in the making: `add` each chunk, then take the `answer`. `fields` are the request's."""
 
-    def __init__(self) -> None:
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._beginning = _beginning(fields)
         self._answer: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
 
@@ -28,6 +30,8 @@ class Fold:
         """The whole, choices in their order."""
         kind = self._answer.get("object")
         choices = [self._choices[index] for index in sorted(self._choices)]
+        for message in (choice["message"] for choice in choices if self._beginning and "message" in choice):
+            message["content"] = self._beginning + (message["content"] or "")
         return {"choices": choices} | self._answer | {"object": _OBJECTS.get(str(kind), kind)}
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
@@ -43,6 +47,25 @@ class Fold:
                 _continue(whole["logprobs"], value)
             elif value is not None or name not in whole:
                 whole[name] = value
+
+
+def streamable(fields: dict[str, Any]) -> dict[str, Any]:
+    """A request's fields as a stream takes them: beside `tools`, `logprobs` only by the engine's own name for it."""
+    if not fields.get("tools") or not fields.get("logprobs"):
+        return fields
+    kept = {name: value for name, value in fields.items() if name not in ("logprobs", "top_logprobs")}
+    return kept | {"n_probs": fields.get("top_logprobs", 20)}
+
+
+def _beginning(fields: dict[str, Any]) -> str:
+    """A last message of the assistant's, which is continued: a blocking answer repeats it, a stream doesn't."""
+    messages = fields.get("messages")
+    if not messages or messages[-1].get("role") != "assistant":
+        return ""
+    content = messages[-1].get("content")
+    if isinstance(content, list):
+        content = "\n\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
 
 
 def _continue(whole: dict[str, Any], delta: dict[str, Any]) -> None:

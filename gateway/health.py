@@ -17,7 +17,8 @@ WHEN_OPEN = 1.0  # seconds between probes of an engine that requests keep away f
 
 
 class Health:
-    """Readiness for the default model, asked of its engines at most once a second however many ask."""
+    """Readiness for the default model, asked of its engines at most once a second however many ask. What other engines
+    are at, the probes found out: one of them that is silent must not make the answer late."""
 
     def __init__(self, routes: Routes, upstreams: dict[str, Upstream], progress: Progress, draining: Flag) -> None:
         self._routes = routes
@@ -42,9 +43,7 @@ class Health:
         targets = list(dict.fromkeys(it for route in self._routes.default() for tier in route.tiers for it in tier))
         found = await asyncio.gather(*(_trouble(target) for target in targets))
         troubles = [it and self._progress.explain(it, target.model) for it, target in zip(found, targets, strict=True)]
-        states = {
-            name: "ok" if it.breaker.state == "closed" else it.breaker.state for name, it in self._upstreams.items()
-        }
+        states = {name: _state(it) for name, it in self._upstreams.items()}
         for target, trouble in zip(targets, troubles, strict=True):
             if trouble is not None:
                 states[target.upstream.name] = str(trouble.code)
@@ -68,6 +67,7 @@ class Probes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, upstream: Upstream) -> None:
+        await upstream.probe()  # so that /readyz knows; whoever finds it broken now is a request
         while True:
             pause = min(WHEN_OPEN, self._every) if upstream.breaker.state == "open" else self._every
             with suppress(TimeoutError):
@@ -80,6 +80,12 @@ class Probes:
             broken = trouble is not None and blames_the_engine(trouble)
             silent = isinstance(trouble, EngineSilent)
             upstream.breaker.probed(trouble.message if trouble is not None and broken else None, silent=silent)
+
+
+def _state(upstream: Upstream) -> str:
+    if upstream.breaker.state != "closed":
+        return upstream.breaker.state
+    return str(upstream.trouble.code) if upstream.trouble is not None else "ok"
 
 
 async def _trouble(target: Target) -> StackError | None:

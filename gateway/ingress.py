@@ -21,7 +21,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import BadRequest, HeadersTooLarge, RequestTimeout, StackError
+from gateway.errors import BadRequest, HeadersTooLarge, NotFound, RequestTimeout, StackError
 from gateway.response import Cycle
 
 log = logging.getLogger("stack")
@@ -195,7 +195,9 @@ class Protocol(HttpToolsProtocol):
         target = self.url
         if not target.startswith(b"/") or b"#" in target or len(target) > MAX_HEAD:
             scope["path"] = target.partition(b"?")[0].decode("latin-1")
-            raise _too_large() if len(target) > MAX_HEAD else _invalid("the request's target must be a path")
+            if len(target) > MAX_HEAD:
+                raise _too_large()
+            raise _no_proxy() if b"#" not in target else _invalid("a target has no fragment")
         raw, _, scope["query_string"] = target.partition(b"?")
         path = raw.decode("latin-1")
         scope["raw_path"] = raw
@@ -271,7 +273,7 @@ class Protocol(HttpToolsProtocol):
         every first request."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse(_invalid("this is no proxy"))
+            self._refuse(_no_proxy())
             return
         self._upgrading = False
         kept = [(name, value) for name, value in self.headers if name not in (b"connection", b"upgrade")]
@@ -356,6 +358,10 @@ class Protocol(HttpToolsProtocol):
 
 def _invalid(reason: str) -> BadRequest:
     return BadRequest(f"The request is not valid HTTP/1.1: {reason}.", code="invalid_http")
+
+
+def _no_proxy() -> NotFound:
+    return NotFound("The request's target must be a path: this is no proxy.")
 
 
 def _too_large() -> HeadersTooLarge:

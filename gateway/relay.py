@@ -216,6 +216,8 @@ class Relay:
         if same:
             rules.metrics.retried(target.upstream.name)
             await asyncio.sleep(backoff(len(self._tried) + 1, rules.retries))
+            if not target.upstream.breaker.allows():  # by now; half-open it may be at another's trial
+                raise error
         else:
             rules.metrics.fell_back(self._route.name)
         return target

@@ -84,6 +84,7 @@ class Upstream:
         self.breaker = breaker
         self.changed = asyncio.Event()  # set at each change of the breaker's state
         self.outstanding = 0  # requests of this worker's that it is working on
+        self.trouble: StackError | None = None  # what was wrong with it when it was last probed
         self._probing = asyncio.Lock()
         self._probed_at = float("-inf")
         self._well = False
@@ -116,9 +117,11 @@ class Upstream:
         """Ask whether it could generate now; returns what is wrong, or None."""
         try:
             response = await self.ask(self.dialect.health)
+            well = response.status_code == HTTPStatus.OK
+            self.trouble = None if well else refusal(response.status_code, response.content)
         except EngineError as exc:
-            return exc
-        return None if response.status_code == HTTPStatus.OK else refusal(response.status_code, response.content)
+            self.trouble = exc
+        return self.trouble
 
     async def back(self) -> None:
         """Return once a probe from now on finds it well. Those who wait share the probes."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,64 @@ def test_a_dead_engine_is_left_alone_until_a_probe_finds_it_well(tmp_path: Path)
         stack.enter_context(fake_engine(port))  # the breaker is open for 60 s, but a probe sees it sooner
         wait_for(lambda: states(gateway) == ["open", "closed"])
         assert ask(gateway).status_code == 200
+
+
+def test_readyz_is_about_the_default_model_and_names_every_engine(engine: FakeEngine, tmp_path: Path) -> None:
+    port = free_port()
+    engines = {"a": engine.url, "b": f"http://127.0.0.1:{port}"}
+    models = (
+        "  m: {targets: [{engine: a, model: fake-model}]}\n  n: {targets: [{engine: b, model: x}]}\ndefault_model: m"
+    )
+    with gateway_with(tmp_path, engines, models, more="breaker: {failures: 1000, probe_every: 0.2}") as gateway:
+
+        def says(state: str) -> bool:
+            answer = httpx.get(gateway.url + "/readyz")
+            return (answer.status_code, answer.json()["engines"]) == (200, {"a": "ok", "b": state})
+
+        wait_for(lambda: says("engine_unavailable"))
+        with fake_engine(port) as other:
+            wait_for(lambda: says("ok"))
+            other.health(503)
+            wait_for(lambda: says("server_is_overloaded"))
+
+
+def test_retries_at_the_same_engines_wait_longer_each_time_and_not_in_step(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path
+) -> None:
+    more = "retries: {attempts: 4, budget: 1, backoff: 0.2}"
+    with (
+        gateway_with(tmp_path, {"a": engine.url, "b": other.url}, REPLICAS, more=more) as gateway,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        answers = list(pool.map(lambda _: ask(gateway, script=[["json", [500, {}]]]), range(3)))
+        waits = []
+        for answer in answers:
+            assert answer.status_code == 502
+            lines = gateway.lines(answer.headers["x-request-id"])
+            assert [line["msg"] for line in lines[1:-2]] == ["fallback", "retry", "retry"]
+            waits.append([after["ts"] - before["ts"] for before, after in pairwise(lines[2:-1])])
+    for third, fourth in waits:  # milliseconds before those attempts; a half and all of 400 and 800
+        assert 195 <= third < 5 * 400
+        assert 395 <= fourth < 5 * 800
+    assert len({round(third / 5) for third, _ in waits}) > 1
+
+
+def test_a_retry_that_has_waited_is_no_second_trial(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    more = "breaker: {failures: 2, open_for: 60, probe_every: 0.1}\nretries: {backoff: 4, backoff_max: 4}"
+    with (
+        gateway_with(tmp_path, {"a": engine.url}, ONE, more=more, LLM_FIRST_TOKEN_TIMEOUT="0.3") as gateway,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        waits = pool.submit(ask, gateway, user=mark, script=[["reset"]])  # for two to four seconds
+        wait_for(lambda: any(line["msg"] == "retry" for line in gateway.log()))
+        assert ask(gateway, stream=True, script=[["hang"]]).status_code == 504
+        wait_for(lambda: states(gateway) == ["open", "half-open"])
+        trial = pool.submit(ask, gateway, user=mark + "2", script=[["gate", mark], ["json", [200, {"choices": []}]]])
+        engine.wait_seen(mark + "2")
+        assert waits.result().status_code == 502
+        assert len(engine.seen(mark)) == 1
+        engine.release(mark)
+        assert trial.result().status_code == 200
 
 
 def test_a_silent_engine_gets_one_request_at_a_time_to_show_that_it_answers(
@@ -252,6 +311,13 @@ def test_blocking_calls_to_a_deaf_engine_are_streamed_and_folded(engine: FakeEng
         function = {"name": "f", "arguments": '{"a":1}'}
         assert second["message"]["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
         assert json.loads(second["message"]["tool_calls"][0]["function"]["arguments"]) == {"a": 1}
+        more = {"tools": [{"type": "function"}], "logprobs": True, "top_logprobs": 3}
+        begun = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
+        answer = ask(gateway, user=mark + "2", messages=begun, n=2, script=script, **more)
+        contents = [it["message"]["content"] for it in answer.json()["choices"]]
+        assert contents == ["Well, Grüß Gott", "Well, "]
+        asked = engine.wait_seen(mark + "2")["body"]
+        assert (asked["n_probs"], asked.keys() & {"logprobs", "top_logprobs"}) == (3, set())  # it refuses those here
         stalled = ask(gateway, script=[["role"], ["token", "x"], ["hang"]])
         assert (stalled.status_code, stalled.json()["error"]["code"]) == (504, "engine_timeout")
         cut = ask(gateway, script=[["role"], ["token", "x"], ["end"]])

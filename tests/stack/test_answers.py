@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from tests.flows.test_parameters import TOOL
 from tests.processes import AUTH, KEY
 from tests.stack.conftest import Stack
 
@@ -168,6 +169,8 @@ url = "http://127.0.0.1:8080/v1/" + sys.argv[1]
 request = urllib.request.Request(url, sys.argv[2].encode(), {"content-type": "application/json"})
 print(urllib.request.urlopen(request, timeout=60).read().decode())
 """
+BEGUN = {"role": "assistant", "content": "One, two,"}
+PARTS = {"role": "assistant", "content": [{"type": "text", "text": "One,"}, {"type": "text", "text": "two,"}]}
 SAME = {
     "plain": ("chat/completions", {"messages": QUESTION, "max_tokens": 20}),
     "two choices": ("chat/completions", {"messages": QUESTION, "max_tokens": 10, "n": 2, "seed": 7}),
@@ -183,6 +186,14 @@ SAME = {
             },
         },
     ),
+    "tools": ("chat/completions", {"messages": QUESTION, "max_tokens": 8, "tools": [TOOL]}),
+    "tools, logprobs": ("chat/completions", {"messages": QUESTION, "max_tokens": 8, "tools": [TOOL], "logprobs": True}),
+    "tools, two logprobs": (
+        "chat/completions",
+        {"messages": QUESTION, "max_tokens": 8, "tools": [TOOL], "logprobs": True, "top_logprobs": 2},
+    ),
+    "a message begun": ("chat/completions", {"messages": [*QUESTION, BEGUN], "max_tokens": 8, "n": 2, "seed": 7}),
+    "a message begun, in parts": ("chat/completions", {"messages": [*QUESTION, PARTS], "max_tokens": 8}),
     "legacy completion": ("completions", {"prompt": "One, two,", "max_tokens": 8}),
 }
 
