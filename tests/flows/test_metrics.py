@@ -195,6 +195,21 @@ def test_a_retry_is_counted_and_the_request_once(own: Metered) -> None:
     assert after.total("stack_requests_total") == before.total("stack_requests_total") + 1
 
 
+def test_nothing_is_written_while_a_stream_goes_on(own: Metered, engine: FakeEngine, mark: str) -> None:
+    wait_for(lambda: own.scrape().total("stack_requests_in_flight") == 0)
+    script = [["role"], ["token", "x"], ["gate", mark], ["tokens", [500, 10]], ["gate", mark + "2"], ["finish", "stop"]]
+    stream = Stream(own.gateway, [*script, ["done"], ["end"]], mark)
+    files = sorted(own.directory().iterdir())
+    wait_for(lambda: '"x"' in stream.text)
+    before = [file.read_bytes() for file in files]
+    engine.release(mark)
+    wait_for(lambda: stream.text.count("xxxxxxxxxx") == 500)
+    assert [file.read_bytes() for file in files] == before
+    engine.release(mark + "2")
+    assert len(stream.chunks()) == 504
+    wait_for(lambda: [file.read_bytes() for file in files] != before)
+
+
 def test_no_words_of_callers_or_engines_become_labels(own: Metered) -> None:
     canary = "canary-9d1c"
     fields = {"user": canary, "messages": [{"role": "user", "content": canary}]}
