@@ -38,6 +38,8 @@ from gateway.store import open_store
 from gateway.upstream import Upstream
 from gateway.usage import UsageBook
 
+OWN_HEADERS = ("x-request-id", "x-stack-arm", "x-stack-ignored-params", "x-stack-resumes")
+
 
 class Gateway:
     """The whole service as one ASGI app. `cut` ends the streams still running, with an error frame each."""
@@ -110,7 +112,7 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
             allow_origins=settings.stack_cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # authorization and the x-stainless-* family of the official clients
-            expose_headers=["x-request-id", "x-stack-ignored-params", "retry-after", "retry-after-ms", *HEADERS],
+            expose_headers=[*OWN_HEADERS, "retry-after", "retry-after-ms", *HEADERS],
             max_age=600,
         )
     app = Host(app, settings=settings)
