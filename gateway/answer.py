@@ -34,7 +34,7 @@ class Answer:
             return seam.handover.exchange, seam
         self.fold = None
         if not exchange.stream:
-            self.fold = Fold(exchange.fields)
+            self.fold = Fold(exchange.fields["messages"] if exchange.kind == "chat" else [])
             exchange = replace(exchange, fields=streamable(exchange.fields))
         hide = exchange.stream and not exchange.wants_usage
         return exchange, Tap(hide_usage=hide, choices=exchange.choices, learn=self.fold.add if self.fold else None)

@@ -12,10 +12,10 @@ _ONCE = ("role", "id", "type", "name")  # strings of a delta that are told, not 
 
 
 class Fold:
-    """One answer in the making: `add` each chunk, then take the `answer`. `fields` are the request's."""
+    """One answer in the making: `add` each chunk, then take the `answer`. `messages` are the request's, if any."""
 
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self._beginning = _beginning(fields)
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        self._beginning = _beginning(messages)
         self._answer: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
 
@@ -54,13 +54,13 @@ def streamable(fields: dict[str, Any]) -> dict[str, Any]:
     if not fields.get("tools") or not fields.get("logprobs"):
         return fields
     kept = {name: value for name, value in fields.items() if name not in ("logprobs", "top_logprobs")}
-    return kept | {"n_probs": fields.get("top_logprobs", 20)}
+    top = fields.get("top_logprobs")
+    return kept | {"n_probs": 20 if top is None else top}
 
 
-def _beginning(fields: dict[str, Any]) -> str:
+def _beginning(messages: list[dict[str, Any]]) -> str:
     """A last message of the assistant's, which is continued: a blocking answer repeats it, a stream doesn't."""
-    messages = fields.get("messages")
-    if not messages or messages[-1].get("role") != "assistant":
+    if not messages or messages[-1]["role"] != "assistant":
         return ""
     content = messages[-1].get("content")
     if isinstance(content, list):

@@ -318,6 +318,8 @@ def test_blocking_calls_to_a_deaf_engine_are_streamed_and_folded(engine: FakeEng
         assert contents == ["Well, Grüß Gott", "Well, "]
         asked = engine.wait_seen(mark + "2")["body"]
         assert (asked["n_probs"], asked.keys() & {"logprobs", "top_logprobs"}) == (3, set())  # it refuses those here
+        legacy = {"prompt": "x", "messages": "odd", "script": [["token", "x"], ["finish", "stop"], ["done"], ["end"]]}
+        assert httpx.post(f"{gateway.url}/v1/completions", json=legacy, headers=AUTH).status_code == 200
         stalled = ask(gateway, script=[["role"], ["token", "x"], ["hang"]])
         assert (stalled.status_code, stalled.json()["error"]["code"]) == (504, "engine_timeout")
         cut = ask(gateway, script=[["role"], ["token", "x"], ["end"]])
