@@ -104,8 +104,10 @@ def add_routes(app: FastAPI, keys: Keys, routes: Routes, health: Health) -> None
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["health"], responses={503: {"model": schema.ErrorEnvelope}})
     async def readyz() -> Response:
-        """A request for the default model would be answered now. Asks its engines, at most once a second; how all others
-        are was found out within the last seconds."""
+        """A request for the default model would be answered now. Asks its engines, at most once a second.
+
+        `engines` says of each engine how it is; of those that the default model doesn't use, how they were seconds ago.
+        """
         trouble, engines = await health.look()
         store = "ok" if keys.trouble is None else keys.trouble.code  # without it known keys go on for a while
         if trouble is None:
