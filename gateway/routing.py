@@ -138,12 +138,13 @@ class Routes:
         return self._entries(key)
 
     def _choose(self, name: str, split: Split, key_id: str, headers: dict[bytes, bytes]) -> Route:
-        """An arm of a split: by weight, and the same one for the same key or header value on every worker."""
-        if split.sticky == "request":
+        """An arm of a split: by weight, and the same one for the same key or header value on every worker. Without that
+        header it is by chance: all of them in one arm would be no split."""
+        header = split.sticky.partition(":")[2].lower().encode()
+        value = headers.get(header, b"") if header else key_id.encode()
+        if split.sticky == "request" or not value:
             point = random.random()  # noqa: S311
         else:
-            header = split.sticky.partition(":")[2].lower().encode()
-            value = headers.get(header, b"") if header else key_id.encode()
             digest = hashlib.sha256(name.encode() + b"\0" + value).digest()
             point = int.from_bytes(digest[:8], "big") / 2**64
         point *= sum(arm.weight for arm in split.arms)
