@@ -135,11 +135,11 @@ class Config(_Strict):
 
 
 def load(settings: Settings) -> Config:
-    """The Config in force: stack.yaml's where STACK_CONFIG names a file that exists, else the environment's.
+    """The Config in force: stack.yaml's where STACK_CONFIG names something that exists, else the environment's.
 
     Raises SettingsError with file, line and reason for each mistake.
     """
-    if settings.stack_config.is_file():
+    if settings.stack_config.exists():  # a directory, as Docker makes for a mount that isn't there, is refused
         return _from_file(settings.stack_config)
     return from_settings(settings)
 

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel
 
 from gateway import config
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
 from tests.processes import ROOT
 
 EXAMPLE = ROOT / "config/stack.example.yaml"
@@ -38,3 +38,9 @@ def test_the_example_is_valid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert gpu.api_key is not None
     assert gpu.api_key.get_secret_value() == "engine-key"
     assert "engine-key" not in repr(loaded)
+
+
+def test_a_directory_in_its_place_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACK_API_KEYS_FILE", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match="Is a directory"):
+        config.load(Settings(stack_config=tmp_path))
