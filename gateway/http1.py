@@ -6,6 +6,7 @@ ends with its connection.
 """
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
@@ -193,14 +194,14 @@ class Pool:
         self._target = target
         self._idle: deque[Connection] = deque()
         self._tls = ssl.create_default_context() if target.tls else None
+        self._lookup: asyncio.Task[list[str]] | None = None
 
     async def acquire(self, connect_timeout: float, *, fresh: bool) -> Connection:
-        """An idle connection, or a new one (`fresh`: always); the name is looked up afresh for each new one.
+        """An idle connection, or a new one (`fresh`: always), for which the name is looked up afresh.
 
         Raises OSError when it can't be made, TimeoutError when that takes longer than `connect_timeout` seconds.
         """
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - MAX_IDLE
+        oldest = asyncio.get_running_loop().time() - MAX_IDLE
         while self._idle and not fresh:
             connection = self._idle.pop()
             if not connection.closed and connection.idle_since > oldest:
@@ -209,10 +210,33 @@ class Pool:
                 return connection
             connection.abort()
         async with asyncio.timeout(connect_timeout):
-            _, connection = await loop.create_connection(
-                Connection, self._target.host, self._target.port, ssl=self._tls
-            )
-        return connection
+            return await self._connect()
+
+    async def addresses(self) -> list[str]:
+        """What the server's name stands for now. Raises OSError, UnicodeError.
+
+        Those who ask meanwhile share a lookup: each holds one of few threads until the resolver gives up, long after
+        the request was, and two such lookups of one engine's name once held up every other engine.
+        """
+        if self._lookup is None or self._lookup.done():
+            self._lookup = asyncio.create_task(_look_up(self._target))
+            self._lookup.add_done_callback(_retrieve)  # maybe nobody waits any more
+        return await asyncio.shield(self._lookup)
+
+    async def _connect(self) -> Connection:
+        """A connection to the first of the addresses that takes one."""
+        target = self._target
+        trouble: OSError | None = None
+        for address in await self.addresses():
+            try:
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    Connection, address, target.port, ssl=self._tls, server_hostname=target.host if self._tls else None
+                )
+            except OSError as exc:
+                trouble = trouble or exc
+            else:
+                return connection
+        raise trouble or OSError("The name stands for no address.")
 
     def release(self, connection: Connection) -> None:
         """Take a connection back: kept if its exchange came to a clean end, dropped otherwise."""
@@ -229,3 +253,15 @@ class Pool:
         """Drop the idle connections."""
         while self._idle:
             self._idle.pop().abort()
+        if self._lookup is not None:
+            self._lookup.cancel()
+
+
+async def _look_up(target: Target) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+def _retrieve(lookup: asyncio.Task[list[str]]) -> None:
+    if not lookup.cancelled():
+        lookup.exception()

@@ -183,12 +183,14 @@ class Upstream:
         url = self.base_url.removesuffix("/v1") + path if path.startswith("/") else f"{self.base_url}/{path}"
         timeout = httpx.Timeout(None, connect=CONTROL_TIMEOUT) if patient else httpx.USE_CLIENT_DEFAULT
         try:
+            async with asyncio.timeout(CONTROL_TIMEOUT):
+                await self._pool.addresses()  # httpx has lookups of its own: one that isn't over holds up others
             if body is None:
                 return await self._control.get(url, timeout=timeout)
             return await self._control.post(url, content=orjson.dumps(body), timeout=timeout)
-        except httpx.TimeoutException as exc:
+        except (httpx.TimeoutException, TimeoutError) as exc:
             raise EngineSilent("The engine did not answer in time.") from exc
-        except (httpx.HTTPError, UnicodeError) as exc:
+        except (httpx.HTTPError, OSError, UnicodeError) as exc:
             raise EngineUnreachable("The engine can't be reached.") from exc
 
     async def models(self) -> list[dict[str, Any]]:

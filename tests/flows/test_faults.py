@@ -1171,6 +1171,7 @@ def test_event(tmp_path: Path, name: str) -> None:
 # What needs containers, an engine with a model, or a table of its own.
 ELSEWHERE = [
     (2, "tests/stack/test_faults.py::test_an_engine_gone_and_back_with_another_address"),  # recovers unaided
+    (2, "tests/flows/test_names.py::test_names_that_are_being_looked_up_hold_up_no_other"),
     (3, "tests/stack/test_faults.py::test_an_engine_gone_and_back_with_another_address"),
     (8, "tests/stack/test_faults.py::test_ten_streams_under_a_fault"),
     (12, "tests/stack/test_faults.py::test_a_disconnected_engine_leaves_no_client_hanging"),
