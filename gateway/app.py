@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import __version__, api, logs
 from gateway.accounts import Accounts, SharedBook
 from gateway.admin import add_admin_routes
+from gateway.admission import Admission
 from gateway.breaker import Breaker, State
 from gateway.config import Config
 from gateway.context import Contexts
@@ -24,6 +25,7 @@ from gateway.limits import HEADERS
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
 from gateway.pipeline import Pipeline
+from gateway.places import Places
 from gateway.progress import Progress
 from gateway.promptbook import Promptbook
 from gateway.prompts import Prompts
@@ -38,7 +40,7 @@ from gateway.store import open_store
 from gateway.upstream import Upstream
 from gateway.usage import UsageBook
 
-OWN_HEADERS = ("x-request-id", "x-stack-arm", "x-stack-ignored-params", "x-stack-resumes")
+OWN_HEADERS = ("x-request-id", "x-stack-arm", "x-stack-ignored-params", "x-stack-queue-ms", "x-stack-resumes")
 
 
 class Gateway:
@@ -56,7 +58,7 @@ class Gateway:
             relay.cut()
 
 
-def create_app(settings: Settings, config: Config, shared: Shared, accounts: Accounts) -> Gateway:
+def create_app(settings: Settings, config: Config, shared: Shared, accounts: Accounts, places: Places) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
     metrics = Metrics([name for name, model in config.models.items() if not model.split])
     logs.on_drop(metrics.log_line_dropped)
@@ -70,7 +72,8 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
     relays: api.Relays = set()
     recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
     budget = Budget(config.retries.budget, settings.stack_workers)
-    rules = Rules(config.retries, budget, metrics, recorder, Estimates(), Contexts(), log_content)
+    admission = Admission(settings, config, upstreams, places, shared.slot, shared.sockets, metrics)
+    rules = Rules(config.retries, budget, metrics, recorder, Estimates(), Contexts(), admission, log_content)
     prompts, promptbook = Prompts(), Promptbook(store)
     keys = Keys(settings, store, shared.keys, Also(promptbook.in_force, lambda it: prompts.take(*it)))
     book = _book(settings, accounts, shared.slot, usage)
@@ -87,6 +90,7 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
                 await stack.enter_async_context(book)
             for upstream in upstreams.values():
                 await stack.enter_async_context(upstream)
+            await stack.enter_async_context(admission)
             await stack.enter_async_context(Probes(config.breaker, upstreams))
             await stack.enter_async_context(answers)
             yield

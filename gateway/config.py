@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from gateway.settings import BaseUrl, Resumes, Seconds, Settings, SettingsError, Wait
+from gateway.settings import BaseUrl, Resumes, Seconds, Settings, SettingsError, Slots, Wait
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -25,6 +25,7 @@ class Engine(_Strict):
 
     dialect: Literal["ollama", "vllm", "llamacpp"]
     base_url: BaseUrl
+    slots: Slots = None
     api_key_file: Path | None = None
     api_key: SecretStr | None = Field(default=None, exclude=True)  # from LLM_API_KEY or api_key_file, never from YAML
 
@@ -99,7 +100,7 @@ class Breaker(_Strict):
 class Config(_Strict):
     """Everything about engines and models."""
 
-    engines: Annotated[dict[Name, Engine], Field(min_length=1)]
+    engines: Annotated[dict[Name, Engine], Field(min_length=1, max_length=32)]
     models: Annotated[dict[ModelName, Model], Field(min_length=1)]
     default_model: ModelName
     retries: Retries = Retries()
@@ -150,6 +151,7 @@ def from_settings(settings: Settings) -> Config:
         dialect=settings.llm_backend,
         base_url=settings.llm_base_url,
         api_key=settings.llm_api_key,
+        slots=settings.llm_slots,
     )
     aliases = settings.stack_model_aliases
     models = {

@@ -27,7 +27,9 @@ class Dialect:
     a prompt fit by shortening it, and doesn't say so.
 
     `continues` are the fields that have it go on with a last message of the assistant's, where it doesn't do that
-    without being told; `trims`: the white space at that message's end may be lost in the model's chat template."""
+    without being told; `trims`: the white space at that message's end may be lost in the model's chat template.
+
+    `slots`: how many requests it works on at a time, where nobody says; `tells_slots`: it does, when asked."""
 
     name: str
     health: str
@@ -35,6 +37,8 @@ class Dialect:
     cuts: bool = False
     continues: dict[str, Any] = field(default_factory=dict)
     trims: bool = True
+    slots: int = 1
+    tells_slots: bool = False
 
 
 DIALECTS = {
@@ -42,10 +46,11 @@ DIALECTS = {
     "vllm": Dialect(
         "vllm",
         health="/health",
+        slots=256,
         continues={"add_generation_prompt": False, "continue_final_message": True},
     ),
     # It appends that message to the prompt without any template.
-    "llamacpp": Dialect("llamacpp", health="/health", deaf=True, trims=False),
+    "llamacpp": Dialect("llamacpp", health="/health", deaf=True, trims=False, tells_slots=True),
 }
 
 # Names and phrases by which the engines say that a prompt does not fit.

@@ -13,6 +13,7 @@
     ├── UnsupportedEncoding  415
     ├── HeadersTooLarge      431
     ├── RateLimited          429  more than the key may have right now
+    ├── QueueShareFull       429  as many of the key's requests wait as may
     ├── QuotaSpent           429  the key's tokens of the day or month are used up
     ├── InternalError        500
     ├── EngineError          502  the engine's reply can't be used
@@ -22,6 +23,8 @@
     │   ├── EngineUnavailable    503
     │   │   ├── EngineUnreachable 503 no connection to it can be made
     │   │   ├── EngineOverloaded 503  it has too much to do
+    │   │   │   ├── QueueFull        503  and as many wait for it as may
+    │   │   │   └── QueueTimeout     503  and can't begin before the request's deadline
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it said nothing for too long
@@ -134,9 +137,17 @@ class RateLimited(StackError):
 
     def __init__(self, message: str, wait: float, standing: Mapping[str, str]) -> None:
         super().__init__(message)
-        milliseconds = max(1, math.ceil(wait * 1000))
-        waits = {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
-        self.headers = MappingProxyType({**standing, **waits})
+        self.headers = MappingProxyType({**standing, **_retry_after(wait)})
+
+
+class QueueShareFull(StackError):
+    """`wait` is the time in seconds after which it would be let in."""
+
+    status, type, code = 429, "rate_limit_error", "queue_share_full"
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(message)
+        self.headers = MappingProxyType(_retry_after(wait))
 
 
 class QuotaSpent(StackError):
@@ -190,6 +201,20 @@ class EngineOverloaded(EngineUnavailable):
     headers = MappingProxyType({"retry-after": "2"})
 
 
+class QueueFull(EngineOverloaded):
+    """`wait` is the time in seconds after which it would be let in."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(message)
+        self.headers = MappingProxyType(_retry_after(wait))
+
+
+class QueueTimeout(QueueFull):
+    code = "queue_timeout"
+
+
 class ModelLoading(EngineUnavailable):
     code = "model_loading"
 
@@ -224,6 +249,11 @@ class StoreUnavailable(StackError):
 class Exhausted(StackError):
     status, code = 503, "server_is_overloaded"
     headers = MappingProxyType({"retry-after": "2"})
+
+
+def _retry_after(wait: float) -> dict[str, str]:
+    milliseconds = max(1, math.ceil(wait * 1000))
+    return {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
 
 
 class ClientLeft(StackError):

@@ -29,6 +29,9 @@ class Exchange:
     fields: dict[str, Any]  # the body
     started: float  # time.monotonic(), seconds
     prompt: str | None = None  # the operator's prompts in it, by name and version
+    priority: int = 1  # its key's weight in a queue
+    queue_timeout: float = 0.0  # seconds that it may wait in queues
+    mark: int = 0  # of its body: when it is sent again it has the same
 
     def encode(self, model: str, fields: dict[str, Any], *, stream: bool) -> bytes:
         """The body for an engine: `fields` as it takes them (gateway.parameters), under its own name for the model, and
@@ -86,6 +89,7 @@ class Running:
     seconds: float  # since it came
     generating: float | None  # seconds since its first token; None: there is none yet, or nobody can see
     tokens: int  # so far
+    position: int | None = None  # in the queue of its engine, from 1; None: it doesn't wait there
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Ending:
     first_token_at: float | None  # of a stream
     finish_reason: str | None
     ended: float
+    queued_ms: int = 0  # it waited for slots
 
     @property
     def outcome(self) -> str:
@@ -141,6 +146,8 @@ class Ending:
         if it.stream:
             first = self.first_token_at
             fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
+        if self.queued_ms:
+            fields["queued_ms"] = self.queued_ms
         fields["finish_reason"] = self.finish_reason
         fields["outcome"] = self.outcome
         if error is not None and error.__cause__ is not None:

@@ -1,4 +1,4 @@
-"""Introspection: how each engine is asked what a model can read, and how long a prompt is."""
+"""Introspection: how an engine is asked what a model can read, how long a prompt is, how much it does at a time."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +42,9 @@ class Asking(Protocol):
     async def count(self, upstream: Upstream, prompt: Prompt) -> int | None:
         """The prompt's tokens; None if nobody counts them. Raises ContextExceeded where the engine tells it so."""
 
+    async def slots(self, upstream: Upstream) -> int | None:
+        """How many requests it works on at a time; None if it doesn't say. Raises EngineError."""
+
 
 class _Vllm:
     async def window(self, upstream: Upstream, prompt: Prompt) -> Window:
@@ -62,6 +65,9 @@ class _Vllm:
         response = await upstream.ask("/tokenize", body | {"model": prompt.model})
         return _whole(_object(response).get("count"))
 
+    async def slots(self, upstream: Upstream) -> int | None:  # noqa: ARG002
+        return None  # nowhere: what it runs at a time it decides by its memory
+
 
 class _LlamaCpp:
     async def window(self, upstream: Upstream, prompt: Prompt) -> Window:  # noqa: ARG002
@@ -77,6 +83,9 @@ class _LlamaCpp:
             response = await upstream.ask("/tokenize", {"content": content, "add_special": True})
             return len(_object(response).get("tokens") or ()) or None
         return None
+
+    async def slots(self, upstream: Upstream) -> int | None:
+        return _whole(_object(await upstream.ask("/props")).get("total_slots"))
 
 
 class _Ollama:
@@ -120,6 +129,9 @@ class _Ollama:
             if isinstance(error, ContextExceeded):
                 raise error
         return _whole(_object(response).get("prompt_eval_count"))
+
+    async def slots(self, upstream: Upstream) -> int | None:  # noqa: ARG002
+        return None  # OLLAMA_NUM_PARALLEL is told to nobody
 
 
 _PATHS: dict[Kind, str] = {"chat": "/api/chat", "completion": "/api/generate", "embedding": "/api/embed"}

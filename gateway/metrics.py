@@ -17,6 +17,11 @@ each by kind (chat, completion, embedding), model (the route's name) and arm (of
 | stack_fallbacks_total         | route           | asked another one                              |
 | stack_resumes_total           | route, outcome  | an answer broke off: whether it went on        |
 | stack_upstream_workers        | upstream, state | how many workers see the engine in that state  |
+| stack_slots                   | upstream        | requests that the engine works on at a time    |
+| stack_slots_used              | upstream        | how many of them are taken                     |
+| stack_queue_depth             | upstream        | requests that wait for one                     |
+| stack_queue_wait_seconds      | upstream        | how long those waited that had to              |
+| stack_queue_rejections_total  | upstream, reason | not let in: full, share, deadline; timeout    |
 | stack_log_lines_dropped_total |                 |                                                |
 | stack_usage_dropped_total     |                 | requests whose usage could not be written down |
 
@@ -100,6 +105,33 @@ class Metrics:
             registry=own,
             multiprocess_mode="livesum",
         )
+        self._slots = Gauge(
+            "stack_slots",
+            "Requests that the engine works on at a time.",
+            ("upstream",),
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self._slots_used, self._depth = (
+            Gauge(name, text, ("upstream",), registry=own, multiprocess_mode="livesum")
+            for name, text in (
+                ("stack_slots_used", "How many of the engine's slots are taken."),
+                ("stack_queue_depth", "Requests that wait for a slot."),
+            )
+        )
+        self._waits = Histogram(
+            "stack_queue_wait_seconds",
+            "How long requests waited for a slot that had to.",
+            ("upstream",),
+            registry=own,
+            buckets=FIRST_TOKEN,
+        )
+        self._turned_away = Counter(
+            "stack_queue_rejections",
+            "Requests without a slot: queue full, key's share full, deadline can't be met, timeout ran out.",
+            ("upstream", "reason"),
+            registry=own,
+        )
         self._usage_dropped = Counter(
             "stack_usage_dropped", "Requests whose usage could not be written down.", registry=own
         )
@@ -158,6 +190,20 @@ class Metrics:
         """This worker sees that upstream so from now on."""
         for each in STATES:
             self._states.labels(name, each).set(each == state)
+
+    def slots(self, upstream: str, slots: int, used: int, waiting: int) -> None:
+        """The engine's slots, and how many requests of this worker's have one or wait for one."""
+        self._slots.labels(upstream).set(slots)
+        self._slots_used.labels(upstream).set(used)
+        self._depth.labels(upstream).set(waiting)
+
+    def queued(self, upstream: str, seconds: float) -> None:
+        """A request waited for so long, and now has a slot or has given up."""
+        self._waits.labels(upstream).observe(seconds)
+
+    def turned_away(self, upstream: str, reason: str) -> None:
+        """A request can't have a slot."""
+        self._turned_away.labels(upstream, reason).inc()
 
     def usage_dropped(self, count: int) -> None:
         """Any thread may say so."""

@@ -1,6 +1,8 @@
 """Pipeline: one request from its headers to a Relay, top to bottom. The order is a security property."""
 
+import re
 import time
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from gateway.routing import Route, Routes
 from gateway.settings import Settings
 
 _STRICT = b"x-stack-strict"
+_QUEUE_TIMEOUT = b"x-stack-queue-timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Pipeline:
         self._rules = rules
         self._max_body = settings.stack_max_body_bytes
         self._strict = settings.stack_strict_params
+        self._queue_timeout = settings.stack_queue_timeout
 
     async def understand(self, kind: Kind, scope: Scope, receive: Receive) -> Request:
         """Who asks for what, checked and whole. Raises StackError. Nothing has been counted or begun yet."""
@@ -72,6 +76,9 @@ class Pipeline:
             fields=body,
             prompt=prompt,
             started=started,
+            priority=key.priority,
+            mark=zlib.crc32(raw),
+            queue_timeout=_shortened(headers, self._queue_timeout),
         )
         return Request(key, exchange, route, headers, raw)
 
@@ -173,6 +180,16 @@ def _is_strict(headers: dict[bytes, bytes], *, unless_said: bool) -> bool:
     if value.lower() not in (b"true", b"false"):
         raise BadRequest("'x-stack-strict' must be true or false.", param="x-stack-strict")
     return value.lower() == b"true"
+
+
+def _shortened(headers: dict[bytes, bytes], longest: float) -> float:
+    """For how many seconds the request may wait in queues. Raises BadRequest."""
+    value = headers.get(_QUEUE_TIMEOUT)
+    if value is None:
+        return longest
+    if not re.fullmatch(rb"[0-9]{1,9}(\.[0-9]{0,9})?", value):
+        raise BadRequest("'x-stack-queue-timeout' must be a number of seconds.", param="x-stack-queue-timeout")
+    return min(longest, float(value))
 
 
 def _choices(kind: Kind, size: int, n: object) -> int:

@@ -94,6 +94,7 @@ class Recorder:
             "tokens_out": ending.tokens_out,
             "cached": usage.cached if usage else 0,
             "exact": usage is not None,
+            "queued_ms": ending.queued_ms,
             "ttft_ms": round((first - started) * 1000) if first is not None else None,
             "duration_ms": round((ending.ended - started) * 1000),
             "attempts": ending.attempts,

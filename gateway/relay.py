@@ -19,6 +19,7 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway import dialects, logs, parameters
+from gateway.admission import Admission
 from gateway.answer import Answer
 from gateway.config import Retries
 from gateway.context import Contexts
@@ -64,6 +65,7 @@ class Rules:
     recorder: Recorder
     estimates: Estimates
     contexts: Contexts
+    admission: Admission
     log_content: bool
 
 
@@ -93,6 +95,7 @@ class Relay:
         self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
         self._begun = False  # it has begun to answer
         self._answer = Answer(exchange, route)
+        self._visit = rules.admission.visit(exchange)
 
     @property
     def models(self) -> set[str]:
@@ -145,6 +148,7 @@ class Relay:
             seconds=now - it.started,
             generating=now - first if first is not None else None,
             tokens=self._answer.tap.tokens if self._answer.tap else 0,
+            position=self._visit.position,
         )
 
     def cut(self) -> None:
@@ -168,11 +172,12 @@ class Relay:
                 return
 
     async def _attempt(self, target: Target) -> None:
-        """One try at one engine, and what it says about that engine's health."""
+        """One try at one engine, once it has a slot, and what it says about that engine's health."""
         upstream = target.upstream
+        self._begun = False
+        await self._visit.enter(upstream, ahead=self._answer.search is not None)
         upstream.outstanding += 1
         upstream.breaker.began()
-        self._begun = False
         try:
             if self._exchange.stream or (upstream.dialect.deaf and self._exchange.kind != "embedding"):
                 await self._stream(target)
@@ -197,6 +202,7 @@ class Relay:
             raise
         finally:
             upstream.outstanding -= 1
+            self._visit.leave()
             self._quiet_since = None
 
     async def _retry(self, error: StackError) -> Target:
@@ -362,7 +368,8 @@ class Relay:
 
     async def _commit(self, headers: list[tuple[bytes, bytes]]) -> None:
         standing = [(name.encode(), value.encode()) for name, value in self._lease.headers().items()]
-        headers = headers + standing + self._headers + self._ignored
+        queued = (b"x-stack-queue-ms", b"%d" % self._visit.milliseconds)
+        headers = [*headers, queued, *standing, *self._headers, *self._ignored]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._committed = True
 
@@ -482,6 +489,7 @@ class Relay:
             first_token_at=self._first_token_at if it.stream else None,
             finish_reason=answer.finish_reason,
             ended=time.monotonic(),
+            queued_ms=self._visit.milliseconds,
         )
 
 

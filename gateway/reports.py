@@ -153,14 +153,17 @@ def _told(counts: Counter[str]) -> str:
 
 
 def _running(running: list[Running], whose: dict[str, str]) -> Table:
-    columns = "key", "name", "model", "engine", "kind", "seconds", "tokens", "tokens/s"
+    columns = "key", "name", "model", "engine", "kind", "queue", "seconds", "tokens", "tokens/s"
     speeds = [it.tokens / it.generating if it.generating else 0.0 for it in running]
     table = Table(box=None, show_footer=True)
-    for name, footer in zip(columns, (f"{len(running)} running", *[""] * 6, f"{sum(speeds):.0f}"), strict=True):
-        table.add_column(name, footer, justify="right" if name in ("seconds", "tokens", "tokens/s") else "left")
+    for name, footer in zip(columns, (f"{len(running)} running", *[""] * 7, f"{sum(speeds):.0f}"), strict=True):
+        table.add_column(
+            name, footer, justify="right" if name in ("queue", "seconds", "tokens", "tokens/s") else "left"
+        )
     for it, speed in zip(running, speeds, strict=True):
         words = it.key_id, whose.get(it.key_id, "-"), it.model, it.engine or "-", it.kind
-        table.add_row(*words, f"{it.seconds:.0f}", str(it.tokens), f"{speed:.0f}" if it.generating else "-")
+        place = "-" if it.position is None else str(it.position)
+        table.add_row(*words, place, f"{it.seconds:.0f}", str(it.tokens), f"{speed:.0f}" if it.generating else "-")
     return table
 
 

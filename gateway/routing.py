@@ -193,6 +193,9 @@ class Routes:
 
 
 def least_busy(targets: list[Target]) -> Target:
-    """The one whose engine has the fewest requests of ours under way."""
-    fewest = min(target.upstream.outstanding for target in targets)
-    return random.choice([it for it in targets if it.upstream.outstanding == fewest])  # noqa: S311
+    """The one whose engine can begin first; of equals, that with the fewest requests of ours under way."""
+    if len(targets) == 1:
+        return targets[0]
+    loads = [(target.upstream.wait(), target.upstream.outstanding) for target in targets]
+    least = min(loads)
+    return random.choice([it for it, load in zip(targets, loads, strict=True) if load == least])  # noqa: S311

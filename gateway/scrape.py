@@ -50,7 +50,7 @@ class Board:
         """
         try:
             self.vacate(slot)
-            for kind in ("counter", "histogram", "gauge_livesum"):
+            for kind in ("counter", "histogram", "gauge_livesum", "gauge_livemax"):
                 with (self._directory / f"{kind}_{slot}.db").open("ab") as file:
                     file.write(bytes(max(0, RESERVE - file.tell())))
         except OSError as exc:

@@ -6,6 +6,7 @@ file and stack.yaml are read anew (a bad one leaves the old in force), new worke
 """
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
@@ -23,13 +24,15 @@ from uvicorn_worker import UvicornWorker
 
 from gateway import ingress, logs
 from gateway.accounts import Accounts
+from gateway.admission import Bell, vacate
 from gateway.app import Gateway, create_app
 from gateway.config import Config
 from gateway.config import load as load_config
+from gateway.places import Places
 from gateway.recorder import recover
 from gateway.scrape import Board, Port
 from gateway.settings import PLACEHOLDER_KEY, Settings, SettingsError, load, split_address
-from gateway.shared import MAX_SLOTS, Shared
+from gateway.shared import MAX_SLOTS, BusyError, Shared
 from gateway.store import prepare
 
 log = logging.getLogger("stack")
@@ -150,6 +153,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         self.app.open_metrics()
+        self.app.clear()
         super().manage_workers()
         if self._reloading:  # the last step before the wait, whose length this is
             self.cfg.set("graceful_timeout", 0)
@@ -163,6 +167,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._config = config
         self._shared = Shared()
         self._accounts = Accounts()
+        self._places = Places()
+        self._bell = Bell(self._shared.sockets)
+        self._gone: set[int] = set()  # slots whose workers are gone, and have something still
         self._board = Board() if settings.stack_metrics_bind else None
         self._port: Port | None = None
         if self._board is not None and settings.stack_metrics_bind:
@@ -188,6 +195,13 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Serve /metrics, if it isn't served yet. Called by the master before it forks, and once a second."""
         if self._port is not None:
             self._port.open()
+
+    def clear(self) -> None:
+        """Give away what workers that are gone had at the engines. Called by the master, once a second too."""
+        for slot in sorted(self._gone):
+            with contextlib.suppress(BusyError):
+                vacate(self._places, self._bell, slot)
+                self._gone.discard(slot)
 
     def read_again(self) -> bool:
         """Read settings and stack.yaml anew; whether they can be used."""
@@ -227,7 +241,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         return ingress.Limits(read=self._settings.stack_read_timeout, write=self._settings.stack_write_timeout)
 
     def load(self) -> Gateway:
-        return create_app(self._settings, self._config, self._shared, self._accounts)
+        return create_app(self._settings, self._config, self._shared, self._accounts, self._places)
 
     def run(self) -> None:
         Master(self).run()
@@ -235,7 +249,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     # Each worker has a slot, given before its fork, which is free again once it is gone.
 
     def _pre_fork(self, arbiter: Arbiter, worker: Worker) -> None:
-        taken = {it.slot for it in arbiter.WORKERS.values()}
+        taken = {it.slot for it in arbiter.WORKERS.values()} | self._gone
         worker.slot = next(number for number in range(MAX_SLOTS) if number not in taken)
         self._accounts.occupy(worker.slot)
         worker.counted = self._board is not None and self._board.reserve(worker.slot)
@@ -248,6 +262,8 @@ class Server(BaseApplication):  # type: ignore[misc]
     def _child_exit(self, _: Arbiter, worker: Worker) -> None:
         self._shared.vacate(worker.slot)
         self._accounts.vacate(worker.slot)
+        self._gone.add(worker.slot)
+        self.clear()
         if self._board is not None and worker.counted:
             self._board.vacate(worker.slot)
 

@@ -114,6 +114,7 @@ Listening = Annotated[str, AfterValidator(_listening)]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Wait = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Slots = Annotated[int, Field(ge=1, le=2048)] | None
 Resumes = Annotated[int, Field(ge=0, le=10)]
 
 
@@ -135,6 +136,7 @@ class Settings(EngineSettings):
     llm_connect_timeout: Seconds = 5.0
     llm_first_token_timeout: Seconds = 300.0
     llm_idle_timeout: Seconds = 60.0
+    llm_slots: Slots = None
 
     stack_bind: Address = "127.0.0.1:9000"
     stack_publish: Address | None = None
@@ -166,6 +168,8 @@ class Settings(EngineSettings):
     stack_hold: Seconds = 10.0
     stack_drain_delay: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 3.0
     stack_grace: Annotated[float, Field(ge=1, le=300, allow_inf_nan=False)] = 60.0
+    stack_queue: Annotated[int, Field(ge=0, le=1024)] = 512
+    stack_queue_timeout: Wait = 60.0
     stack_resume: Resumes = 3
     stack_resume_wait: Wait = 30.0
     stack_idempotency_ttl: Seconds = 600.0

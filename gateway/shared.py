@@ -139,7 +139,8 @@ class Shared:
     """Everything that the workers of one gateway share, and which of them this process is.
 
     `slot` is the worker's number, from 0, below MAX_SLOTS: no two that live have the same. In the master it is -1.
-    `answers` is for the files of idempotency.py; of the store's `keys` the last that was read is kept.
+    `answers` is for the files of idempotency.py; of the store's `keys` the last that was read is kept; in `sockets` are
+    those by which the workers wake each other.
     """
 
     def __init__(self) -> None:
@@ -149,6 +150,8 @@ class Shared:
         self._directory = Path(tempfile.mkdtemp(prefix="stack-"))
         self.answers = self._directory / "answers"
         self.answers.mkdir(mode=0o700)
+        self.sockets = self._directory / "sockets"
+        self.sockets.mkdir(mode=0o700)
         self.keys = Keepsake(self._directory)
 
     def remove(self) -> None:

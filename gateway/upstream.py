@@ -85,6 +85,7 @@ class Upstream:
         self.changed = asyncio.Event()  # set at each change of the breaker's state
         self.outstanding = 0  # requests of this worker's that it is working on
         self.trouble: StackError | None = None  # what was wrong with it when it was last probed
+        self.wait: Callable[[], float] = float  # seconds until it could begin with a new one, roughly
         self._probing = asyncio.Lock()
         self._probed_at = float("-inf")
         self._well = False

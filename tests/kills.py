@@ -1,4 +1,5 @@
-"""Workers killed under load (SIGKILL), and then everything must add up: rows of usage, and what keys hold.
+"""Workers killed under load (SIGKILL), and then everything must add up: rows of usage, what keys hold, and
+slots and queues of engines.
 
     python -m tests.kills [--kills N] [--seed N]
 
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import httpx
 
 from tests.containers import running_postgres
-from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
+from tests.processes import KEY, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, fake_engine, running_gateway, wait_for
 from tests.soak import CASES, Case, Client
 from tests.store.rows import Rows
 from tests.store.stack import Command
@@ -43,6 +44,12 @@ SLOW = [
 SENT = [CASES["stream"], CASES["blocking"], Case(1, 200, "finished", {"stream": True}, SLOW)]
 CALLERS = 12
 AT_A_TIME = 80  # what the key may have; more than callers have and, with PostgreSQL, the dead for ten seconds
+QUEUE_CONFIG = """
+engines: {{engine: {{dialect: vllm, slots: {slots}, base_url: "{url}"}}}}
+models: {{fake-model: {{targets: [{{engine: engine, model: fake-model}}]}}}}
+default_model: fake-model
+retries: {{attempts: 1}}
+"""
 BETWEEN = 25  # whole answers from one kill to the next, at least
 
 
@@ -57,7 +64,9 @@ class Load:
         return sum(status == 200 for status in self.answered.values())
 
 
-async def kill_under_load(gateway: GatewayProcess, kills: int, seed: int, key: str) -> Load:
+async def kill_under_load(
+    gateway: GatewayProcess, kills: int, seed: int, key: str, cases: Sequence[Case] = SENT
+) -> Load:
     """Send requests, and kill one worker after another while they are answered."""
     load, rng, over = Load(), random.Random(seed), asyncio.Event()
 
@@ -68,7 +77,7 @@ async def kill_under_load(gateway: GatewayProcess, kills: int, seed: int, key: s
             load.sent.append(name)
             try:
                 async with asyncio.timeout(60):
-                    load.answered[name], _ = await client.ask(rng.choice(SENT), name)
+                    load.answered[name], _ = await client.ask(rng.choice(cases), name)
             except (OSError, EOFError, ValueError):
                 await client.close()
         await client.close()
@@ -155,6 +164,52 @@ def kills(directory: Path, count: int, seed: int, **settings: str) -> tuple[dict
         return figures, differences(load, engine, saved)
 
 
+QUEUED = Case(
+    1,
+    200,
+    "finished",
+    {"stream": True},
+    [["role"], ["pause", 0.02], ["token", "x"], ["finish", "stop"], ["done"], ["end"]],
+)
+SLOTS = 2  # of the engine; there are more callers
+
+
+def queue_kills(directory: Path, count: int, seed: int, **settings: str) -> tuple[dict[str, Any], list[str]]:
+    """Kill workers that hold slots of an engine, and places in its queue. Returns figures and failures."""
+    config = directory / "stack.yaml"
+    with fake_engine() as engine:
+        config.write_text(QUEUE_CONFIG.format(url=engine.url, slots=SLOTS))
+        settings = {"STACK_CONFIG": str(config), "STACK_DATA_DIR": str(directory / "data"), **settings}
+        with running_gateway(directory / "log", engine.url, **settings) as gateway:
+            began = time.monotonic()
+            load = asyncio.run(kill_under_load(gateway, count, seed, KEY, [QUEUED]))
+            seconds = time.monotonic() - began
+            asked = Counter(it["headers"]["x-request-id"] for it in engine.seen())
+            wrong = [f"{name}: the engine was asked {often} times" for name, often in asked.items() if often > 1]
+            wait_for(lambda: engine.running() == 0)
+            free = [asyncio.run(all_slots(gateway, engine)) for _ in range(5)]
+            if set(free) != {SLOTS}:
+                wrong.append(f"of {SLOTS} slots could be had: {free}")
+    figures = {"kills": count, "seconds": round(seconds, 1), "answered": len(load.answered), "sent": len(load.sent)}
+    return figures, wrong
+
+
+async def all_slots(gateway: GatewayProcess, engine: FakeEngine) -> int:
+    """How many of many requests the engine has at a time. None may be lost, or stuck."""
+    engine.peak()
+
+    async def call() -> None:
+        client = Client(gateway.port)
+        for number in range(5):
+            status, _ = await client.ask(QUEUED, f"after-{number}")
+            assert status == 200
+        await client.close()
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(call() for _ in range(SLOTS * 3)))
+    return engine.peak()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.kills")
     parser.add_argument("--kills", type=int, default=200)
@@ -171,6 +226,9 @@ def main() -> None:
 def _run(count: int, seed: int, **settings: str) -> None:
     with tempfile.TemporaryDirectory(prefix="stack-kills-") as directory:
         figures, failures = kills(Path(directory), count, seed, **settings)
+        more, wrong = queue_kills(Path(directory), count, seed) if not settings else ({}, [])
+    figures |= {f"queue: {name}": value for name, value in more.items()}
+    failures += wrong
     for name, value in figures.items():
         print(f"{name:>20}  {value}")
     for failure in failures[:50]:

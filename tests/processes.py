@@ -154,6 +154,7 @@ def environment(engine_url: str, **settings: str) -> dict[str, str]:
         "LLM_BACKEND": "vllm",
         "LLM_BASE_URL": engine_url,
         "LLM_MODEL": "fake-model",
+        "LLM_SLOTS": "256",  # test_admission.py sets fewer
         "STACK_API_KEYS": f"{KEY},sk-second-0123456789abcdef",
         "STACK_CONFIG": "/nonexistent",
         "STACK_RESUME": "0",  # the faults themselves are seen; test_resume.py turns it on

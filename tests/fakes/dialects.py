@@ -41,6 +41,7 @@ class Dialect:
         self.context = 1000
         self.numbers = True  # whether a refusal tells them
         self.counts = True  # whether its tokenizer answers
+        self.slots = 256  # how many requests it says it works on at a time, where it says
         self.slow = 0.0  # seconds until it answers at an endpoint of its own
         self.asked: list[dict[str, Any]] = []
 
@@ -223,7 +224,7 @@ class LlamaCpp(Dialect):
         if path == "/v1/models":
             return 200, {"data": [{"id": self.model}]}
         if path == "/props":
-            return 200, {"default_generation_settings": {"n_ctx": self.context}, "total_slots": 4}
+            return 200, {"default_generation_settings": {"n_ctx": self.context}, "total_slots": self.slots}
         if path == "/v1/chat/completions/input_tokens" and self.counts:
             return 200, {"input_tokens": words(body["messages"])}
         if path == "/tokenize" and self.counts:

@@ -11,10 +11,10 @@ ENGINES = ("ollama", "vllm", "llamacpp")
 
 CONFIG = """
 engines:
-  ollama: {{dialect: ollama, base_url: "{ollama}"}}
+  ollama: {{dialect: ollama, slots: 256, base_url: "{ollama}"}}
   vllm: {{dialect: vllm, base_url: "{vllm}"}}
-  llamacpp: {{dialect: llamacpp, base_url: "{llamacpp}"}}
-  dead-ollama: {{dialect: ollama, base_url: "{dead}"}}
+  llamacpp: {{dialect: llamacpp, slots: 256, base_url: "{llamacpp}"}}
+  dead-ollama: {{dialect: ollama, slots: 256, base_url: "{dead}"}}
   dead-vllm: {{dialect: vllm, base_url: "{dead}"}}
 models:
   ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}

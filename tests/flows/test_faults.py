@@ -700,7 +700,7 @@ FAULTS = [
 CONFIG = """
 engines:
   engine: {{dialect: vllm, base_url: "{url}"}}
-  folding: {{dialect: llamacpp, base_url: "{url}"}}
+  folding: {{dialect: llamacpp, slots: 256, base_url: "{url}"}}
   spare: {{dialect: vllm, base_url: "{spare}"}}
   refusing: {{dialect: vllm, base_url: "http://127.0.0.1:{closed}"}}
   nowhere: {{dialect: vllm, base_url: "http://nowhere.invalid:1"}}

@@ -52,10 +52,10 @@ HOW = {
 
 CONFIG = """
 engines:
-  ollama: {{dialect: ollama, base_url: '{a}'}}
+  ollama: {{dialect: ollama, slots: 256, base_url: '{a}'}}
   vllm: {{dialect: vllm, base_url: '{a}'}}
-  llamacpp: {{dialect: llamacpp, base_url: '{a}'}}
-  other: {{dialect: llamacpp, base_url: '{b}'}}
+  llamacpp: {{dialect: llamacpp, slots: 256, base_url: '{a}'}}
+  other: {{dialect: llamacpp, slots: 256, base_url: '{b}'}}
 models:
   ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}
   vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}

@@ -1,0 +1,312 @@
+"""A hot engine stays fair: its slots, the queue for them, and what those are told who can't be let in. Two workers."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.admission import KEYS, engine_port, fairness, obeyed, overload, own_rate, percentile, settings, shares
+from tests.kills import queue_kills
+from tests.processes import (
+    AUTH,
+    KEY,
+    MESSAGES,
+    FakeEngine,
+    GatewayProcess,
+    events,
+    fake_engine,
+    free_port,
+    running_gateway,
+    scrape,
+    text_of,
+    wait_for,
+)
+from tests.store.rows import Rows
+from tests.store.stack import Command
+from tests.store.test_limits import ADMIN
+
+CHAT = "/v1/chat/completions"
+SECOND = "sk-second-0123456789abcdef"
+CONFIG = """
+engines:
+  one: {{dialect: vllm, slots: 1, base_url: "{url}"}}
+  spare: {{dialect: vllm, slots: 1, base_url: "{url}"}}
+  quiet: {{dialect: vllm, slots: 1, base_url: "{url}"}}
+  many: {{dialect: vllm, slots: 8, base_url: "{url}"}}
+  told: {{dialect: llamacpp, base_url: "{told}"}}
+  broken: {{dialect: vllm, base_url: "{url}"}}
+models:
+  one: {{targets: [{{engine: one, model: fake-model}}]}}
+  quiet: {{targets: [{{engine: quiet, model: fake-model}}]}}
+  fake-model: {{targets: [{{engine: many, model: fake-model}}]}}
+  told: {{targets: [{{engine: told, model: fake-model}}]}}
+  pair: {{targets: [{{engine: one, model: fake-model}}, {{engine: spare, model: fake-model}}]}}
+  resumed: {{targets: [{{engine: broken, model: fake-model}}], fallbacks: [{{engine: one, model: fake-model}}]}}
+default_model: one
+"""
+
+
+class Asked(threading.Thread):
+    """A request that goes on until its gate is opened, or its client leaves."""
+
+    def __init__(self, at: GatewayProcess, mark: str, key: str = KEY, **fields: Any) -> None:
+        super().__init__(daemon=True)
+        self.mark = mark
+        self.text = ""
+        self.answer: httpx.Response | None = None
+        self._at, self._leave = at, threading.Event()
+        self._headers = {"authorization": f"Bearer {key}", "x-request-id": mark}
+        script = [["role"], ["gate", mark], ["token", "x"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
+        self._body = {"messages": MESSAGES, "user": mark, "stream": True, "script": script, **fields}
+        self.start()
+
+    def run(self) -> None:
+        with (
+            httpx.Client(base_url=self._at.url, headers=self._headers, timeout=60) as client,
+            client.stream("POST", CHAT, json=self._body) as answer,
+        ):
+            self.answer = answer
+            for piece in answer.iter_text():
+                self.text += piece
+                if self._leave.is_set():
+                    break
+
+    def leave(self) -> None:
+        self._leave.set()
+
+    def wait(self) -> httpx.Response:
+        self.join(30)
+        assert self.answer is not None
+        return self.answer
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[FakeEngine]:
+    with fake_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def told() -> Iterator[FakeEngine]:
+    """One that says how many slots it has."""
+    with fake_engine(dialect="llamacpp") as engine:
+        engine.set(slots=3)
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, engine: FakeEngine, told: FakeEngine) -> dict[str, str]:
+    directory = tmp_path_factory.mktemp("admission")
+    (directory / "stack.yaml").write_text(CONFIG.format(url=engine.url, told=told.url))
+    return {
+        "STACK_CONFIG": str(directory / "stack.yaml"),
+        "STACK_DATA_DIR": str(directory / "data"),
+        "STACK_METRICS_BIND": f"127.0.0.1:{free_port()}",
+        "STACK_HOLD": "0.3",
+        "STACK_RESUME": "1",
+        "STACK_QUEUE": "4",
+        "STACK_QUEUE_TIMEOUT": "3",
+        "STACK_API_KEYS": ",".join([KEY, SECOND, *KEYS]),
+    }
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: FakeEngine, options: dict[str, str]) -> Iterator[GatewayProcess]:
+    with running_gateway(Path(options["STACK_DATA_DIR"]).parent / "log", engine.url, **options) as gateway:
+        port = int(options["STACK_METRICS_BIND"].rpartition(":")[2])
+        wait_for(lambda: scrape(port).total("stack_upstream_workers", upstream="one") == 2)
+        yield gateway
+
+
+def depth(options: dict[str, str], name: str = "stack_queue_depth", **labels: str) -> float:
+    port = int(options["STACK_METRICS_BIND"].rpartition(":")[2])
+    return scrape(port).total(name, **({"upstream": "one"} | labels))
+
+
+def positions(options: dict[str, str]) -> dict[str, int | None]:
+    return {it["request_id"]: it["position"] for it in Command(**options).json("top", "--once")}
+
+
+@contextmanager
+def busy(at: GatewayProcess, engine: FakeEngine, mark: str, **fields: Any) -> Iterator[Asked]:
+    """The one slot is taken until the block's end."""
+    first = Asked(at, mark, **fields)
+    engine.wait_seen(mark, "running")
+    try:
+        yield first
+    finally:
+        engine.release(mark)
+        first.wait()
+
+
+def test_the_wait_for_a_slot_shows_everywhere(
+    engine: FakeEngine, gateway: GatewayProcess, options: dict[str, str]
+) -> None:
+    with busy(gateway, engine, "first"):
+        queued = [Asked(gateway, "second"), Asked(gateway, "third", key=SECOND)]
+        wait_for(lambda: all(": ping" in it.text for it in queued))
+        wait_for(lambda: depth(options) == 2)
+        assert depth(options, "stack_slots_used") == depth(options, "stack_slots") == 1
+        ranks = wait_for(lambda: it if len(it := positions(options)) == 3 else {})
+        assert ranks.pop("first") is None
+        assert set(ranks.values()) == {1, 2}
+        assert not engine.seen("second")
+        assert not engine.seen("third")
+        engine.release("second")
+        engine.release("third")
+    for it in queued:
+        answer = it.wait()
+        assert text_of(events(it.text)) == "x"
+        line = gateway.lines(it.mark)[-2]
+        assert line["queued_ms"] >= 300
+        assert int(answer.headers["x-stack-queue-ms"]) >= 250, "when the head went out with a ping"
+    wait_for(lambda: depth(options) == depth(options, "stack_slots_used") == 0)
+    assert depth(options, "stack_queue_wait_seconds_count") == 2
+    rows = Rows(options)
+    waits = wait_for(lambda: {r["request_id"]: r["queued_ms"] for r in rows.all()} if len(rows.all()) >= 3 else {})
+    rows.close()
+    assert waits["first"] == 0
+    assert min(waits["second"], waits["third"]) >= 300
+
+
+def test_a_client_that_leaves_frees_its_place(
+    engine: FakeEngine, gateway: GatewayProcess, options: dict[str, str]
+) -> None:
+    with busy(gateway, engine, "holds"):
+        leaving = Asked(gateway, "leaves")
+        wait_for(lambda: ": ping" in leaving.text)
+        leaving.leave()
+        wait_for(lambda: depth(options) == 0)
+        assert gateway.lines("leaves")[-2]["outcome"] == "client_left"
+    assert not engine.seen("leaves")
+
+
+def test_who_is_told_what(engine: FakeEngine, gateway: GatewayProcess, options: dict[str, str]) -> None:
+    """Of four places a key has as many as it leaves free; then it is 429, and when all are taken 503."""
+    with busy(gateway, engine, "taken"):
+        waiting = [Asked(gateway, f"waiting-{number}", key=KEYS[number // 2]) for number in range(2)]
+        wait_for(lambda: depth(options) == 2)
+        with gateway.client() as http:
+            http.headers["authorization"] = f"Bearer {KEYS[0]}"
+            refused = http.post(CHAT, json={"messages": MESSAGES})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_share_full")
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(refused.headers["retry-after"]) == -(-int(refused.headers["retry-after-ms"]) // 1000)
+            waiting += [Asked(gateway, f"waiting-{number}", key=KEYS[number]) for number in (2, 3)]
+            wait_for(lambda: depth(options) == 4)
+            http.headers["authorization"] = f"Bearer {KEYS[4]}"
+            refused = http.post(CHAT, json={"messages": MESSAGES})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
+            assert int(refused.headers["retry-after"]) >= 1
+            embedding = http.post("/v1/embeddings", json={"input": "x", "model": "one"})
+            assert embedding.status_code == 503, "they take slots too"
+        for it in waiting:
+            engine.release(it.mark)
+    assert {it.wait().status_code for it in waiting} == {200}
+    found = {reason: depth(options, "stack_queue_rejections_total", reason=reason) for reason in ("share", "full")}
+    assert found == {"share": 1, "full": 2}
+
+
+def test_a_header_shortens_the_wait_and_never_lengthens_it(engine: FakeEngine, gateway: GatewayProcess) -> None:
+    body = {"messages": MESSAGES, "model": "quiet"}
+    with busy(gateway, engine, "long", model="quiet"), gateway.client() as http:
+        refused = http.post(CHAT, json=body, headers={"x-stack-queue-timeout": "0.3"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_timeout")
+        assert 0.3 <= refused.elapsed.total_seconds() < 0.3 * 5, "nobody knows yet how fast the engine is"
+        assert int(refused.headers["retry-after"]) >= 1
+        longer = http.post(CHAT, json=body, headers={"x-stack-queue-timeout": "1000"})
+        assert (longer.status_code, longer.json()["error"]["code"]) == (503, "queue_timeout")
+        assert longer.elapsed.total_seconds() < 3 * 5
+        wrong = http.post(CHAT, json={"messages": MESSAGES}, headers={"x-stack-queue-timeout": "soon"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-stack-queue-timeout")
+    assert httpx.post(gateway.url + CHAT, json={"messages": MESSAGES}, headers=AUTH).headers["x-stack-queue-ms"] == "0"
+
+
+def test_of_equal_engines_the_one_with_a_free_slot_is_asked(engine: FakeEngine, gateway: GatewayProcess) -> None:
+    with busy(gateway, engine, "on-one"):
+        for _ in range(8):
+            with gateway.client() as http:
+                answer = http.post(CHAT, json={"messages": MESSAGES, "model": "pair"})
+            assert gateway.lines(answer.headers["x-request-id"])[-2]["engine"] == "spare"
+
+
+def test_an_answer_that_broke_off_goes_before_all_who_wait(engine: FakeEngine, gateway: GatewayProcess) -> None:
+    lost = [["role"], ["token", "x"], ["gate", "lost"], ["close"]]
+    with busy(gateway, engine, "before"):
+        waits = Asked(gateway, "waits")
+        broken = Asked(gateway, "breaks", model="resumed", script=lost)
+        wait_for(lambda: ": ping" in waits.text and '"x"' in broken.text)
+        engine.release("lost")
+        wait_for(lambda: any(it["msg"] == "resume" for it in gateway.log() if it.get("request_id") == "breaks"))
+        engine.release("waits")
+    broken.wait()
+    waits.wait()
+    order = [it["body"]["user"] for it in engine.seen() if it["body"].get("user") in ("waits", "breaks")]
+    assert order == ["breaks", "breaks", "waits"]
+
+
+def test_an_engine_that_says_how_many_slots_it_has_is_believed(
+    told: FakeEngine, gateway: GatewayProcess, options: dict[str, str]
+) -> None:
+    wait_for(lambda: depth(options, "stack_slots", upstream="told") == 3)
+    running = [Asked(gateway, f"told-{number}", model="told") for number in range(4)]
+    wait_for(lambda: told.running() == 3)
+    wait_for(lambda: depth(options, upstream="told") == 1)
+    for it in running:
+        told.release(it.mark)
+    assert {it.wait().status_code for it in running} == {200}
+
+
+@pytest.fixture(scope="module")
+def hot(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway that has seen its engine's pace."""
+    options = settings(STACK_QUEUE_TIMEOUT="2", STACK_ADMIN_KEYS=ADMIN)
+    with running_gateway(tmp_path_factory.mktemp("hot") / "log", engine.url, **options) as gateway:
+        asyncio.run(own_rate(gateway.port, 1))
+        yield gateway
+
+
+def test_a_key_that_floods_waits_behind_itself(hot: GatewayProcess) -> None:
+    waits = asyncio.run(fairness(hot.port, KEYS[0], KEYS[1], asked=8))
+    assert median(waits) < 2
+
+
+def test_weights_are_seen_in_the_shares_served(hot: GatewayProcess) -> None:
+    keys = {}
+    with httpx.Client(base_url=hot.url, headers={"authorization": f"Bearer {ADMIN}"}) as admin:
+        for weight in (1, 2, 4):
+            made = admin.post("/admin/keys", json={"name": f"w{weight}", "priority": weight}).raise_for_status().json()
+            keys[weight] = made["secret"]
+    served = asyncio.run(shares(hot.port, list(keys.values()), 3))
+    total = sum(served.values())
+    for weight, key in keys.items():
+        assert served[key] / total == pytest.approx(weight / 7, rel=0.2)
+
+
+def test_who_obeys_retry_after_is_let_in(hot: GatewayProcess) -> None:
+    returned, admitted = asyncio.run(obeyed(hot.port, KEYS, 4))
+    assert returned >= 20
+    assert admitted >= 0.9 * returned
+
+
+def test_ten_times_the_load_is_refused_at_once_and_keeps_the_engine_busy(
+    engine: FakeEngine, hot: GatewayProcess
+) -> None:
+    wait_for(lambda: engine.running() == 0)
+    asyncio.run(own_rate(hot.port, 1))  # it knows the engine's pace
+    own = asyncio.run(own_rate(engine_port(engine), 1))
+    run = asyncio.run(overload(hot.port, KEYS, 3))
+    assert percentile(run.rejections, 0.95) < 0.05 * 5
+    assert len(run.served) / run.seconds >= 0.95 * own
+    assert max(it.queued for it in run.served) <= 2.0
+
+
+def test_slots_and_places_of_killed_workers_come_back(tmp_path: Path) -> None:
+    _, failures = queue_kills(tmp_path, 10, seed=1)
+    assert not failures
