@@ -8,8 +8,11 @@ import pytest
 from tests.processes import FakeEngine, GatewayProcess, fake_engine, running_gateway
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs in one process: a file's tests; and all of tests/stack, which share one stack of containers."""
+    """What runs in one process: a file's tests; and all of tests/stack, which share one stack of containers and take
+    longest, so they begin."""
+    items.sort(key=lambda item: item.path.parent.name != "stack")
     for item in items:
         of_stack = item.path.parent.name == "stack"
         item.add_marker(pytest.mark.xdist_group("stack" if of_stack else str(item.path)))
