@@ -73,7 +73,8 @@ class PostgresQueues:
         self._spots: dict[int, Spot] = {}
         self._entering = 0  # how many are being told where they are
         self._early: set[int] = set()  # were woken before it was known here that they wait
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._asking: set[asyncio.Task[Any]] = set()
+        self._burials: set[asyncio.Task[None]] = set()
         self._listening: asyncio.Task[None] | None = None
         self.positions: dict[int, int] = {}
         self._trouble = False
@@ -87,12 +88,13 @@ class PostgresQueues:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._task.cancel()
-        await asyncio.gather(self._task, *self._tasks, return_exceptions=True)
+        await asyncio.gather(self._task, *self._asking, *self._burials, return_exceptions=True)
         if self._owner:
+            gone = self._connections[0].execute("DELETE FROM account_owners WHERE id = %s", (self._owner,))
             with contextlib.suppress(*_LOST):
-                async with asyncio.timeout(WAIT):
-                    await self._connections[0].execute("DELETE FROM account_owners WHERE id = %s", (self._owner,))
-        await self._bury(self._connections, self._listening)
+                await self._ask(gone)
+        self._asking |= {self._listening} if self._listening is not None else set()
+        await self._bury(self._connections, set(self._asking))
 
     async def enter(
         self, engine: str, slots: int, it: Exchange, wait: float, queue: int, *, ahead: bool
@@ -102,11 +104,13 @@ class PostgresQueues:
         if not owner:
             raise LostError
         what = (engine, slots, owner, self._now(), PATIENCE, it.key_id, f"{it.key_id} {it.mark}", it.priority, wait)
-        task = self._begin(self._enter((*what, queue, ahead), engine, it.key_id, owner))
+        task = self._begin(self._enter((*what, queue, ahead), engine, it.key_id, owner), self._asking)
         try:
             await asyncio.wait({task}, timeout=WAIT)
             if not task.done():
                 raise TimeoutError(f"no answer within {WAIT:g} seconds")
+            if task.cancelled():
+                raise LostError
             found = task.result()
             if owner != self._owner and isinstance(found, Spot) and not found.holds:
                 raise LostError  # nobody would hand it a slot
@@ -125,7 +129,7 @@ class PostgresQueues:
         self._spots.pop(spot.id, None)
         self.positions.pop(spot.id, None)
         if self._owner and spot.owner == self._owner:
-            self._begin(self._leave(spot))
+            self._begin(self._leave(spot), self._asking)
 
     async def _enter(self, what: tuple[Any, ...], engine: str, key_id: str, owner: str) -> Spot | Refusal:
         self._entering += 1
@@ -146,8 +150,8 @@ class PostgresQueues:
 
     async def _leave(self, spot: Spot) -> None:
         try:
-            async with asyncio.timeout(WAIT):
-                await self._connection().execute("SELECT stack_leave(%s, %s, %s)", (spot.id, self._now(), PATIENCE))
+            what = (spot.id, self._now(), PATIENCE)
+            await self._ask(self._connection().execute("SELECT stack_leave(%s, %s, %s)", what))
         except _LOST as exc:
             if spot.owner == self._owner:
                 self._lose(exc)
@@ -172,8 +176,7 @@ class PostgresQueues:
     async def _attend(self) -> None:
         owner = self._owner
         try:
-            async with asyncio.timeout(WAIT):
-                await (self._beat(self._connections[0], owner) if owner else self._connect())
+            await self._ask(self._beat(self._connections[0], owner) if owner else self._connect())
         except _LOST as exc:
             self._lose(exc)
         except Exception as exc:
@@ -218,11 +221,7 @@ class PostgresQueues:
         """What notifications may have missed, and where the others stand."""
         owner = self._owner
         try:
-            async with asyncio.timeout(WAIT):
-                for engine in {it.engine for it in self._spots.values() if not it.holds}:
-                    what = (engine, self._now(), PATIENCE)
-                    await self._connection().execute("SELECT stack_hand_over(%s, %s, %s)", what)
-                rows = await (await self._connection().execute(_STAND, (owner,))).fetchall()
+            rows = await self._ask(self._stand(owner))
         except _LOST as exc:
             if owner == self._owner:
                 self._lose(exc)
@@ -231,6 +230,12 @@ class PostgresQueues:
         for number, holds, _ in rows:
             if holds and number in self._spots:
                 self._arrived(number)
+
+    async def _stand(self, owner: str) -> list[tuple[Any, ...]]:
+        for engine in {it.engine for it in self._spots.values() if not it.holds}:
+            what = (engine, self._now(), PATIENCE)
+            await self._connection().execute("SELECT stack_hand_over(%s, %s, %s)", what)
+        return await (await self._connection().execute(_STAND, (owner,))).fetchall()
 
     def _arrived(self, number: int) -> None:
         spot = self._spots.get(number)
@@ -260,20 +265,36 @@ class PostgresQueues:
         self.positions.clear()
         self._spots = {number: it for number, it in self._spots.items() if it.holds}
         connections, self._connections = self._connections, []
-        listening, self._listening = self._listening, None
-        self._begin(self._bury(connections, listening))
+        asking = self._asking | ({self._listening} if self._listening is not None else set())
+        self._listening = None
+        self._begin(self._bury(connections, asking), self._burials)
         self._on_lost()
 
-    async def _bury(self, connections: Iterable[Connection], listening: asyncio.Task[None] | None) -> None:
-        if listening is not None:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+    async def _bury(self, connections: Iterable[Connection], asking: set[asyncio.Task[Any]]) -> None:
+        """Close them once nothing waits for them any more: the event loop would take the next connection of that number
+        for the one that is gone, and not see what comes on it."""
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         for connection in connections:
             with contextlib.suppress(*_LOST):
                 await connection.close()
 
-    def _begin(self, what: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    async def _ask(self, what: Coroutine[Any, Any, T]) -> T:
+        """Do that in a task of its own, for WAIT at most: psycopg takes seconds to be interrupted."""
+        task = self._begin(what, self._asking)
+        await asyncio.wait({task}, timeout=WAIT)
+        if not task.done() or task.cancelled():
+            raise TimeoutError(f"no answer within {WAIT:g} seconds")
+        return task.result()
+
+    def _begin(self, what: Coroutine[Any, Any, T], among: set[asyncio.Task[Any]]) -> asyncio.Task[T]:
+        def done(task: asyncio.Task[T]) -> None:
+            among.discard(task)
+            if not task.cancelled():
+                task.exception()  # else asyncio complains where nobody waited for it
+
         task = asyncio.create_task(what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        among.add(task)
+        task.add_done_callback(done)
         return task

@@ -71,8 +71,12 @@ def test_who_obeys_retry_after_is_let_in(pair: list[GatewayProcess]) -> None:
 
 
 def test_the_slots_of_a_killed_worker_come_back(engine: FakeEngine, pair: list[GatewayProcess]) -> None:
+    async def hold(it: GatewayProcess) -> None:
+        while True:  # what came before may be in the way
+            await ask(it.port, KEYS[0], 60, user="long")
+
     async def kill() -> None:
-        callers = [asyncio.create_task(ask(it.port, KEYS[0], 60, user="long")) for it in pair for _ in range(2)]
+        callers = [asyncio.create_task(hold(it)) for it in pair for _ in range(2)]
         while engine.running() < SLOTS:  # noqa: ASYNC110  another process sets no event
             await asyncio.sleep(0.02)
         for it in pair:
