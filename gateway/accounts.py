@@ -96,6 +96,7 @@ class SharedBook:
         self._remember = remember
         self._keys, self._integers, self._times = accounts.keys, accounts.integers, accounts.times
         self._active, self._slots = accounts.active, accounts.slots
+        self._cells: dict[int, int] = {}  # where accounts were last, by their keys
         self._ask_from = float("-inf")  # when the records may be asked again
 
     async def admit(self, key: Key, estimate: Estimate) -> Lease:
@@ -164,9 +165,17 @@ class SharedBook:
         return State(self._accounts.now(), requests, tokens, active, day + day_before, month + month_before)
 
     def _find(self, digest: int) -> int | None:
+        cell = self._cells.get(digest, 0)
+        if self._keys[cell] == digest:
+            return cell
         first = digest % _LINES * WAYS
         line = self._keys[first : first + WAYS].tolist()
-        return first + line.index(digest) if digest in line else None
+        if digest not in line:
+            return None
+        if len(self._cells) >= CELLS:
+            self._cells.clear()
+        cell = self._cells[digest] = first + line.index(digest)
+        return cell
 
     def _open(self, digest: int, wall: float) -> int:
         """A new account, in a free cell or the one that was left alone for longest. Raises GatewayBusy."""

@@ -55,12 +55,13 @@ class Journal:
         """Write down what begins, and give it its `id`; one that is dropped gets none."""
         self._count += 1
         name = f"{self._name}-{self._count:x}"
-        line = orjson.dumps(record | {"id": name}) + b"\n"
+        record["id"] = name
+        line = orjson.dumps(record) + b"\n"
         with self._lock:
             if self._file is not None and self._file.size < self._limit and self._file.write(line):
                 self._open[name] = line
-                record["id"] = name
                 return
+        del record["id"]
         self.dropped += 1
 
     def end(self, record: Record) -> None:
