@@ -18,7 +18,7 @@ from gateway.errors import GatewayBusy, StackError
 from gateway.estimates import Estimate
 from gateway.keybook import Limits
 from gateway.keys import Key
-from gateway.limits import Lease, Period, State, charge, correct, free, refusal
+from gateway.limits import Buckets, Lease, Period, State, charge, correct, free, refusal
 from gateway.shared import MAX_SLOTS, BusyError, Region
 
 CELLS = 8192
@@ -140,7 +140,7 @@ class SharedBook:
             self._integers[at + _MONTH_TOKENS] += estimate.tokens
             period = Period(self._integers[at + _DAY], self._integers[at + _MONTH])
         settle = functools.partial(self._settle, cell, limits, period)
-        return Lease(limits, estimate, functools.partial(self._state, cell), settle)
+        return Lease(limits, estimate, functools.partial(self._buckets, cell), settle)
 
     def _settle(self, cell: int, limits: Limits, period: Period, more: int) -> None:
         """A request is over that took `more` than it was charged, in that period."""
@@ -163,6 +163,10 @@ class SharedBook:
         _, requests, tokens = self._times[at + 8 : at + 11]
         active = sum(self._active[counters : counters + self._slots[0]])
         return State(self._accounts.now(), requests, tokens, active, day + day_before, month + month_before)
+
+    def _buckets(self, cell: int) -> Buckets:
+        at = cell * _WIDTH
+        return Buckets(self._accounts.now(), self._times[at + _REQUESTS], self._times[at + _TOKENS])
 
     def _find(self, digest: int) -> int | None:
         cell = self._cells.get(digest, 0)

@@ -44,6 +44,14 @@ class State(NamedTuple):
     month_tokens: int
 
 
+class Buckets(NamedTuple):
+    """Of a State, what callers are told."""
+
+    now: float
+    requests_full: float
+    tokens_full: float
+
+
 class Period(NamedTuple):
     """A calendar day and its month in UTC, counted since 1970."""
 
@@ -75,7 +83,7 @@ class Lease:
         self,
         limits: Limits,
         estimate: Estimate,
-        state: Callable[[], State],
+        state: Callable[[], State | Buckets],
         settle: Callable[[int], None],
         known: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -160,7 +168,7 @@ def correct(limit: int | None, full: float, more: int) -> float:
     return full if limit is None else full + more * MINUTE / limit
 
 
-def headers(limits: Limits, state: State) -> dict[str, str]:
+def headers(limits: Limits, state: State | Buckets) -> dict[str, str]:
     """How a key stands, in the words of OpenAI's API."""
     found: dict[str, str] = {}
     for names, limit, full in (
