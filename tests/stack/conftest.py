@@ -59,7 +59,7 @@ class Stack:
         return kept | {"COMPOSE_PROJECT_NAME": self.project, "COMPOSE_FILE": ":".join(FILES)}
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers=AUTH, timeout=120)
+        return httpx.Client(base_url=self.url, headers=AUTH, timeout=200)
 
     def wait_until_ready(self) -> None:
         """A restarted gateway has a new port when the host's was chosen by Docker."""
