@@ -12,22 +12,16 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
-import psycopg
-
+from gateway.database import AGAIN, BEAT, LOST, PATIENCE, Connection, Database
 from gateway.exchange import Exchange
 from gateway.places import Reason, Refusal
 
-PATIENCE = 10.0  # seconds after its last sign of life for which a worker counts
-BEAT = PATIENCE / 5
 LOOK = 1.0  # seconds between two looks at who has got a slot meanwhile
-AGAIN = 1.0  # seconds until a database that could not be used is tried again
-WAIT = 3.0  # seconds for the database to answer
-CONNECTIONS = 2  # of each worker, beside the one that listens
 
 _ENTER = "SELECT * FROM stack_enter(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _HELD = """INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until)
@@ -35,12 +29,8 @@ _HELD = """INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, sin
 _STAND = """SELECT id, held, place FROM (
     SELECT id, owner, held, rank() OVER (PARTITION BY engine, held ORDER BY tag, since, id) AS place FROM queue_places
 ) a WHERE owner = %s"""
-_LOST = (psycopg.Error, OSError, TimeoutError)
 
 log = logging.getLogger("stack")
-
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-T = TypeVar("T")
 
 
 class LostError(Exception):
@@ -63,19 +53,14 @@ class PostgresQueues:
     that all who wait have to do so elsewhere."""
 
     def __init__(self, url: str, woken: Callable[[Spot], None], lost: Callable[[], None]) -> None:
-        self._url = url
+        self._database = Database(url, "-c synchronous_commit=off", spare=True)
         self._woken = woken
         self._on_lost = lost
-        self._ahead = float("-inf")  # of time.monotonic() is the replicas' clock
         self._owner = ""  # this worker's name there, another one after each loss; none while it is lost
-        self._connections: list[Connection] = []
-        self._asked = 0
         self._spots: dict[int, Spot] = {}
         self._entering = 0  # how many are being told where they are
         self._early: set[int] = set()  # were woken before it was known here that they wait
-        self._asking: set[asyncio.Task[Any]] = set()
-        self._burials: set[asyncio.Task[None]] = set()
-        self._listening: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self.positions: dict[int, int] = {}
         self._trouble = False
 
@@ -88,13 +73,12 @@ class PostgresQueues:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._task.cancel()
-        await asyncio.gather(self._task, *self._asking, *self._burials, return_exceptions=True)
+        await asyncio.gather(self._task, *self._leaving, return_exceptions=True)
         if self._owner:
-            gone = self._connections[0].execute("DELETE FROM account_owners WHERE id = %s", (self._owner,))
-            with contextlib.suppress(*_LOST):
-                await self._ask(gone)
-        self._asking |= {self._listening} if self._listening is not None else set()
-        await self._bury(self._connections, set(self._asking))
+            with contextlib.suppress(*LOST):
+                gone = "DELETE FROM account_owners WHERE id = %s", (self._owner,)
+                await self._database.ask(self._database.connection().execute(*gone))
+        await self._database.close()
 
     async def enter(
         self, engine: str, slots: int, it: Exchange, wait: float, queue: int, *, ahead: bool
@@ -103,25 +87,16 @@ class PostgresQueues:
         owner = self._owner
         if not owner:
             raise LostError
-        what = (engine, slots, owner, self._now(), PATIENCE, it.key_id, f"{it.key_id} {it.mark}", it.priority, wait)
-        task = self._begin(self._enter((*what, queue, ahead), engine, it.key_id, owner), self._asking)
+        what = (engine, slots, owner, self._database.now(), PATIENCE, it.key_id, f"{it.key_id} {it.mark}", it.priority)
+        asked = self._enter((*what, wait, queue, ahead), engine, it.key_id, owner)
         try:
-            await asyncio.wait({task}, timeout=WAIT)
-            if not task.done():
-                raise TimeoutError(f"no answer within {WAIT:g} seconds")
-            if task.cancelled():
-                raise LostError
-            found = task.result()
-            if owner != self._owner and isinstance(found, Spot) and not found.holds:
-                raise LostError  # nobody would hand it a slot
-        except asyncio.CancelledError:
-            task.add_done_callback(self._too_late)
-            raise
-        except _LOST as exc:
-            task.add_done_callback(self._too_late)
+            found = await self._database.ask(asked, late=self._too_late)
+        except LOST as exc:
             if owner == self._owner:  # else that is known already
                 self._lose(exc)
             raise LostError from exc
+        if owner != self._owner and isinstance(found, Spot) and not found.holds:
+            raise LostError  # nobody would hand it a slot
         return found
 
     def leave(self, spot: Spot) -> None:
@@ -129,12 +104,14 @@ class PostgresQueues:
         self._spots.pop(spot.id, None)
         self.positions.pop(spot.id, None)
         if self._owner and spot.owner == self._owner:
-            self._begin(self._leave(spot), self._asking)
+            leaving = asyncio.create_task(self._leave(spot))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     async def _enter(self, what: tuple[Any, ...], engine: str, key_id: str, owner: str) -> Spot | Refusal:
         self._entering += 1
         try:
-            cursor = await self._connection().execute(_ENTER, what)
+            cursor = await self._database.connection().execute(_ENTER, what)
             place, has_slot, reason, after = await cursor.fetchone() or (None, False, "full", AGAIN)
             has_slot = has_slot or place in self._early
         finally:
@@ -150,9 +127,9 @@ class PostgresQueues:
 
     async def _leave(self, spot: Spot) -> None:
         try:
-            what = (spot.id, self._now(), PATIENCE)
-            await self._ask(self._connection().execute("SELECT stack_leave(%s, %s, %s)", what))
-        except _LOST as exc:
+            what = (spot.id, self._database.now(), PATIENCE)
+            await self._database.ask(self._database.connection().execute("SELECT stack_leave(%s, %s, %s)", what))
+        except LOST as exc:
             if spot.owner == self._owner:
                 self._lose(exc)
 
@@ -176,8 +153,8 @@ class PostgresQueues:
     async def _attend(self) -> None:
         owner = self._owner
         try:
-            await self._ask(self._beat(self._connections[0], owner) if owner else self._connect())
-        except _LOST as exc:
+            await self._database.ask(self._database.beat(owner) if owner else self._connect())
+        except LOST as exc:
             self._lose(exc)
         except Exception as exc:
             log.exception("a bug in the queues")
@@ -185,35 +162,27 @@ class PostgresQueues:
 
     async def _connect(self) -> None:
         """Begin anew, under another name; what runs is told under it."""
-        self._connections = connections = []
-        for _ in range(CONNECTIONS + 1):
-            options = f"-c statement_timeout={int(WAIT * 1000)} -c synchronous_commit=off"
-            connections.append(await psycopg.AsyncConnection.connect(self._url, autocommit=True, options=options))
-        owner = secrets.token_hex(8)
-        await self._beat(connections[0], owner)
+        database, owner = self._database, secrets.token_hex(8)
+        await database.connect()
+        await database.beat(owner)
         held, self._spots = [it for it in self._spots.values() if it.holds], {}
         for it in held:
-            cursor = await connections[0].execute(_HELD, (it.engine, owner, it.key_id))
+            cursor = await database.connection().execute(_HELD, (it.engine, owner, it.key_id))
             (it.id,) = await cursor.fetchone() or (0,)
             it.owner = owner
             self._spots[it.id] = it
-        await connections[-1].execute(f"LISTEN stack_{owner}")
-        self._listening = asyncio.create_task(self._listen(connections[-1], owner))
+        await database.spare.execute(f"LISTEN stack_{owner}")
+        database.begin(self._listen(database.spare, owner))
         self._owner = owner
         if self._trouble:
             log.info("the queues' database can be used again")
         self._trouble = False
 
-    async def _beat(self, connection: Connection, owner: str) -> None:
-        cursor = await connection.execute("SELECT stack_beat(%s, %s)", (owner, self._now()))
-        (clock,) = await cursor.fetchone() or ()
-        self._ahead = max(self._ahead, clock - time.monotonic())
-
     async def _listen(self, connection: Connection, owner: str) -> None:
         try:
             async for told in connection.notifies():
                 self._arrived(int(told.payload))
-        except _LOST as exc:
+        except LOST as exc:
             if owner == self._owner:
                 self._lose(exc)
 
@@ -221,8 +190,8 @@ class PostgresQueues:
         """What notifications may have missed, and where the others stand."""
         owner = self._owner
         try:
-            rows = await self._ask(self._stand(owner))
-        except _LOST as exc:
+            rows = await self._database.ask(self._stand(owner))
+        except LOST as exc:
             if owner == self._owner:
                 self._lose(exc)
             return
@@ -233,9 +202,9 @@ class PostgresQueues:
 
     async def _stand(self, owner: str) -> list[tuple[Any, ...]]:
         for engine in {it.engine for it in self._spots.values() if not it.holds}:
-            what = (engine, self._now(), PATIENCE)
-            await self._connection().execute("SELECT stack_hand_over(%s, %s, %s)", what)
-        return await (await self._connection().execute(_STAND, (owner,))).fetchall()
+            what = (engine, self._database.now(), PATIENCE)
+            await self._database.connection().execute("SELECT stack_hand_over(%s, %s, %s)", what)
+        return await (await self._database.connection().execute(_STAND, (owner,))).fetchall()
 
     def _arrived(self, number: int) -> None:
         spot = self._spots.get(number)
@@ -247,15 +216,6 @@ class PostgresQueues:
             self.positions.pop(number, None)
             self._woken(spot)
 
-    def _connection(self) -> Connection:
-        if not self._owner:
-            raise TimeoutError("it is lost")
-        self._asked += 1
-        return self._connections[self._asked % CONNECTIONS]
-
-    def _now(self) -> float:
-        return self._ahead + time.monotonic()
-
     def _lose(self, exc: BaseException) -> None:
         if not self._trouble:
             log.error("the queues' database can't be used, each host counts for itself: %s", exc)
@@ -264,37 +224,5 @@ class PostgresQueues:
         self._early.clear()
         self.positions.clear()
         self._spots = {number: it for number, it in self._spots.items() if it.holds}
-        connections, self._connections = self._connections, []
-        asking = self._asking | ({self._listening} if self._listening is not None else set())
-        self._listening = None
-        self._begin(self._bury(connections, asking), self._burials)
+        self._database.give_up()
         self._on_lost()
-
-    async def _bury(self, connections: Iterable[Connection], asking: set[asyncio.Task[Any]]) -> None:
-        """Close them once nothing waits for them any more: the event loop would take the next connection of that number
-        for the one that is gone, and not see what comes on it."""
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        for connection in connections:
-            with contextlib.suppress(*_LOST):
-                await connection.close()
-
-    async def _ask(self, what: Coroutine[Any, Any, T]) -> T:
-        """Do that in a task of its own, for WAIT at most: psycopg takes seconds to be interrupted."""
-        task = self._begin(what, self._asking)
-        await asyncio.wait({task}, timeout=WAIT)
-        if not task.done() or task.cancelled():
-            raise TimeoutError(f"no answer within {WAIT:g} seconds")
-        return task.result()
-
-    def _begin(self, what: Coroutine[Any, Any, T], among: set[asyncio.Task[Any]]) -> asyncio.Task[T]:
-        def done(task: asyncio.Task[T]) -> None:
-            among.discard(task)
-            if not task.cancelled():
-                task.exception()  # else asyncio complains where nobody waited for it
-
-        task = asyncio.create_task(what)
-        among.add(task)
-        task.add_done_callback(done)
-        return task

@@ -14,51 +14,36 @@ import logging
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine
 from functools import partial
 from types import TracebackType
-from typing import Any, LiteralString, Self, TypeVar
-
-import psycopg
+from typing import Any, LiteralString, Self
 
 from gateway.accounts import Accounts, SharedBook
+from gateway.database import AGAIN, BEAT, LOST, PATIENCE, WAIT, Database
 from gateway.errors import GatewayBusy
 from gateway.estimates import Estimate
 from gateway.keybook import Limits
 from gateway.keys import Key
 from gateway.limits import MINUTE, Lease, Period, State, free, refusal
 
-PATIENCE = 10.0  # seconds after its last sign of life for which a worker counts
-BEAT = PATIENCE / 5
-AGAIN = 1.0  # seconds until a database that could not be used is tried again
-WAIT = 3.0  # seconds for the database to answer
-CONNECTIONS = 2  # of each worker
 REMEMBERED = 4096  # keys whose state is kept, for headers and outages
 
 _ADMIT = "SELECT * FROM stack_admit(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _SETTLE = "SELECT stack_settle(%s, %s, %s, %s, %s, %s, %s)"
-_LOST = (psycopg.Error, OSError, TimeoutError)
 
 log = logging.getLogger("stack")
 
 Row = tuple[Any, ...]
-Connection = psycopg.AsyncConnection[Row]
-T = TypeVar("T")
 
 
 class PostgresBook:
     """The accounts as one worker uses them. Use it with `async with`."""
 
     def __init__(self, url: str, accounts: Accounts, slot: int) -> None:
-        self._url = url
+        self._database = Database(url)
         self._local = SharedBook(accounts, slot, self._last_known, remember=False)
-        self._ahead = float("-inf")  # of time.monotonic() is the replicas' clock
         self._owner = ""  # this worker's name in the database, another one after each loss; none while it is lost
-        self._connections: list[Connection] = []
-        self._asking: set[asyncio.Task[Any]] = set()
-        self._burials: set[asyncio.Task[None]] = set()
         self._beat_at = float("-inf")
-        self._admitted = 0
         self._active: Counter[str] = Counter()  # requests in progress by key that the database knows of
         self._states: OrderedDict[str, tuple[Period, State]] = OrderedDict()
         # What is to be settled by key, owner, day and month: tokens, seconds, requests. See stack_settle.
@@ -79,7 +64,7 @@ class PostgresBook:
         await asyncio.gather(self._task, return_exceptions=True)
         if self._owner:
             await self._attend()
-        await self._bury(self._connections, self._asking)
+        await self._database.close()
 
     async def admit(self, key: Key, estimate: Estimate) -> Lease:
         """See limits.Book."""
@@ -87,10 +72,8 @@ class PostgresBook:
             return free(estimate)
         if owner := self._owner:
             try:
-                self._admitted += 1
-                connection = self._connections[self._admitted % CONNECTIONS]
-                return await self._ask(self._admit(key, estimate, connection, owner), late=_give_back)
-            except _LOST as exc:
+                return await self._database.ask(self._admit(key, estimate, owner), late=_give_back)
+            except LOST as exc:
                 if owner == self._owner:  # else that is known already
                     self._lose(exc)
         period = Period.of(time.time())
@@ -102,19 +85,19 @@ class PostgresBook:
 
         return Lease(key.limits, estimate, lease.state, settle)
 
-    async def _admit(self, key: Key, estimate: Estimate, connection: Connection, owner: str) -> Lease:
+    async def _admit(self, key: Key, estimate: Estimate, owner: str) -> Lease:
         limits, period = key.limits, Period.of(time.time())
-        cursor = await connection.execute(
+        cursor = await self._database.connection().execute(
             _ADMIT,
             (
-                *(key.id, owner, self._now(), PATIENCE, *period, period.starts()[1] * 1000, estimate.tokens),
+                *(key.id, owner, self._database.now(), PATIENCE, *period, period.starts()[1] * 1000, estimate.tokens),
                 *(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent),
                 *(limits.tokens_per_day, limits.tokens_per_month),
             ),
         )
         admitted, *numbers = await cursor.fetchone() or ()
         state = State(*numbers)
-        self._ahead = max(self._ahead, state.now - time.monotonic())
+        self._database.heard(state.now)
         self._remember(key.id, period, state)
         if not admitted:
             raise refusal(limits, state, estimate) or GatewayBusy("The limits could not be read. Try again shortly.")
@@ -152,9 +135,6 @@ class PostgresBook:
 
     # -- what is known here -------------------------------------------------------------------------------------------
 
-    def _now(self) -> float:
-        return self._ahead + time.monotonic()
-
     def _remember(self, key_id: str, period: Period, state: State) -> None:
         self._states[key_id] = (period, state)
         self._states.move_to_end(key_id)
@@ -164,7 +144,7 @@ class PostgresBook:
     def _state(self, key_id: str, state: State) -> State:
         """A key's account now, as far as this worker knows."""
         _, known = self._states.get(key_id, (None, state))
-        return known._replace(now=self._now())
+        return known._replace(now=self._database.now())
 
     async def _last_known(self, key_id: str, since: int, until: int) -> int:
         """What of the quotas was spent, before the database was lost."""
@@ -191,67 +171,45 @@ class PostgresBook:
         """Tell the database what is to be told: whatever may have happened to it."""
         self._wake.clear()
         try:
-            await self._ask(self._tell(self._connections[0], self._owner) if self._owner else self._connect())
-        except _LOST as exc:
+            await self._database.ask(self._tell(self._owner) if self._owner else self._connect())
+        except LOST as exc:
             self._lose(exc)
         except Exception as exc:
             log.exception("a bug in the limits")
             self._lose(exc)
 
-    async def _ask(self, what: Coroutine[Any, Any, T], late: Callable[[asyncio.Task[T]], None] | None = None) -> T:
-        """Do that in a task of its own, for WAIT at most: psycopg takes seconds to be interrupted. `late` is told of
-        what becomes of it where nobody waits any more."""
-        task = asyncio.create_task(what)
-        self._asking.add(task)
-        task.add_done_callback(self._asked)
-        try:
-            await asyncio.wait({task}, timeout=WAIT)
-            if task.done() and not task.cancelled():
-                late = None
-                return task.result()
-        finally:
-            if late is not None:
-                task.add_done_callback(late)
-        raise TimeoutError(f"no answer within {WAIT:g} seconds")
-
-    def _asked(self, task: asyncio.Task[Any]) -> None:
-        self._asking.discard(task)
-        if not task.cancelled():
-            task.exception()  # else asyncio complains where nobody waited for it
-
     async def _connect(self) -> None:
         """Begin anew, under another name: what was under way as the old one counts no longer, whatever became of it."""
-        options = f"-c statement_timeout={int(WAIT * 1000)}"
-        for _ in range(CONNECTIONS):
-            connect = psycopg.AsyncConnection.connect
-            self._connections.append(await connect(self._url, autocommit=True, options=options))
-        connection, owner = self._connections[0], secrets.token_hex(8)
-        await self._beat(connection, owner)
+        owner = secrets.token_hex(8)
+        await self._database.connect()
+        await self._beat(owner)
         leases = [(key_id, owner, active) for key_id, active in self._active.items() if active]
         self._owner = owner  # what is settled from here on is settled of these
-        await _each(connection, "INSERT INTO account_leases VALUES (%s, %s, %s)", leases)
+        await self._each("INSERT INTO account_leases VALUES (%s, %s, %s)", leases)
         if self._trouble:
             log.info("the limits' database can be used again")
         self._trouble = False
 
-    async def _tell(self, connection: Connection, owner: str) -> None:
+    async def _tell(self, owner: str) -> None:
         if time.monotonic() >= self._beat_at + BEAT:
-            await self._beat(connection, owner)
+            await self._beat(owner)
         if self._pending:
             pending, self._pending = self._pending, {}  # if this fails, nobody knows whether it happened
             told, self._told = self._told, asyncio.Event()
             try:
                 # In the order of keys: two who lock several rows must not wait for each other.
-                await _each(connection, _SETTLE, sorted((*what, *much) for what, much in pending.items()))
+                await self._each(_SETTLE, sorted((*what, *much) for what, much in pending.items()))
             finally:
                 told.set()
             self._active = +self._active
 
-    async def _beat(self, connection: Connection, owner: str) -> None:
+    async def _beat(self, owner: str) -> None:
         self._beat_at = time.monotonic()
-        cursor = await connection.execute("SELECT stack_beat(%s, %s)", (owner, self._now()))
-        (clock,) = await cursor.fetchone() or ()
-        self._ahead = max(self._ahead, clock - time.monotonic())
+        await self._database.beat(owner)
+
+    async def _each(self, query: LiteralString, rows: list[Row]) -> None:
+        async with self._database.connection().cursor() as cursor:
+            await cursor.executemany(query, rows)
 
     def _lose(self, exc: BaseException) -> None:
         if not self._trouble:
@@ -261,23 +219,7 @@ class PostgresBook:
         self._told.set()
         self._told = asyncio.Event()
         self._wake.set()
-        burial = asyncio.create_task(self._bury(self._connections, set(self._asking)))
-        self._connections = []
-        self._burials.add(burial)
-        burial.add_done_callback(self._burials.discard)
-
-    async def _bury(self, connections: list[Connection], asking: set[asyncio.Task[Any]]) -> None:
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        for connection in connections:
-            with contextlib.suppress(*_LOST):
-                await connection.close()
-
-
-async def _each(connection: Connection, query: LiteralString, rows: list[Row]) -> None:
-    async with connection.cursor() as cursor:
-        await cursor.executemany(query, rows)
+        self._database.give_up()
 
 
 def _give_back(asking: asyncio.Task[Lease]) -> None:

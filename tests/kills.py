@@ -146,7 +146,7 @@ def kills(directory: Path, count: int, seed: int, **settings: str) -> tuple[dict
             key = Command(**settings).json("keys", "create", "x", "--concurrent", str(AT_A_TIME))["secret"]
             load = asyncio.run(kill_under_load(gateway, count, seed, key))
             seconds = time.monotonic() - started
-            # With SQLite at once, with PostgreSQL within seconds (replicas.PATIENCE).
+            # With SQLite at once, with PostgreSQL within seconds (database.PATIENCE).
             wait_for(lambda: asyncio.run(all_at_a_time(gateway, key, load)), deadline=75)
             for pid in (gateway.process.pid, *gateway.workers()):
                 os.kill(pid, signal.SIGKILL)
