@@ -25,6 +25,7 @@ from gateway.middleware import respond
 from gateway.pipeline import Pipeline, Request
 from gateway.progress import Progress
 from gateway.relay import Relay
+from gateway.response import Client
 from gateway.routing import Routes
 
 Relays = set[Relay]  # those running now
@@ -179,7 +180,7 @@ class RelayRoutes:
                 raise
             name = request.headers.get(b"idempotency-key")
             if name is None:
-                await self._relay(request, receive, send)
+                await self._relay(request, scope["stack.client"], send)
             else:
                 same = kind.encode() + b"\n" + request.raw
                 run = partial(self._relay, request)
@@ -193,7 +194,7 @@ class RelayRoutes:
             log.exception("a bug in the gateway")
             await respond(send, InternalError("Something went wrong in the gateway. Its log says what."))
 
-    async def _relay(self, request: Request, receive: Receive, send: Send) -> bool:
+    async def _relay(self, request: Request, client: Client, send: Send) -> bool:
         """Have an engine answer; whether the answer is whole. Every error but a bug is told to the client here."""
         relay: Relay | None = None
         try:
@@ -204,7 +205,7 @@ class RelayRoutes:
                 raise
             self._relays.add(relay)
             try:
-                return await relay.run(receive, send)
+                return await relay.run(client, send)
             finally:
                 self._relays.discard(relay)
         except ClientLeft:

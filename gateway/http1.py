@@ -9,6 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
         self.complete = False  # once the body's end is here
         self.keep_alive = False
         self._begun = False  # a byte of the answer is here
+        self._sink: Callable[[bytes], bool] | None = None
 
     @property
     def reusable(self) -> bool:
@@ -76,14 +78,18 @@ class Connection(asyncio.Protocol):
             if self.complete:
                 return b""
             await self._wait()
-        parts = self._parts
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        data = self._joined()
+        self._parts.clear()
         self._waiting = 0
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
         return data
+
+    def pump(self, sink: Callable[[bytes], bool]) -> None:
+        """Have what comes of this exchange's body from now on, while somebody waits in `read`, handed to `sink`. Where
+        that returns False, `read` returns it all the same, with what may have come after it."""
+        self._sink = sink
 
     def abort(self) -> None:
         """Drop the connection now; the engine sees its client hang up."""
@@ -121,10 +127,25 @@ class Connection(asyncio.Protocol):
             if not self.complete:
                 self._trouble = self._trouble or f"The engine's answer is not valid HTTP ({type(exc).__name__})."
             self.abort()
+        if self._pumped():
+            return
         if self._waiting > HIGH_WATER and not self._paused:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _pumped(self) -> bool:
+        sink, waiter = self._sink, self._waiter
+        if sink is None or not self._parts or self.complete or self.closed or waiter is None or waiter.done():
+            return False
+        if not sink(self._joined()):
+            return False
+        self._parts.clear()
+        self._waiting = 0
+        return True
+
+    def _joined(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

@@ -26,6 +26,7 @@ from starlette.types import Message, Receive, Send
 
 from gateway import logs
 from gateway.errors import BadRequest, ClientLeft, EngineUnavailable, IdempotencyConflict
+from gateway.response import Client
 from gateway.settings import Settings
 from gateway.sse import DONE, EVENT_STREAM
 
@@ -45,7 +46,7 @@ _FULL = EngineUnavailable(
     "This answer is too large to be kept for its Idempotency-Key: ask without one.", code="idempotency_full"
 )
 
-Run = Callable[[Receive, Send], Awaitable[bool]]  # makes the answer; whether it came out whole
+Run = Callable[[Client, Send], Awaitable[bool]]  # makes the answer; whether it came out whole
 
 
 class _Entry:
@@ -143,7 +144,9 @@ class _Room:
 
 
 class _Making:
-    """An answer that this worker makes: the other end of the relay's `receive` and `send`."""
+    """An answer that this worker makes: the relay's Client, and the other end of its `send`."""
+
+    takes = True
 
     def __init__(self, entry: _Entry, path: Path, most: int, room: _Room) -> None:
         self.entry = entry
@@ -152,27 +155,36 @@ class _Making:
         self.grown = asyncio.Event()  # set, and replaced, whenever there is more
         self._most = most  # bytes of this one
         self._room = room
-        self._abandoned = asyncio.Event()
+        self._abandoned = False
+        self._hung_up: Callable[[], None] | None = None
         self._start = b""  # the response's, as it is kept, until the first of its body is here
         self._stream = False
         self._full = False
 
     def abandon(self) -> None:
         """Nobody wants it any more: its relay is told that the client left."""
-        self._abandoned.set()
+        self._abandoned = True
+        self.watch(self._hung_up)
 
-    async def receive(self) -> Message:
-        await self._abandoned.wait()
-        return {"type": "http.disconnect"}
+    def watch(self, hung_up: Callable[[], None] | None) -> None:
+        """See Client.watch."""
+        self._hung_up = hung_up
+        if self._abandoned and hung_up is not None:
+            hung_up()
 
     async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
+            self._start = orjson.dumps([message["status"], headers])
+            self._stream = EVENT_STREAM in message["headers"]
+            self.tell()
+        else:
+            self.push(message.get("body", b""))
+
+    def push(self, data: bytes) -> None:
+        """See Client.push."""
         try:
-            if message["type"] == "http.response.start":
-                headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in message["headers"]]
-                self._start = orjson.dumps([message["status"], headers])
-                self._stream = EVENT_STREAM in message["headers"]
-            else:
-                self._write(message.get("body", b""))
+            self._write(data)
         except OSError:  # no room
             self._give_up()
         self.tell()
@@ -294,7 +306,7 @@ class Answers:
     async def _make(self, making: _Making, run: Run) -> None:
         whole = False
         try:
-            whole = await run(making.receive, making.send)
+            whole = await run(making, making.send)
         finally:
             # Only a whole answer is worth repeating. Those who read along get what there is of this one.
             with suppress(OSError):

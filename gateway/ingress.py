@@ -101,9 +101,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._current is not None and self._current is not self.cycle:
-            self._current.disconnected = True
-            self._current.message_event.set()
+        if self._current is not None:
+            if self._current is not self.cycle:
+                self._current.disconnected = True
+                self._current.message_event.set()
+            self._current.hang_up()
         self._deaf = True
         self._outlet.close = self.transport.close  # nothing refers to itself any more
 
@@ -258,6 +260,7 @@ class Protocol(HttpToolsProtocol):
             keep_alive=keep_alive,
             on_response=self.on_response_complete,
         )
+        self.scope["stack.client"] = self.cycle  # type: ignore[typeddict-unknown-key]
         if before is None or before.response_complete:
             self._start(self.cycle, self.app)
         else:  # reading goes on: it is how the hang-up of the one under way is noticed

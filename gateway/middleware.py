@@ -55,19 +55,14 @@ class RequestLog:
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 complete = True
 
-        async def receive_watched() -> Message:
-            nonlocal status
-            message = await receive()
-            if message["type"] == "http.disconnect" and not complete:
-                status = 499  # the client left; nginx's status for it
-            return message
-
         try:
             if "refusal" in scope:  # the protocol's own (ingress.py)
                 await respond(send_with_id, scope["refusal"])
             else:
-                await self._app(scope, receive_watched, send_with_id)
+                await self._app(scope, receive, send_with_id)
         finally:
+            if scope.pop("stack.client").disconnected and not complete:
+                status = 499  # it left; nginx's status for that
             path = scope["path"]
             if self._log_probes or status != 200 or path not in _PROBES:
                 self._metrics.responded(status or 500)

@@ -2,8 +2,10 @@
 
 The usual shape (await the engine in the endpoint, then return a StreamingResponse) leaves nobody listening
 for the client's hang-up until headers arrive: measured, an engine went on generating for 4.0 s after the
-client left at 0.3 s. Here one task listens from the start, and whatever ends the exchange early (the client
+client left at 0.3 s. Here the client is watched from the start, and whatever ends the exchange early (the client
 leaves, a timeout, the gateway stops) cancels it in one way: `_halt`.
+
+In the midst of a stream what comes is passed on as it comes, without waking the exchange's task: `_pump`.
 
 Before the first data event an error keeps its status. After it the head is out, and an answer whose engine fails is
 continued by another (gateway.resume). One that can't be finished ends with an error frame and `[DONE]`: clients take a
@@ -11,12 +13,13 @@ bare end of stream for success.
 """
 
 import asyncio
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from starlette.types import Receive, Send
+from starlette.types import Send
 
 from gateway import dialects, logs, parameters
 from gateway.admission import Admission
@@ -39,6 +42,7 @@ from gateway.introspection import Prompt
 from gateway.limits import Lease
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
+from gateway.response import Client
 from gateway.resume import Search
 from gateway.retry import Budget, backoff, blames_the_engine, worthwhile
 from gateway.routing import Route, Target
@@ -95,6 +99,7 @@ class Relay:
         self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
         self._begun = False  # it has begun to answer
         self._answer = Answer(exchange, route)
+        self._fed: bytes | EngineError | None = None  # what the tap made of data that is the task's to deal with
         self._visit = rules.admission.visit(exchange)
 
     @property
@@ -102,13 +107,13 @@ class Relay:
         """The models it may ask, by their engines' own names."""
         return {target.model for tier in self._route.tiers for target in tier}
 
-    async def run(self, receive: Receive, send: Send) -> bool:
+    async def run(self, client: Client, send: Send) -> bool:
         """Answer the client; whether with a whole answer. Raises StackError when it ended before anything was sent."""
-        self._send = send
+        self._client, self._send = client, send
         self._task = cast("asyncio.Task[None]", asyncio.current_task())
         self._started_log()
         self._timer = self._loop.call_later(self._patience.shortest, self._tick)
-        listener = self._loop.create_task(self._listen(receive))
+        client.watch(self._hung_up)
         error: StackError | None = InternalError("A bug, or the server was torn down.")
         try:
             await self._ask()
@@ -123,7 +128,7 @@ class Relay:
         finally:
             self._finished = True  # from here on nothing may cancel
             self._timer.cancel()
-            listener.cancel()
+            client.watch(None)
             if self._pinging is not None and not self._pinging.done():
                 self._pinging.cancel()
                 await asyncio.wait({self._pinging})
@@ -250,9 +255,11 @@ class Relay:
         Where the answer broke off, those of an engine that goes on with it."""
         exchange, tap = self._answer.ask(target)
         with await self._post(exchange, target, stream=True) as reply:
+            if self._answer.fold is None and not self._rules.log_content:
+                reply.pump(functools.partial(self._pump, tap))
             try:
                 while data := await self._read(reply, tap):
-                    sound = tap.feed(data)
+                    sound = self._feed(tap, data)
                     self._heard(tap)
                     if sound:
                         await self._forward(sound, last=tap.done)
@@ -267,6 +274,31 @@ class Relay:
                     await self._forward(tap.held, last=False)
                 raise dialects.fault(exc.error) if isinstance(exc, EngineFault) else exc from exc
             await reply.finish()
+
+    def _pump(self, tap: Tap, data: bytes) -> bool:
+        """What has come of a stream, while the task waits for it. In its midst it is passed on here; whether that was
+        possible. Its beginning, its end and what goes wrong are the task's."""
+        if self._first_token_at is None or not self._begun or not self._client.takes:
+            return False
+        try:
+            sound = tap.feed(data)
+        except EngineError as exc:
+            self._fed = exc
+            return False
+        if tap.done:
+            self._fed = sound
+            return False
+        self._wait()
+        if sound:
+            self._client.push(sound)
+        return True
+
+    def _feed(self, tap: Tap, data: bytes) -> bytes:
+        """What the tap makes of the data, or made of it already. (There is nothing behind that which it would take.)"""
+        fed, self._fed = self._fed, None
+        if isinstance(fed, EngineError):
+            raise fed
+        return tap.feed(data) if fed is None else fed
 
     async def _block(self, target: Target) -> None:
         """Wait for the whole answer and pass it on."""
@@ -391,12 +423,8 @@ class Relay:
 
     # -- what may end it early ----------------------------------------------------------------------------------------
 
-    async def _listen(self, receive: Receive) -> None:
-        """Wait for the client to hang up. (uvicorn also says "disconnect" once the answer is complete.)"""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        if not self._finished:
-            self._halt(ClientLeft("The client closed the connection."))
+    def _hung_up(self) -> None:
+        self._halt(ClientLeft("The client closed the connection."))
 
     def _tick(self) -> None:
         """Look at the clock; come back when the next thing is due. One timer per exchange, not one per chunk."""

@@ -2,18 +2,56 @@
 
 uvicorn writes the head of a response and the first piece of its body one after the other, each with a call of the
 kernel, and looks at every header with two regular expressions. Here they go out together, and what could make two
-headers of one is looked for once.
+headers of one is looked for once. And what ASGI has coroutines for, each of them some microseconds of a token's way, a
+Client does by plain calls: it takes a piece of a body, and says that it hung up.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 
+class Client(Protocol):
+    """Who waits for a response."""
+
+    def watch(self, hung_up: Callable[[], None] | None) -> None:
+        """Have that called when it hangs up before it has the whole response, or now if it has; None: no longer."""
+
+    @property
+    def takes(self) -> bool:
+        """Whether it takes more of a body that has begun, at once."""
+
+    def push(self, data: bytes) -> None:
+        """Send a piece of the body, not the last one, where it `takes` more."""
+
+
 class Cycle(RequestResponseCycle):
-    """One request and its response, as the application sees them: uvicorn's, with a `send` of our own."""
+    """One request and its response, as the application sees them: uvicorn's, with a `send` of our own. A Client."""
 
     _head = b""  # not written yet
+    _hung_up: Callable[[], None] | None = None
+
+    def watch(self, hung_up: Callable[[], None] | None) -> None:
+        """See Client.watch."""
+        self._hung_up = hung_up
+        if self.disconnected:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """The connection is lost."""
+        if self._hung_up is not None and not self.response_complete:
+            self._hung_up()
+
+    @property
+    def takes(self) -> bool:
+        """See Client.takes."""
+        begun = self.response_started and not self._head and not self.response_complete
+        return begun and bool(self.chunked_encoding) and not (self.flow.write_paused or self.disconnected)
+
+    def push(self, data: bytes) -> None:
+        """See Client.push."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def send(self, message: Any) -> None:
         """Take a part of the response. Raises RuntimeError for one that is out of turn, or not what was announced."""

@@ -50,6 +50,10 @@ class Reply:
         except BrokenError as exc:
             raise EngineLost("The connection to the engine broke.", code="engine_broken_stream") from exc
 
+    def pump(self, sink: Callable[[bytes], bool]) -> None:
+        """See Connection.pump."""
+        self._connection.pump(sink)
+
     async def read(self, waits: Callable[[], None]) -> bytes:
         """The whole body; `waits` is called before each wait for more. Raises EngineError when it breaks off or is
         larger than MAX_ANSWER."""
