@@ -11,6 +11,7 @@ taken, the one that was left alone for longest makes room. With full buckets not
 import asyncio
 import functools
 import hashlib
+import struct
 import time
 from collections.abc import Awaitable, Callable
 
@@ -18,7 +19,7 @@ from gateway.errors import GatewayBusy, StackError
 from gateway.estimates import Estimate
 from gateway.keybook import Limits
 from gateway.keys import Key
-from gateway.limits import Buckets, Lease, Period, State, charge, correct, free, refusal
+from gateway.limits import DAY, Buckets, Lease, Period, State, charge, correct, free, refusal
 from gateway.shared import MAX_SLOTS, BusyError, Region
 
 CELLS = 8192
@@ -33,6 +34,7 @@ _MET, _KNOWN, _DAY, _DAY_TOKENS, _DAY_BEFORE, _MONTH, _MONTH_TOKENS, _MONTH_BEFO
 # … and times by the accounts' clock: of the last request, and when its buckets are full.
 _TOUCHED, _REQUESTS, _TOKENS = range(8, 11)
 _WIDTH = 16  # with room for more
+_ACCOUNT = struct.Struct("8q3d")
 _NUMBERS = 8 * CELLS  # where they begin; before them are the keys
 _SLOTS = _NUMBERS + 8 * _WIDTH * CELLS
 _COUNTERS = _SLOTS + 8
@@ -159,8 +161,8 @@ class SharedBook:
     def _state(self, cell: int) -> State:
         """An account as it is now. Without the lock each number is right, if not all of one moment."""
         at, counters = cell * _WIDTH, cell * MAX_SLOTS
-        _, _, _, day, day_before, _, month, month_before = self._integers[at : at + 8]
-        _, requests, tokens = self._times[at + 8 : at + 11]
+        of_it = _ACCOUNT.unpack_from(self._accounts.region.memory, _NUMBERS + 8 * at)
+        _, _, _, day, day_before, _, month, month_before, _, requests, tokens = of_it
         active = sum(self._active[counters : counters + self._slots[0]])
         return State(self._accounts.now(), requests, tokens, active, day + day_before, month + month_before)
 
@@ -198,6 +200,8 @@ class SharedBook:
 
     def _turn_over(self, at: int, wall: float) -> None:
         """Begin a new day or month, if there is one. A clock that is set back begins none."""
+        if wall < (self._integers[at + _DAY] + 1) * DAY:
+            return
         period = Period.of(wall)
         for number, now in ((_DAY, period.day), (_MONTH, period.month)):
             if self._integers[at + number] < now:

@@ -49,12 +49,11 @@ class Estimates:
         body = exchange.fields
         means = self._means.get((exchange.kind, route)) or _Means()
         size = max(1, size - _media(body.get("messages")))
-        if exchange.kind == "embedding":
-            answer = 0.0
-        else:
-            limits = (body.get("max_completion_tokens"), body.get("max_tokens"))
-            answer = exchange.choices * min((means.answer, *(it for it in limits if type(it) is int and it > 0)))
-        return Estimate(size, max(1, round(size * means.ratio)), round(answer), means.seconds)
+        answer = means.answer if exchange.kind != "embedding" else 0.0
+        for limit in (body.get("max_completion_tokens"), body.get("max_tokens")):
+            if type(limit) is int and 0 < limit < answer:
+                answer = limit
+        return Estimate(size, round(size * means.ratio) or 1, round(answer * exchange.choices), means.seconds)
 
     def learn(self, ending: Ending, estimate: Estimate) -> None:
         """From a request that is over. Only a whole answer tells how long answers are."""

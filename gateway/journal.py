@@ -228,8 +228,11 @@ def _read(path: Path, *, ended: bool) -> Iterator[Record]:
             if line.startswith(b"\0"):
                 return
             if (_ENDED in line) == ended:
-                with suppress(orjson.JSONDecodeError):
-                    yield orjson.loads(line.rstrip(b"\0"))
+                try:
+                    record = orjson.loads(line.rstrip(b"\0"))
+                except orjson.JSONDecodeError:
+                    continue
+                yield record
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

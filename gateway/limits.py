@@ -30,7 +30,10 @@ EPOCH_YEAR = 1970
 HEADERS = tuple(
     f"x-ratelimit-{what}-{name}" for name in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 )
-_REQUESTS, _TOKENS = HEADERS[:3], HEADERS[3:]
+_REQUESTS, _TOKENS = ([name.encode() for name in HEADERS if what in name] for what in ("-requests", "-tokens"))
+
+
+Headers = list[tuple[bytes, bytes]]
 
 
 class State(NamedTuple):
@@ -105,10 +108,10 @@ class Lease:
         if self._known is not None:
             await self._known()
 
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> Headers:
         """How the key stands now."""
         if self._limits.requests_per_minute is None and self._limits.tokens_per_minute is None:
-            return {}
+            return []
         return headers(self._limits, self.state())
 
 
@@ -127,34 +130,43 @@ class Book(Protocol):
 def refusal(limits: Limits, state: State, estimate: Estimate) -> StackError | None:
     """Why a key in that state can't have the request; None if it can."""
     waits: dict[str, float] = {}
-    turn = estimate.seconds / max(1, state.active)  # until one of its requests is over, roughly
-    for quota, spent, period, end in (
-        (limits.tokens_per_day, state.day_tokens, "day", "A new one begins at 00:00 UTC."),
-        (limits.tokens_per_month, state.month_tokens, "month", "A new one begins on the first, at 00:00 UTC."),
-    ):
-        if quota is not None and spent >= quota:
-            if spent - state.active * estimate.tokens >= quota:
-                message = f"This key has used its {quota} tokens of the {period}. {end}"
-                return QuotaSpent(message, headers(limits, state))
-            waits[f"{quota} tokens per {period}, of which requests in progress may need what is left"] = turn
-    if limits.concurrent is not None and state.active >= limits.concurrent:
-        waits[f"{limits.concurrent} requests at a time"] = turn
-    for limit, full, cost, what in (
-        (limits.requests_per_minute, state.requests_full, 1, "requests"),
-        (limits.tokens_per_minute, state.tokens_full, estimate.tokens, "tokens"),
-    ):
-        if limit is not None and (wait := _wait(limit, full, cost, state.now)):
-            waits[f"{limit} {what} per minute"] = wait
+    if (quota := limits.tokens_per_day) is not None and state.day_tokens >= quota:
+        if state.day_tokens - state.active * estimate.tokens >= quota:
+            return _spent(f"{quota} tokens of the day. A new one begins at 00:00 UTC.", limits, state)
+        waits[f"{quota} tokens per day, of which requests in progress may need what is left"] = _turn(state, estimate)
+    if (quota := limits.tokens_per_month) is not None and state.month_tokens >= quota:
+        if state.month_tokens - state.active * estimate.tokens >= quota:
+            return _spent(f"{quota} tokens of the month. A new one begins on the first, at 00:00 UTC.", limits, state)
+        waits[f"{quota} tokens per month, of which requests in progress may need what is left"] = _turn(state, estimate)
+    if (limit := limits.concurrent) is not None and state.active >= limit:
+        waits[f"{limit} requests at a time"] = _turn(state, estimate)
+    if (limit := limits.requests_per_minute) and (wait := _wait(limit, state.requests_full - state.now, 1)):
+        waits[f"{limit} requests per minute"] = wait
+    if (limit := limits.tokens_per_minute) and (wait := _wait(limit, state.tokens_full - state.now, estimate.tokens)):
+        waits[f"{limit} tokens per minute"] = wait
     if not waits:
         return None
     which, wait = max(waits.items(), key=operator.itemgetter(1))
     message = f"This key is limited to {which}. Come back when Retry-After says."
-    return RateLimited(message, wait, headers(limits, state))
+    return RateLimited(message, wait, _told(limits, state))
 
 
-def _wait(limit: int, full: float, cost: int, now: float) -> float:
-    """Seconds until a bucket holds `cost`, or is full."""
-    wait = full - now - MINUTE + min(cost, limit) * MINUTE / limit
+def _spent(which: str, limits: Limits, state: State) -> QuotaSpent:
+    return QuotaSpent(f"This key has used its {which}", _told(limits, state))
+
+
+def _told(limits: Limits, state: State) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in headers(limits, state)}
+
+
+def _turn(state: State, estimate: Estimate) -> float:
+    """Seconds until one of its requests is over, roughly."""
+    return estimate.seconds / max(1, state.active)
+
+
+def _wait(limit: int, empty: float, cost: int) -> float:
+    """Seconds until a bucket holds `cost`, or is full; now it is full in `empty` seconds."""
+    wait = empty - MINUTE + min(cost, limit) * MINUTE / limit
     return wait if wait > GRAIN * MINUTE / limit else 0.0
 
 
@@ -168,18 +180,22 @@ def correct(limit: int | None, full: float, more: int) -> float:
     return full if limit is None else full + more * MINUTE / limit
 
 
-def headers(limits: Limits, state: State | Buckets) -> dict[str, str]:
+def headers(limits: Limits, state: State | Buckets) -> Headers:
     """How a key stands, in the words of OpenAI's API."""
-    found: dict[str, str] = {}
-    for names, limit, full in (
-        (_REQUESTS, limits.requests_per_minute, state.requests_full),
-        (_TOKENS, limits.tokens_per_minute, state.tokens_full),
-    ):
-        if limit is not None:
-            empty = full - state.now if full > state.now else 0.0
-            left = int(limit * (1 - empty / MINUTE) + GRAIN) if empty < MINUTE else 0
-            found |= zip(names, (str(limit), str(left), duration(empty)), strict=True)
+    found: Headers = []
+    if (limit := limits.requests_per_minute) is not None:
+        found += zip(_REQUESTS, _bucket(limit, state.requests_full - state.now), strict=True)
+    if (limit := limits.tokens_per_minute) is not None:
+        found += zip(_TOKENS, _bucket(limit, state.tokens_full - state.now), strict=True)
     return found
+
+
+def _bucket(limit: int, empty: float) -> tuple[bytes, bytes, bytes]:
+    """Its limit, what is left, and how long it takes to be full: for so many seconds' worth it is empty."""
+    if empty <= 0:
+        return b"%d" % limit, b"%d" % limit, b"0ms"
+    left = int(limit * (1 - empty / MINUTE) + GRAIN) if empty < MINUTE else 0
+    return b"%d" % limit, b"%d" % left, duration(empty).encode()
 
 
 def duration(seconds: float) -> str:

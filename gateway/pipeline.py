@@ -4,6 +4,7 @@ import re
 import time
 import zlib
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -134,9 +135,9 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
     model = body.get("model")
     if model is not None and (not isinstance(model, str) or not model):
         raise BadRequest("'model' must be the name of a model, or be left out.", param="model")
-    if not isinstance(body.get("stream"), bool | None):
+    if type(body.get("stream")) not in (bool, NoneType):
         raise BadRequest("'stream' must be true or false.", param="stream")
-    if not isinstance(body.get("stream_options"), dict | None):
+    if type(body.get("stream_options")) not in (dict, NoneType):
         raise BadRequest("'stream_options' must be an object.", param="stream_options")
     field = CONTENT[kind]
     content = body.get(field)

@@ -399,9 +399,8 @@ class Relay:
         self._finished = last
 
     async def _commit(self, headers: list[tuple[bytes, bytes]]) -> None:
-        standing = [(name.encode(), value.encode()) for name, value in self._lease.headers().items()]
         queued = (b"x-stack-queue-ms", b"%d" % self._visit.milliseconds)
-        headers = [*headers, queued, *standing, *self._headers, *self._ignored]
+        headers = [*headers, queued, *self._lease.headers(), *self._headers, *self._ignored]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._committed = True
 

@@ -96,11 +96,11 @@ def test_a_burst_gets_exactly_the_capacity() -> None:
 def test_a_changed_limit_keeps_how_full_the_bucket_is() -> None:
     full = charge(100, 0.0, 50, 0.0)
     for limit in (10, 1000):
-        assert headers(Limits(tokens_per_minute=limit), State(0.0, 0.0, full, 0, 0, 0)) == {
-            "x-ratelimit-limit-tokens": str(limit),
-            "x-ratelimit-remaining-tokens": str(limit // 2),
-            "x-ratelimit-reset-tokens": "30s",
-        }
+        assert headers(Limits(tokens_per_minute=limit), State(0.0, 0.0, full, 0, 0, 0)) == [
+            (b"x-ratelimit-limit-tokens", b"%d" % limit),
+            (b"x-ratelimit-remaining-tokens", b"%d" % (limit // 2)),
+            (b"x-ratelimit-reset-tokens", b"30s"),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ async def test_what_was_set_aside_too_much_comes_back_and_a_debt_delays_the_next
     lease = await book.admit(key, ask(600))
     with pytest.raises(RateLimited):
         await book.admit(key, ask(600))
-    assert int(lease.headers()["x-ratelimit-remaining-tokens"]) in range(400, 420)
+    assert int(dict(lease.headers())[b"x-ratelimit-remaining-tokens"]) in range(400, 420)
     lease.settle(100)
     lease.settle(100)
-    assert int(lease.headers()["x-ratelimit-remaining-tokens"]) in range(900, 920)
+    assert int(dict(lease.headers())[b"x-ratelimit-remaining-tokens"]) in range(900, 920)
     (await book.admit(key, ask(600))).settle(2900)
     with pytest.raises(RateLimited) as refused:
         await book.admit(key, ask(1))
@@ -188,8 +188,8 @@ async def test_refused_requests_cost_nothing(book: SharedBook) -> None:
         with pytest.raises(RateLimited):
             await book.admit(key, ask(60))
     for name in ("requests", "tokens"):
-        left = f"x-ratelimit-remaining-{name}"
-        assert int(before[left]) <= int(lease.headers()[left]) <= int(before[left]) + 1
+        left = f"x-ratelimit-remaining-{name}".encode()
+        assert int(before[left]) <= int(dict(lease.headers())[left]) <= int(before[left]) + 1
 
 
 async def test_the_clock_on_the_wall_changes_no_minute_limit(book: SharedBook, clock: Clock) -> None:
