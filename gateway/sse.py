@@ -78,6 +78,9 @@ class Tap:
         Raises EngineFault for an error event and EngineError for a broken one; sound events that came before
         it in `data` are then in `self.held`, for the caller to forward first.
         """
+        self.held = b""
+        if not self._rest and _is_usual(data):
+            return data if self._chunk(data[6:-2]) else b""
         buffer = data
         if self._rest:
             # Joined only once the event's end is here (it may have begun in the last three bytes): joining and
@@ -90,7 +93,6 @@ class Tap:
             buffer = b"".join(self._rest)
         plain = b"\r" not in buffer  # every known engine
         out: list[bytes] = []
-        self.held = b""
         keep = start = 0  # buffer[keep:start] is sound and not yet handed out
         try:
             while not self.done:
@@ -200,6 +202,12 @@ class Tap:
                 self._room -= self.text.write(made)
             else:
                 self.plain = False
+
+
+def _is_usual(data: bytes) -> bool:
+    """Whether it is one whole event of one line, as engines send them."""
+    whole = data.startswith(b"data: {") and data.endswith(b"}\n\n")
+    return whole and data.find(b"\n") == len(data) - 2 and b"\r" not in data
 
 
 def _end_of_event(buffer: bytes, start: int) -> int:
