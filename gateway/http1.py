@@ -86,9 +86,9 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    def pump(self, sink: Callable[[bytes], bool]) -> None:
+    def pump(self, sink: Callable[[bytes], bool] | None) -> None:
         """Have what comes of this exchange's body from now on, while somebody waits in `read`, handed to `sink`. Where
-        that returns False, `read` returns it all the same, with what may have come after it."""
+        that returns False, `read` returns it all the same, with what may have come after it. None: no longer."""
         self._sink = sink
 
     def abort(self) -> None:

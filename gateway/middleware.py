@@ -44,16 +44,14 @@ class RequestLog:
         started = time.perf_counter()
         request_id = self._request_id(scope)
         scope["request_id"] = request_id
-        status, complete = 0, False
+        status = 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, complete
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                complete = True
 
         try:
             if "refusal" in scope:  # the protocol's own (ingress.py)
@@ -61,7 +59,8 @@ class RequestLog:
             else:
                 await self._app(scope, receive, send_with_id)
         finally:
-            if scope.pop("stack.client").disconnected and not complete:
+            client = scope.pop("stack.client")
+            if client.disconnected and not client.response_complete:
                 status = 499  # it left; nginx's status for that
             path = scope["path"]
             if self._log_probes or status != 200 or path not in _PROBES:

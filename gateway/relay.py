@@ -255,6 +255,7 @@ class Relay:
         Where the answer broke off, those of an engine that goes on with it."""
         exchange, tap = self._answer.ask(target)
         with await self._post(exchange, target, stream=True) as reply:
+            self._fed = None
             if self._answer.fold is None and not self._rules.log_content:
                 reply.pump(functools.partial(self._pump, tap))
             try:
@@ -280,6 +281,7 @@ class Relay:
         possible. Its beginning, its end and what goes wrong are the task's."""
         if self._first_token_at is None or not self._begun or not self._client.takes:
             return False
+        self._wait()  # here is something, whatever it is: until the task has seen to it the clock has no say
         try:
             sound = tap.feed(data)
         except EngineError as exc:
@@ -288,7 +290,6 @@ class Relay:
         if tap.done:
             self._fed = sound
             return False
-        self._wait()
         if sound:
             self._client.push(sound)
         return True

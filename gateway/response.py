@@ -37,6 +37,8 @@ class Cycle(RequestResponseCycle):
         self._hung_up = hung_up
         if self.disconnected:
             self.hang_up()
+        elif hung_up is not None:
+            self.flow.resume_reading()  # a large body stopped it, and who isn't read from hangs up unnoticed
 
     def hang_up(self) -> None:
         """The connection is lost."""

@@ -41,6 +41,7 @@ class Reply:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.pump(None)
         self._pool.release(self._connection)
 
     async def next(self) -> bytes:
@@ -50,7 +51,7 @@ class Reply:
         except BrokenError as exc:
             raise EngineLost("The connection to the engine broke.", code="engine_broken_stream") from exc
 
-    def pump(self, sink: Callable[[bytes], bool]) -> None:
+    def pump(self, sink: Callable[[bytes], bool] | None) -> None:
         """See Connection.pump."""
         self._connection.pump(sink)
 
@@ -71,6 +72,7 @@ class Reply:
 
     async def finish(self) -> None:
         """Wait a moment for the body's end, after which the connection can be used again; drop what still comes."""
+        self.pump(None)
         if not self._connection.complete:
             with suppress(EngineError, TimeoutError):
                 async with asyncio.timeout(LINGER):

@@ -89,6 +89,26 @@ def test_a_client_that_reads_slowly_is_not_the_engines_silence(gateway: GatewayP
     assert gateway.lines(mark)[1]["outcome"] == "finished"
 
 
+@pytest.mark.parametrize("size", [100, 100_000, 500_000])
+def test_a_client_that_leaves_after_a_large_body_is_noticed(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str, size: int
+) -> None:
+    """Reading stops for a large body, and must go on after it: only who is read from can be seen to leave."""
+    script = [["gate", mark], ["json", [200, {"choices": []}]]]
+    body = {"messages": [{"role": "user", "content": "x" * size}], "user": mark, "script": script}
+    content = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: {AUTH['authorization']}\r\n"
+    head += f"x-request-id: {mark}\r\nexpect: 100-continue\r\ncontent-length: {len(content)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as raw:
+        raw.sendall(head.encode())
+        assert b" 100 " in raw.recv(100)
+        raw.sendall(content)
+        engine.wait_seen(mark)
+    engine.wait_seen(mark, "hung_up")
+    started, finished, request = wait_for(lambda: lines if len(lines := gateway.lines(mark)) == 3 else None)
+    assert (started["msg"], finished["outcome"], request["status"]) == ("chat_started", "client_left", 499)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_ctrl_c_stops_at_once(engine: FakeEngine, tmp_path: Path, number: int) -> None:
     with running_gateway(tmp_path / "log", engine.url, STACK_GRACE="300") as gateway:
