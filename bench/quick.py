@@ -26,7 +26,6 @@ SUBJECTS = ("nginx", "direct", "gateway")
 ROUNDS = 3  # of which the median counts
 CONNECTIONS = 32  # of wrk, where it isn't one
 PACED = {"connections": 100, "streams_each": 4}
-SETTLE_S = 0.1  # after each load, for what a service still does behind its answers
 GIVE_UP_S = 180  # for the whole run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
@@ -61,7 +60,7 @@ def paced(subject: Service) -> Figures:
 
 
 def _spent(subject: Service, before: float) -> float:
-    time.sleep(SETTLE_S)
+    time.sleep(subject.settle_s)
     return subject.cpu_s() - before
 
 
@@ -102,6 +101,19 @@ def measure(names: list[str], how_often: int, test_core: int, load_core: int) ->
     return rounds
 
 
+def cores() -> tuple[int, int]:
+    """One for the load, to which this process now keeps, and one for what is tested. Exits with a sentence where there
+    aren't two, or tools are missing."""
+    os.environ["PATH"] += ":/usr/sbin"  # where Debian keeps nginx, and not in every user's PATH
+    if missing := [tool for tool in ("nginx", "wrk") if not shutil.which(tool)]:
+        sys.exit(f"bench: {' and '.join(missing)} not found. On Debian: apt-get install nginx-light wrk")
+    load_core, test_core = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    if load_core == test_core:
+        sys.exit("bench: needs two cores, one for the service under test and one for the load.")
+    os.sched_setaffinity(0, {load_core})  # ours, and inherited by wrk
+    return load_core, test_core
+
+
 def main() -> None:
     """Measure, print the table, write the JSON. Exits 1 with a sentence where the run is worth nothing."""
     parser = argparse.ArgumentParser(prog="python -m bench.quick", description=__doc__)
@@ -109,16 +121,10 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="all, unless told otherwise")
     parser.add_argument("--rounds", type=int, choices=range(1, 10), default=ROUNDS, help="how often to measure each")
     arguments = parser.parse_args()
-    os.environ["PATH"] += ":/usr/sbin"  # where Debian keeps nginx, and not in every user's PATH
-    if missing := [tool for tool in ("nginx", "wrk") if not shutil.which(tool)]:
-        sys.exit(f"bench: {' and '.join(missing)} not found. On Debian: apt-get install nginx-light wrk")
-    load_core, test_core = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
-    if load_core == test_core:
-        sys.exit("bench: needs two cores, one for the service under test and one for the load.")
+    load_core, test_core = cores()
     for number in SIGNALS:
         signal.signal(number, _give_up)
     signal.alarm(GIVE_UP_S)
-    os.sched_setaffinity(0, {load_core})  # ours, and inherited by wrk
     try:
         rounds = measure(arguments.subjects, arguments.rounds, test_core, load_core)
     except (BenchError, OSError, HTTPException, subprocess.SubprocessError) as exc:

@@ -40,8 +40,9 @@ class BenchError(Exception):
 class Service:
     """A running process with its descendants (one session), its port on 127.0.0.1, and its output, read and counted."""
 
-    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes], settle_s: float) -> None:
         self.name, self.port, self.process = name, port, process
+        self.settle_s = settle_s  # after a load, for what it still does behind its answers
         self.log_lines, self._last_output = 0, b""
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
@@ -102,19 +103,23 @@ def nginx(core: int, engine: int, scratch: Path) -> AbstractContextManager[Servi
     return _running("nginx", port, ["nginx", "-p", str(scratch), "-c", "nginx.conf", "-e", "stderr"], core, "/health")
 
 
-def gateway(core: int, engine: int, scratch: Path) -> AbstractContextManager[Service]:
-    """The gateway as it is deployed, with logs, usage and a limit of every kind, and one worker."""
+def gateway(core: int, engine: int, scratch: Path, module: str = "gateway") -> AbstractContextManager[Service]:
+    """The gateway as it is deployed, with logs, usage and a limit of every kind, and one worker. `module` starts it."""
     port = _free_port()
     settings = {"STACK_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1", "STACK_API_KEYS": KEY}
     settings |= {"LLM_BACKEND": "vllm", "LLM_BASE_URL": f"http://127.0.0.1:{engine}/v1", "LLM_MODEL": MODEL}
     settings |= {"STACK_DATA_DIR": str(scratch / "data"), "STACK_DRAIN_DELAY": "0"}  # the latter only to stop sooner
     limits = ("requests_per_minute", "tokens_per_minute", "concurrent", "tokens_per_day", "tokens_per_month")
     settings |= {f"STACK_LIMIT_{limit.upper()}": str(10**10) for limit in limits}
-    return _running("gateway", port, [sys.executable, "-m", "gateway"], core, "/livez", **settings)
+    return _running(
+        module, port, [sys.executable, "-m", module], core, "/livez", 1.2, **settings
+    )  # usage goes to the store once a second
 
 
 @contextmanager
-def _running(name: str, port: int, command: list[str], core: int, ready: str, **settings: str) -> Iterator[Service]:
+def _running(
+    name: str, port: int, command: list[str], core: int, ready: str, settle_s: float = 0.1, **settings: str
+) -> Iterator[Service]:
     """Run `command` from the repository's root, pinned; yield when it is ready, stop it whatever happens."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("STACK_", "LLM_", "GUNICORN_"))}
     ours = os.sched_getaffinity(0)
@@ -124,7 +129,7 @@ def _running(name: str, port: int, command: list[str], core: int, ready: str, **
     )
     try:
         os.sched_setaffinity(0, ours)
-        service = Service(name, port, process)
+        service = Service(name, port, process, settle_s)
         service.wait_until_ready(ready)
         yield service
     finally:
