@@ -211,7 +211,10 @@ class RelayRoutes:
         except ClientLeft:
             return False
         except StackError as exc:
-            await respond(send, self._progress.explain(exc, *(relay.models if relay else ())))
+            if relay is None:
+                await respond(send, self._progress.explain(exc))
+            else:
+                await respond(send, self._progress.explain(exc, *relay.models), relay.standing)
             return False
 
 

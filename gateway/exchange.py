@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeGuard
 
 import orjson
 
-from gateway.errors import BadRequest, StackError
+from gateway.errors import BadRequest, ClientLeft, StackError
 
 MOST = 1 << 40  # what an engine says beyond that, it doesn't mean
 
@@ -106,11 +106,12 @@ class Ending:
     begun: bool  # the client got a part of the answer, or all of it
     usage: Usage | None  # None: the engine didn't get to say
     estimated: int  # tokens of the prompt, for as long as the engine hasn't said
-    counted: int  # pieces of content that came, at least one token each
+    counted: int  # pieces of content that came, at least one token each; of a whole answer that hides them, a guess
     first_token_at: float | None  # of a stream
     finish_reason: str | None
     ended: float
     queued_ms: int = 0  # it waited for slots
+    asked: bool = True  # an engine got the request
 
     @property
     def outcome(self) -> str:
@@ -124,9 +125,12 @@ class Ending:
 
     @property
     def tokens_in(self) -> int:
-        if self.usage is None:
-            return self.estimated if self.counted else 0
-        return self.usage.tokens_in
+        """Where the engine hasn't said: the estimate, if it has read them, for all that is known. Who leaves before the
+        answer has had it read them for nothing; who gets an error instead of one pays for nothing."""
+        if self.usage is not None:
+            return self.usage.tokens_in
+        left = self.asked and (self.error is None or isinstance(self.error, ClientLeft))
+        return self.estimated if self.counted or left else 0
 
     @property
     def tokens_out(self) -> int:

@@ -131,11 +131,11 @@ def refusal(limits: Limits, state: State, estimate: Estimate) -> StackError | No
     """Why a key in that state can't have the request; None if it can."""
     waits: dict[str, float] = {}
     if (quota := limits.tokens_per_day) is not None and state.day_tokens >= quota:
-        if state.day_tokens - state.active * estimate.tokens >= quota:
+        if not state.active:
             return _spent(f"{quota} tokens of the day. A new one begins at 00:00 UTC.", limits, state)
         waits[f"{quota} tokens per day, of which requests in progress may need what is left"] = _turn(state, estimate)
     if (quota := limits.tokens_per_month) is not None and state.month_tokens >= quota:
-        if state.month_tokens - state.active * estimate.tokens >= quota:
+        if not state.active:
             return _spent(f"{quota} tokens of the month. A new one begins on the first, at 00:00 UTC.", limits, state)
         waits[f"{quota} tokens per month, of which requests in progress may need what is left"] = _turn(state, estimate)
     if (limit := limits.concurrent) is not None and state.active >= limit:

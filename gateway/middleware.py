@@ -6,6 +6,7 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,10 +20,11 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _PROBES = ("/livez", "/readyz")
 
 
-async def respond(send: Send, error: StackError) -> None:
-    """Send an error as a whole response."""
+async def respond(send: Send, error: StackError, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send an error as a whole response, with `more` headers."""
     body = error.envelope()
     headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    headers += more
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

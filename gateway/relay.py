@@ -39,7 +39,7 @@ from gateway.errors import (
 from gateway.estimates import Estimates
 from gateway.exchange import Ending, Exchange, Running, Usage
 from gateway.introspection import Prompt
-from gateway.limits import Lease
+from gateway.limits import Headers, Lease
 from gateway.metrics import Metrics
 from gateway.recorder import Recorder
 from gateway.response import Client
@@ -97,10 +97,16 @@ class Relay:
         self._text: list[bytes] = []
         self._tried: list[Target] = []
         self._quiet_since: float | None = None  # since when the engine is waited for, if it is, and owes a stream
+        self._asked = False  # an engine got the request
         self._begun = False  # it has begun to answer
         self._answer = Answer(exchange, route)
         self._fed: bytes | EngineError | None = None  # what the tap made of data that is the task's to deal with
         self._visit = rules.admission.visit(exchange)
+
+    @property
+    def standing(self) -> Headers:
+        """The headers that say how its key stands now."""
+        return self._lease.headers()
 
     @property
     def models(self) -> set[str]:
@@ -330,6 +336,7 @@ class Relay:
         prompt = Prompt(exchange.kind, target.model, reading.fields, len(body))
         if upstream.dialect.cuts:
             await self._rules.contexts.check(upstream, prompt)
+        self._asked = True
         reply = await upstream.post(exchange.kind, body, exchange.request_id, self._patience.connect)
         upstream.breaker.succeeded()  # a stream's end may be long in coming
         if reply.status == 200:
@@ -502,6 +509,8 @@ class Relay:
     def _ending(self, error: StackError | None) -> Ending:
         it, answer = self._exchange, self._answer
         answer.learn()
+        # A whole answer whose tokens nobody counted has as many as were expected.
+        guessed = self._lease.estimate.answer if error is None and not it.stream and answer.usage is None else 0
         return Ending(
             exchange=it,
             route=self._route.name,
@@ -513,11 +522,12 @@ class Relay:
             begun=self._committed,
             usage=answer.usage,
             estimated=self._lease.estimate.prompt,
-            counted=answer.tokens,
+            counted=answer.tokens or guessed,
             first_token_at=self._first_token_at if it.stream else None,
             finish_reason=answer.finish_reason,
             ended=time.monotonic(),
             queued_ms=self._visit.milliseconds,
+            asked=self._asked,
         )
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,6 +307,41 @@ def test_a_quota_is_spent_and_stays_so(gateway: GatewayProcess, engine: FakeEngi
     ):
         user.chat.completions.create(model="fake-model", messages=[{"role": "user", "content": "Hello"}])
     assert time.monotonic() - began < 5, "it doesn't come again"
+
+
+def test_what_is_in_progress_is_no_spent_quota(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
+    """It may need less than was set aside for it: whoever comes meanwhile is told to come back."""
+    _, key = make_key(gateway, tokens_per_day=200)
+    with ThreadPoolExecutor() as pool:
+        long = [{"role": "user", "content": "x" * 20_000}]
+        script = [["gate", mark], ["json", [200, {"choices": [], "usage": {"prompt_tokens": 9}}]]]
+        asked = pool.submit(ask, gateway, key, messages=long, user=mark, script=script)
+        engine.wait_seen(mark)
+        refused = ask(gateway, key)
+        engine.release(mark)
+        assert asked.result().status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert "retry-after" in refused.headers
+    assert "x-should-retry" not in refused.headers
+    assert ask(gateway, key).status_code == 200
+
+
+def test_who_leaves_before_the_answer_has_had_the_prompt_read(gateway: GatewayProcess) -> None:
+    _, key = make_key(gateway, tokens_per_day=100)
+    long = [{"role": "user", "content": "x" * 20_000}]
+    with client(gateway, key) as http, pytest.raises(httpx.ReadTimeout):
+        http.post(CHAT, json={"messages": long, "script": [["hang"]]}, timeout=0.5)
+    spent = wait_for(lambda: answer if (answer := ask(gateway, key)).headers.get("x-should-retry") else None)
+    assert spent.json()["error"]["code"] == "insufficient_quota"
+
+
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_an_engines_errors_say_how_the_key_stands(gateway: GatewayProcess, status: int) -> None:
+    _, key = make_key(gateway, requests_per_minute=10, tokens_per_minute=1000)
+    failed = ask(gateway, key, script=[["json", [status, {"error": {"message": "m"}}]]])
+    assert failed.status_code >= 400
+    assert left(failed, "requests") == 9
+    assert left(failed, "tokens") == 1000, "it took none"
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])

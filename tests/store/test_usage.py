@@ -61,11 +61,13 @@ def rows(store_settings: dict[str, str]) -> Iterator[Rows]:
         yield rows
 
 
-def ask(gateway: GatewayProcess, request_id: str, path: str = CHAT, **fields: Any) -> httpx.Response:
+def ask(
+    gateway: GatewayProcess, request_id: str, path: str = CHAT, *, patience: float = 30, **fields: Any
+) -> httpx.Response:
     """What breaks is not resumed, but for `resumed`."""
     body = fields if path != CHAT else {"messages": MESSAGES, **fields}
     headers = AUTH | {"x-request-id": request_id} | ({} if request_id == "resumed" else {"x-stack-resume": "off"})
-    return httpx.post(gateway.url + path, json=body, headers=headers, timeout=30, verify=NO_TLS)
+    return httpx.post(gateway.url + path, json=body, headers=headers, timeout=patience, verify=NO_TLS)
 
 
 def ask_many(gateway: GatewayProcess, name: str, count: int) -> set[str]:
@@ -98,7 +100,10 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stream": ({"stream": True}, WHOLE | {"stream": True}),
     "cached": ({"script": said(CACHED)}, {"tokens_in": 70, "tokens_out": 1, "cached": 64, "exact": True}),
     "no count": ({"script": [["json", [200, {"choices": []}]]]}, {"outcome": "finished", "exact": False}),
-    "nonsense": ({"script": said({"prompt_tokens": 2**63, "completion_tokens": -1})}, {"tokens_in": 0, "exact": False}),
+    "nonsense": (
+        {"script": said({"prompt_tokens": 2**63, "completion_tokens": -1})},
+        {"outcome": "finished", "exact": False},
+    ),
     "broken": (
         {"stream": True, "script": [*START, ["close"]]},
         {"outcome": "engine_broken_stream", "status": 200, "tokens_out": 2, "exact": False},
@@ -126,12 +131,19 @@ def test_a_row_for_each_end(gateway: GatewayProcess, rows: Rows, mark: str) -> N
     ask(gateway, "not-an-exchange", messages=3)
     with hanging(gateway, "left"):
         pass
-    found = {name: rows.of(name.replace(" ", "-")) for name in [*ENDS, "embedding", "left"]}
+    with pytest.raises(httpx.ReadTimeout):  # it had its prompt read, and no more
+        ask(gateway, "unanswered", script=[["hang"]], patience=0.5)
+    found = {name: rows.of(name.replace(" ", "-")) for name in [*ENDS, "embedding", "left", "unanswered"]}
     for name, (_, expected) in ENDS.items():
         assert expected.items() <= found[name].items(), name
     assert found["failed"]["attempts"] > 1
     left = {"outcome": "client_left", "status": 499, "tokens_out": 2, "exact": False, "kind": "chat", "stream": True}
     assert left.items() <= found["left"].items()
+    unanswered = {"outcome": "client_left", "tokens_out": 0, "exact": False, "stream": False}
+    assert unanswered.items() <= found["unanswered"].items()
+    for name in ("no count", "nonsense", "left", "unanswered"):
+        assert found[name]["tokens_in"] > 0, name
+    assert found["no count"]["tokens_out"] > 0
     assert (found["embedding"]["kind"], found["embedding"]["tokens_in"]) == ("embedding", 7)
     for row in found.values():
         assert (row["model"], row["engine"], row["arm"]) == ("fake-model", "engine", None)
