@@ -86,8 +86,9 @@ async def kill_under_load(
         for _ in range(kills):
             workers, answered = gateway.workers(), load.whole()
             await _until(lambda: load.whole() >= answered + BETWEEN)  # noqa: B023  it is over before the next turn
-            os.kill(rng.choice(workers), signal.SIGKILL)
-            await _until(lambda: len(set(gateway.workers()) - set(workers)) == 1)  # noqa: B023  as above
+            victim = rng.choice(workers)
+            os.kill(victim, signal.SIGKILL)
+            await _until(lambda: len(set(gateway.workers()) - {victim}) == len(workers))  # noqa: B023  as above
         over.set()
 
     async with asyncio.TaskGroup() as group:

@@ -138,8 +138,12 @@ class GatewayProcess:
         return httpx.Client(base_url=self.url, headers=AUTH, timeout=30, verify=NO_TLS, **options)
 
     def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        """Their pids. Where one exits while they are read, the kernel may leave out another: so it is read again."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found = children.read_text()
+        while found != (again := children.read_text()):
+            found = again
+        return [int(pid) for pid in found.split()]
 
     def stop(self, deadline: float = 60) -> int:
         """SIGTERM; returns the exit status."""
