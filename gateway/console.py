@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from rich.console import Console
 from gateway.errors import StackError
 from gateway.keybook import YEAR
 from gateway.settings import Settings, SettingsError, load
-from gateway.store import Store, open_store, prepare
+from gateway.store import Store, missing, new_store, open_store
 
 UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -24,22 +24,30 @@ out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.s
 
 
 @contextmanager
-def opened() -> Iterator[tuple[Store, Settings]]:
-    """The store of the settings, ready to be used. Exits 1 with a sentence where something can't be done."""
+def opened(*, new: bool = False) -> Iterator[tuple[Store, Settings]]:
+    """The store of the settings, ready to be used. Only a gateway's start makes one, and who asks for a `new` one where
+    there is none: an empty file in the place of one that was moved away would be the truth to the gateway that runs.
+    Exits 1 with a sentence where something can't be done."""
     try:
         settings = load()
-        prepare(settings)
-        store = open_store(settings)
-        try:
+        with _store(settings, new=new) as store:
             store.migrate()
             yield store, settings
-        finally:
-            store.close()
     except StackError as exc:
         cause = f" ({exc.__cause__.__cause__ or exc.__cause__})".splitlines()[0] if exc.__cause__ else ""
         sys.exit(f"{exc.message}{cause}")
     except SettingsError as exc:
         sys.exit(str(exc))
+
+
+def _store(settings: Settings, *, new: bool) -> AbstractContextManager[Store]:
+    file = missing(settings)
+    if file and not new:
+        raise SettingsError(
+            f"There is no store at {file}. Start the gateway once, which makes it, or set STACK_DATA_DIR to the "
+            "gateway's data directory."
+        )
+    return new_store(settings) if file else closing(open_store(settings))
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -22,7 +22,7 @@ from gateway.backup import BadBackup
 from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
 from gateway.exchange import Running
 from gateway.keybook import Keybook
-from gateway.store import Store
+from gateway.store import Store, data_directory
 from gateway.usage import DAY, DIMENSIONS, SUMS, UsageBook, dimensions, names, to_csv
 
 usage = typer.Typer(help="Who used what.", invoke_without_command=True)
@@ -116,10 +116,15 @@ def restore(
     file: Annotated[str, typer.Argument(metavar="FILE", help="- is standard input")], *, yes: Yes = False
 ) -> None:
     """Put a backup in the place of all keys, prompts and usage, while gateways run. Keys made since are gone, and keys
-    taken back since are back. The file is checked first: where it is no good, nothing changes."""
+    taken back since are back. The file is checked first: where it is no good, nothing changes. Where there is no store
+    yet (a new machine, a lost disk), it is made of the backup."""
     if not confirmed("Replace all keys, prompts and usage by the backup's?", yes=yes):
         sys.exit("Nothing was restored: say --yes, or answer y.")
-    with opened() as (store, settings), tempfile.NamedTemporaryFile(dir=settings.stack_data_dir) as copy:
+    with (
+        opened(new=True) as (store, settings),
+        data_directory(settings) as directory,
+        tempfile.NamedTemporaryFile(dir=directory) as copy,
+    ):
         try:
             if file == "-":  # it is read twice
                 shutil.copyfileobj(sys.stdin.buffer, copy)

@@ -6,6 +6,7 @@ they are used, on `metadata`; `migrations/` brings a database to them.
 
 import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -181,25 +182,63 @@ def open_store(settings: Settings) -> Store:
     return PostgresStore(url) if url else SqliteStore(settings.stack_data_dir / "stack.db")
 
 
+def missing(settings: Settings) -> Path | None:
+    """SQLite's file where it should be and is not."""
+    store = open_store(settings)
+    if isinstance(store, SqliteStore):
+        try:
+            store.file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return store.file.absolute()
+        except OSError:
+            pass  # whoever opens it is told why it can't be
+    return None
+
+
 def prepare(settings: Settings) -> None:
     """Once before the workers are forked: make the data directory, and bring the store to this version where it can be
     reached (where not, the workers go on trying). Raises SettingsError."""
+    store = open_store(settings)
+    with data_directory(settings):
+        if isinstance(store, SqliteStore):
+            store.file.touch(0o600)
+    with suppress(StoreUnavailable):
+        store.migrate()
+    store.close()
+
+
+@contextmanager
+def data_directory(settings: Settings) -> Iterator[Path]:
+    """Make it, if need be. Raises SettingsError where it, or a file in it, can't be written."""
     directory = settings.stack_data_dir
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
-        store = open_store(settings)
-        if isinstance(store, SqliteStore):
-            store.file.touch(0o600)
+        yield directory
     except OSError as exc:
         raise SettingsError(
             f"STACK_DATA_DIR: {directory} can't be written ({exc.strerror}). Name one that this user may write, "
             "such as STACK_DATA_DIR=.data, or mount a volume there."
         ) from None
-    with suppress(StoreUnavailable):
-        store.migrate()
-    store.close()
+
+
+@contextmanager
+def new_store(settings: Settings) -> Iterator[Store]:
+    """A file for SQLite that takes its place at the end, unless something was raised: no gateway sees it empty, or half
+    full. Raises SettingsError."""
+    with data_directory(settings) as directory, tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as aside:
+        store, place = SqliteStore(Path(aside, "stack.db")), directory / "stack.db"
+        if (log := place.with_name("stack.db-wal")).exists():
+            raise SettingsError(f"{log} is of a store that isn't there. Put {place} back, or move both away.")
+        store.file.touch(0o600)
+        try:
+            yield store
+            with store.write() as connection:  # a number that no worker has seen, whatever it knew before
+                connection.execute(sa.update(revision).values(number=time.time_ns()))
+        finally:
+            store.close()
+        place.hardlink_to(store.file)  # never in the place of one that has come meanwhile
 
 
 @contextmanager

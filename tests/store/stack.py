@@ -3,9 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.processes import ROOT, environment
+
+
+def empty_store(data: Path) -> str:
+    """A data directory with an empty store, as a gateway's start makes it: the command makes none."""
+    data.mkdir(exist_ok=True)
+    (data / "stack.db").touch()
+    return str(data)
 
 
 class Command:

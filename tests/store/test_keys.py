@@ -18,7 +18,7 @@ from gateway import secret
 from gateway.cli import app
 from tests.containers import Postgres
 from tests.processes import KEY, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.stack import Command
+from tests.store.stack import Command, empty_store
 
 CHAT = "/v1/chat/completions"
 ADMIN = "sk-admin-0123456789abcdef"
@@ -220,7 +220,7 @@ REFUSED = [
 
 
 def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STACK_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("STACK_DATA_DIR", empty_store(tmp_path))
     for words, sentence in REFUSED:
         done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
         assert done.exit_code in (1, 2), words
@@ -228,7 +228,7 @@ def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_written_is_shown_as_it_is(tmp_path: Path) -> None:
-    stack = Command(STACK_DATA_DIR=str(tmp_path))
+    stack = Command(STACK_DATA_DIR=empty_store(tmp_path))
     made = stack.json("keys", "create", "[/red] [bold]x", "--expires", "5200w")
     assert "[/red] [bold]x" in stack("keys", "list")
     assert "[/red] [bold]x" in stack("keys", "show", made["key"]["id"])
@@ -261,7 +261,7 @@ def test_a_store_from_the_future_is_left_alone(empty: Command, store_settings: d
 
 
 def test_a_locked_store_is_said_to_be_so_and_keys_go_on(engine: FakeEngine, tmp_path: Path) -> None:
-    stack = Command(STACK_DATA_DIR=str(tmp_path / "data"))
+    stack = Command(STACK_DATA_DIR=empty_store(tmp_path / "data"))
     text = stack.json("keys", "create", "x")["secret"]
     with (
         running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(tmp_path / "data")) as gateway,

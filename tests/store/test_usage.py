@@ -35,7 +35,7 @@ from tests.processes import (
     wait_for,
 )
 from tests.store.rows import Rows
-from tests.store.stack import Command
+from tests.store.stack import Command, empty_store
 
 ADMIN = "sk-admin-0123456789abcdef"
 CHAT = "/v1/chat/completions"
@@ -367,7 +367,7 @@ def test_usage_is_summed_up(stack: Command, rows: Rows) -> None:
     ],
 )
 def test_what_the_command_refuses(tmp_path: Path, words: Sequence[str], sentence: str) -> None:
-    done = Command(STACK_DATA_DIR=str(tmp_path)).run(*words)
+    done = Command(STACK_DATA_DIR=empty_store(tmp_path)).run(*words)
     assert done.returncode != 0
     assert sentence in " ".join(done.stderr.replace("│", " ").split())
 
