@@ -24,7 +24,7 @@ from gateway.keys import defaults
 from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
-from gateway.usage import DIMENSIONS, UsageBook, dimensions, to_csv
+from gateway.usage import DIMENSIONS, UsageBook, check_prunable, dimensions, to_csv
 
 MAX_BODY = 256 * 1024  # bytes
 DAY = 86_400
@@ -65,7 +65,7 @@ class Sum(BaseModel):
     """What was used, by what was asked for."""
 
     key: str | None = None
-    name: str | None = Field(None, description="The key's.")
+    name: str | None = Field(None, description="The key's; STACK_API_KEYS of those of that setting.")
     model: str | None = None
     day: str | None = None
     engine: str | None = None
@@ -110,6 +110,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         given = secret.digest(token.strip().encode("latin-1"))
         if scheme.lower() != "bearer" or given not in digests:
             raise InvalidKey("This needs an admin key. Send it as a header: Authorization: Bearer <key>.")
+        _check_query(request)
 
     errors: dict[int | str, dict[str, Any]] = {"default": {"model": schema.ErrorEnvelope}}
     common: dict[str, Any] = {"dependencies": [Depends(require_admin)], "tags": ["admin"], "responses": errors}
@@ -148,7 +149,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
 
     @app.delete("/admin/keys/{key_id}", status_code=204, **common)
     async def delete_key(key_id: str) -> Response:
-        """Delete a key for good. Its usage stays."""
+        """Delete a key for good. Its usage stays, with its name."""
         await asyncio.to_thread(book.delete, key_id)
         return Response(status_code=204)
 
@@ -217,6 +218,8 @@ def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common
             raise BadRequest(f"'by': {exc}.", param="by") from None
         begin = _moment("from", since)
         end = _moment("to", until, end=True) if until is not None else 1 << 60
+        if begin > end:
+            raise BadRequest("'from' is after 'to'.", param="from")
         if form not in ("json", "csv"):
             raise BadRequest("'format' must be json or csv.", param="format")
         if "\0" in f"{key}{model}":
@@ -228,14 +231,25 @@ def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common
 
     @app.delete("/admin/usage", **common)
     async def prune_usage(before: Annotated[str, Query(description=_MOMENT)]) -> Pruned:
-        """Delete what came before, for good."""
+        """Delete what came before, for good: before this month (UTC) at most, as its quotas are counted from it."""
         moment = _moment("before", before)
+        check_prunable(moment)
         return Pruned(rows=await asyncio.to_thread(lambda: sum(usage.prune(moment))))
 
     @app.get("/admin/running", **common)
     async def show_running() -> RunningList:
         """Who is being answered right now, by the gateway of this data directory; a second old at most."""
         return RunningList(data=await asyncio.to_thread(live.look, settings.journals))
+
+
+def _check_query(request: HttpRequest) -> None:
+    """Raises BadRequest that names a parameter which the path doesn't know."""
+    route = request.scope["route"]  # FastAPI's
+    known = [it.alias for it in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            possible = f"There are: {', '.join(known)}." if known else "There is none here."
+            raise BadRequest(f"'{name[:64]}' is no query parameter of {route.path}. {possible}", param=name[:64])
 
 
 def _moment(name: str, words: str, *, end: bool = False) -> int:

@@ -20,7 +20,7 @@ from rich.table import Table
 from gateway import reports
 from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
 from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
-from gateway.keys import defaults
+from gateway.keys import defaults, listed_ids
 from gateway.limits import Period
 from gateway.promptbook import Of, Promptbook, Use
 from gateway.usage import UsageBook
@@ -142,7 +142,7 @@ def enable(key_id: Id, *, as_json: Json = False) -> None:
 
 @keys.command("delete")
 def delete(key_id: Id, *, yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False) -> None:
-    """Delete it for good; its usage stays. To be able to take that back, `disable` it."""
+    """Delete it for good; its usage stays, with its name. To be able to take that back, `disable` it."""
     with _book() as book:
         entry = book.show(key_id)
         if not confirmed(f"Delete the key {entry.id} ({entry.name}) for good?", yes=yes):
@@ -169,7 +169,7 @@ def limits(
     asked = _valid(KeyFields, {"limits": words}).limits
     used: dict[str, int] = {}
     with opened() as (store, settings):
-        book = Keybook(store)
+        book = Keybook(store, listed_ids(settings))
         if key_id is None:
             own, source, other = book.set_defaults(asked) if words else book.defaults(), "the store", "the settings"
             general = defaults(settings)
@@ -287,8 +287,8 @@ def main() -> None:
 
 @contextmanager
 def _book() -> Iterator[Keybook]:
-    with opened() as (store, _):
-        yield Keybook(store)
+    with opened() as (store, settings):
+        yield Keybook(store, listed_ids(settings))
 
 
 # -- from words to values ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ for a while after a rotation, only digests are kept.
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -41,6 +42,14 @@ secrets = sa.Table(
     sa.Column("key_id", sa.String(16), sa.ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),  # null: as long as its key
+)
+
+# Whose usage it was, of keys that are no more.
+deleted_keys = sa.Table(
+    "deleted_keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
 )
 
 # Those of keys that have none of their own; what isn't here is a setting.
@@ -137,10 +146,12 @@ class Contents(NamedTuple):
 
 
 class Keybook:
-    """The keys in a store. Raises NotFound for an id that is none, StoreUnavailable."""
+    """The keys in a store. Raises NotFound for an id that is none, StoreUnavailable. `listed` are the ids of those of
+    STACK_API_KEYS, of which it knows no more."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, listed: Collection[str] = ()) -> None:
         self._store = store
+        self._listed = listed
 
     def create(self, asked: KeyFields) -> tuple[Entry, str]:
         """Make a key; returns it and its secret, which can't be had again."""
@@ -162,13 +173,13 @@ class Keybook:
 
     def show(self, key_id: str) -> Entry:
         with self._store.read() as connection:
-            return _entry(connection, key_id)
+            return self._entry(connection, key_id)
 
     def change(self, key_id: str, asked: KeyFields) -> Entry:
         """Change what `asked` says explicitly; limits one by one."""
         values = asked.model_dump(include=asked.model_fields_set)
         with self._store.change() as connection:
-            there = _entry(connection, key_id)
+            there = self._entry(connection, key_id)
             if "limits" in values:
                 limits = there.limits.model_copy(update=asked.limits.model_dump(exclude_unset=True))
                 values["limits"] = _without_nulls(limits)
@@ -181,7 +192,7 @@ class Keybook:
         now = int(time.time())
         text = secret.new_secret(key_id)
         with self._store.change() as connection:
-            _entry(connection, key_id)
+            self._entry(connection, key_id)
             ends = sa.func.coalesce(secrets.c.expires_at, now + grace)
             earlier = sa.case((ends < now + grace, ends), else_=now + grace)
             connection.execute(secrets.update().where(secrets.c.key_id == key_id).values(expires_at=earlier))
@@ -190,10 +201,11 @@ class Keybook:
         return self.show(key_id), text
 
     def delete(self, key_id: str) -> None:
-        """For good. What it used stays in the usage, under its id."""
+        """For good. What it used stays in the usage, under its id and name."""
         with self._store.change() as connection:
-            if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount == 0:
-                raise unknown(key_id)
+            name = self._entry(connection, key_id).name
+            if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount:
+                connection.execute(deleted_keys.insert().values(id=key_id, name=name))
 
     def defaults(self) -> LimitFields:
         """The limits of keys that have none of their own; None: as the settings say."""
@@ -218,17 +230,20 @@ class Keybook:
             found = {bytes.fromhex(it.digest): (by_id[it.key_id], it.expires_at) for it in rows}
             return Contents(number, _defaults(connection), found)
 
+    def _entry(self, connection: sa.Connection, key_id: str) -> Entry:
+        if found := _entries(connection, keys.c.id == key_id):
+            return found[0]
+        if key_id in self._listed:
+            raise NotFound(f"'{key_id}' is one of STACK_API_KEYS: it is not kept in the store, but in that setting.")
+        name = connection.execute(sa.select(deleted_keys.c.name).where(deleted_keys.c.id == key_id)).scalar()
+        if name is not None:
+            raise NotFound(f"The key '{key_id}' ({name}) was deleted.")
+        raise unknown(key_id)
+
 
 def _defaults(connection: sa.Connection) -> LimitFields:
     rows = connection.execute(sa.select(default_limits))
     return LimitFields.model_validate({it.name: it.value for it in rows})
-
-
-def _entry(connection: sa.Connection, key_id: str) -> Entry:
-    found = _entries(connection, keys.c.id == key_id)
-    if not found:
-        raise unknown(key_id)
-    return found[0]
 
 
 def _entries(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Entry]:

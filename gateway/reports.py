@@ -20,10 +20,12 @@ from gateway import backup as backups
 from gateway import live
 from gateway.backup import BadBackup
 from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
+from gateway.errors import BadRequest
 from gateway.exchange import Running
 from gateway.keybook import Keybook
+from gateway.keys import listed_ids
 from gateway.store import Store, data_directory
-from gateway.usage import DAY, DIMENSIONS, SUMS, UsageBook, dimensions, names, to_csv
+from gateway.usage import DAY, DIMENSIONS, LISTED, SUMS, UsageBook, check_prunable, dimensions, names, to_csv
 
 usage = typer.Typer(help="Who used what.", invoke_without_command=True)
 
@@ -51,9 +53,13 @@ def show(
         groups = dimensions(by)
     except ValueError as exc:
         raise typer.BadParameter(f"--by {exc}") from None
+    if as_csv and as_json:
+        raise typer.BadParameter("say --csv or --json, not both")
     span = _moment(since), _moment(until, end=True) if until else _now() + 1
-    with opened() as (store, _):
-        rows = UsageBook(store).totals(groups, *span, key, model)
+    if span[0] > span[1]:
+        raise typer.BadParameter(f"--from {since} is after --to {until or 'now'}")
+    with opened() as (store, settings):
+        rows = UsageBook(store, listed_ids(settings)).totals(groups, *span, key, model)
     if as_json:
         print_json(rows)
     elif as_csv:
@@ -74,8 +80,13 @@ def show(
 def prune(
     *, before: Annotated[str, typer.Option(help=f"what came before this is deleted: {TIME}")], yes: Yes = False
 ) -> None:
-    """Delete old rows for good. Gateways do so by themselves: STACK_USAGE_RETENTION_DAYS."""
+    """Delete old rows for good, those of before this month (UTC) at most: its quotas are counted from them. Gateways do
+    so by themselves: STACK_USAGE_RETENTION_DAYS."""
     moment = _moment(before)
+    try:
+        check_prunable(moment)
+    except BadRequest as exc:
+        sys.exit(exc.message)
     words = f"{dt.datetime.fromtimestamp(moment / 1000, dt.UTC):%Y-%m-%d %H:%M UTC}"
     if not confirmed(f"Delete the usage of before {words} for good?", yes=yes):
         sys.exit("Nothing was deleted: say --yes, or answer y.")
@@ -89,7 +100,7 @@ def top(
 ) -> None:
     """Who is being answered right now, by the gateway whose data directory this is. It is a second old at most."""
     with opened() as (store, settings):
-        whose = {it.id: it.name for it in Keybook(store).list()}
+        whose = dict.fromkeys(listed_ids(settings), LISTED) | {it.id: it.name for it in Keybook(store).list()}
     if as_json:
         print_json([asdict(it) | {"name": whose.get(it.key_id)} for it in live.look(settings.journals)])
     elif once or not out.is_terminal:

@@ -86,6 +86,7 @@ def test_a_keys_life_with_the_command(gateway: GatewayProcess, stack: Command) -
     assert "is deleted" in stack("keys", "delete", key_id, "--yes")
     wait_for(lambda: status(gateway, last) == {401}, deadline=5)
     assert key_id not in stack("keys", "list")
+    assert f"'{key_id}' (billing) was deleted" in stack.run("keys", "show", key_id).stderr
     assert status(gateway, KEY) == {200}  # those of STACK_API_KEYS are there beside
     log = gateway.log_path.read_text()
     assert not any(it in log for it in (text, again, last, ADMIN, KEY))
