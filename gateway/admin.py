@@ -16,10 +16,10 @@ from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway import live, schema, secret
+from gateway import complaints, live, schema, secret
 from gateway.errors import BadRequest, InvalidKey, TooLarge
 from gateway.exchange import Running
-from gateway.keybook import YEAR, Entry, Keybook, KeyFields, LimitFields
+from gateway.keybook import YEAR, Entry, Keybook, KeyFields, LimitFields, NewKeyFields
 from gateway.keys import defaults
 from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
@@ -124,10 +124,10 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         """All keys, without their secrets."""
         return KeyList(data=await asyncio.to_thread(book.list))
 
-    @app.post("/admin/keys", status_code=201, openapi_extra=_takes(KeyFields), **common)
+    @app.post("/admin/keys", status_code=201, openapi_extra=_takes(NewKeyFields), **common)
     async def create_key(request: HttpRequest) -> NewKey:
         """Make a key. Its secret is in the answer and can't be had again."""
-        entry, text = await asyncio.to_thread(book.create, await _body(request, KeyFields))
+        entry, text = await asyncio.to_thread(book.create, await _body(request, NewKeyFields))
         return NewKey(key=entry, secret=text)
 
     @app.get("/admin/keys/{key_id}", **common)
@@ -142,7 +142,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
 
     @app.post("/admin/keys/{key_id}/rotate", openapi_extra=_takes(Rotation), **common)
     async def rotate_key(key_id: str, request: HttpRequest) -> NewKey:
-        """Make a new secret; the old ones work for the grace period."""
+        """Make a new secret; the old ones work for the grace period. Not of a key that is disabled or has expired."""
         asked = await _body(request, Rotation)
         entry, text = await asyncio.to_thread(book.rotate, key_id, asked.grace_seconds)
         return NewKey(key=entry, secret=text)
@@ -283,7 +283,5 @@ def understand(body: dict[str, Any], model: type[Fields]) -> Fields:
     try:
         return model.model_validate(body, strict=True)
     except ValidationError as exc:
-        error = exc.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, error["loc"])) or None
-        message = str(error["msg"]).removeprefix("Value error, ")
-        raise BadRequest(f"'{param}': {message}." if param else f"{message}.", param=param) from None
+        param, message = complaints.first(exc, model)
+        raise BadRequest(f"'{param or 'body'}': {message}.", param=param or None) from None

@@ -11,15 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOWrapper
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
 
-from gateway import reports
+from gateway import complaints, reports
 from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
-from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
+from gateway.keybook import Entry, Keybook, KeyFields, LimitFields, NewKeyFields
 from gateway.keys import defaults, listed_ids
 from gateway.limits import Period
 from gateway.promptbook import Of, Promptbook, Use
@@ -44,7 +45,7 @@ Expires = Annotated[
 ]
 Models = Annotated[list[str] | None, typer.Option("--model", help="a model it may use; repeat it; 'all' for all")]
 Priority = Annotated[int | None, typer.Option(help="its weight in the queue of a busy engine, 1 to 100")]
-Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="repeat it")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="repeat it; 'none' for none")]
 Limit = Annotated[str | None, typer.Option(metavar="N", help="a whole number, or 'default'")]
 
 
@@ -68,7 +69,7 @@ def create(
     limits = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
     fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
     with _book() as book:
-        _say_secret(*book.create(_valid(KeyFields, fields)), as_json=as_json)
+        _say_secret(*book.create(_valid(NewKeyFields, fields)), as_json=as_json)
 
 
 @keys.command("list")
@@ -120,7 +121,7 @@ def rotate(
     grace: Annotated[str, typer.Option(help="for how long the old secret goes on working: 0, 12h, 7d")] = "1d",
     as_json: Json = False,
 ) -> None:
-    """Make a new secret; the old one works for a while beside it."""
+    """Make a new secret; the old one works for a while beside it. The key must not be disabled, nor have expired."""
     lasts = seconds(grace, years=1)
     with _book() as book:
         _say_secret(*book.rotate(key_id, lasts), as_json=as_json)
@@ -279,6 +280,8 @@ def _whom(key: str | None, model: str | None) -> tuple[Of, str]:
 
 def main() -> None:
     """The `stack` command. Exits 1 with a sentence where something can't be done, 2 where the words are wrong."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what a terminal can't show is no reason to show nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="stack")
 
 
@@ -310,7 +313,9 @@ def _fields(
         if "all" in models and len(models) > 1:
             raise typer.BadParameter("--model all stands alone: it is every model")
         fields["models"] = None if models == ["all"] else models
-    if labels:
+    if labels == ["none"]:
+        fields["labels"] = {}
+    elif labels:
         pairs = [label.partition("=") for label in labels]
         if wrong := [label for label, (_, equals, _) in zip(labels, pairs, strict=True) if not equals]:
             raise typer.BadParameter(f"--label {wrong[0]}: write it as NAME=VALUE")
@@ -323,7 +328,7 @@ def _limits(*words: str | None) -> dict[str, int | None]:
     for name, word in zip(LimitFields.model_fields, words, strict=True):
         if word is None:
             continue
-        if word != "default" and not re.fullmatch(r"[0-9]{1,15}", word):
+        if word != "default" and not re.fullmatch(r"[0-9]{1,99}", word):
             raise typer.BadParameter(f"--{name.replace('_', '-')} {word}: a whole number, or 'default'")
         limits[name] = None if word == "default" else int(word)
     return limits
@@ -333,9 +338,7 @@ def _valid(model: type[Fields], fields: dict[str, Any]) -> Fields:
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
-        error = exc.errors()[0]
-        name = ".".join(map(str, error["loc"]))
-        raise typer.BadParameter(f"{name}: {str(error['msg']).removeprefix('Value error, ')}") from None
+        raise typer.BadParameter(": ".join(complaints.first(exc, model))) from None
 
 
 def _moment(words: str) -> int | None:

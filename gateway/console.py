@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from gateway.errors import StackError
+from gateway.errors import StackError, StoreUnavailable
 from gateway.keybook import YEAR
 from gateway.settings import Settings, SettingsError, load
 from gateway.store import Store, missing, new_store, open_store
@@ -33,9 +33,13 @@ def opened(*, new: bool = False) -> Iterator[tuple[Store, Settings]]:
         with _store(settings, new=new) as store:
             store.migrate()
             yield store, settings
+    except StoreUnavailable as exc:
+        cause = exc.__cause__ and (exc.__cause__.__cause__ or exc.__cause__)
+        sys.exit(f"The gateway's store can't be used right now: {open_store(settings).told(cause)}")
     except StackError as exc:
-        cause = f" ({exc.__cause__.__cause__ or exc.__cause__})".splitlines()[0] if exc.__cause__ else ""
-        sys.exit(f"{exc.message}{cause}")
+        sys.exit(exc.message)
+    except UnicodeEncodeError as exc:
+        sys.exit(f"{exc.object!a} is not UTF-8: nothing here has such a name.")
     except SettingsError as exc:
         sys.exit(str(exc))
 

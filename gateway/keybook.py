@@ -7,16 +7,31 @@ for a while after a rotation, only digests are kept.
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gateway import secret
+from gateway.complaints import NO_CONTROLS
 from gateway.errors import BadRequest, NotFound
 from gateway.store import Store, metadata
 
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+def _to_come(moment: int) -> int:
+    if moment <= time.time():
+        raise ValueError("that moment is over; to end a key now, disable it")
+    return moment
+
+
+def _visible(name: str) -> str:
+    if not name.strip():
+        raise ValueError("it must not be empty, nor only spaces")
+    return name
+
+
+Text = Annotated[str, Field(max_length=200, pattern=NO_CONTROLS)]
+Name = Annotated[Text, Field(min_length=1), AfterValidator(_visible)]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 YEAR = 366 * 86_400
 LAST = 253_402_300_799  # the last second of the year 9999, beyond which no calendar goes
@@ -93,10 +108,10 @@ class KeyFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[Text, Field(min_length=1)] | None = None
+    name: Name = ""
     owner: Text = ""
-    expires_at: Annotated[int, Field(ge=0, le=LAST)] | None = Field(
-        None, description="Seconds since 1970; null: never."
+    expires_at: Annotated[int, Field(ge=0, le=LAST), AfterValidator(_to_come)] | None = Field(
+        None, description="Seconds since 1970, a moment to come; null: never."
     )
     models: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=200)] | None = Field(
         None, description="Model names it may use, as callers write them; null: all."
@@ -106,11 +121,11 @@ class KeyFields(BaseModel):
     labels: Annotated[dict[Annotated[Text, Field(min_length=1)], Text], Field(max_length=50)] = {}
     disabled: bool = False
 
-    @model_validator(mode="after")
-    def _check_models(self) -> Self:
-        if "name" in self.model_fields_set and self.name is None:
-            raise ValueError("name: a key has one")
-        return self
+
+class NewKeyFields(KeyFields):
+    """What may be said of a key that is to be made."""
+
+    name: Name
 
 
 class Entry(BaseModel):
@@ -153,10 +168,8 @@ class Keybook:
         self._store = store
         self._listed = listed
 
-    def create(self, asked: KeyFields) -> tuple[Entry, str]:
+    def create(self, asked: NewKeyFields) -> tuple[Entry, str]:
         """Make a key; returns it and its secret, which can't be had again."""
-        if asked.name is None:
-            raise BadRequest("'name' is missing: by it you know the key again.", param="name")
         now = int(time.time())
         key_id = secret.new_id()
         text = secret.new_secret(key_id)
@@ -188,11 +201,11 @@ class Keybook:
         return self.show(key_id)
 
     def rotate(self, key_id: str, grace: int) -> tuple[Entry, str]:
-        """Make a new secret. The ones there are work for `grace` more seconds."""
+        """Make a new secret. The ones there are work for `grace` more seconds. Raises BadRequest if it can't work."""
         now = int(time.time())
         text = secret.new_secret(key_id)
         with self._store.change() as connection:
-            self._entry(connection, key_id)
+            _check_in_force(self._entry(connection, key_id))
             ends = sa.func.coalesce(secrets.c.expires_at, now + grace)
             earlier = sa.case((ends < now + grace, ends), else_=now + grace)
             connection.execute(secrets.update().where(secrets.c.key_id == key_id).values(expires_at=earlier))
@@ -253,6 +266,15 @@ def _entries(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[
         by_key.setdefault(row.key_id, []).append({"created_at": row.created_at, "expires_at": row.expires_at})
     rows = connection.execute(sa.select(keys).where(*where).order_by(keys.c.created_at, keys.c.id)).mappings()
     return [Entry.model_validate({**row, "secrets": by_key.get(row["id"], [])}) for row in rows]
+
+
+def _check_in_force(entry: Entry) -> None:
+    remedy = {
+        "disabled": "Enable it first",
+        "expired": "Give it a later end first (expires_at, `stack keys set --expires`)",
+    }
+    if entry.state in remedy:
+        raise BadRequest(f"The key '{entry.id}' is {entry.state}: no secret of it works. {remedy[entry.state]}.")
 
 
 def _secret_row(key_id: str, text: str, now: int) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Store(ABC):
         self._engine.dispose()
 
     @abstractmethod
+    def told(self, cause: BaseException | None) -> str:
+        """Which database it is, and why it can't be used: a line without secrets."""
+
+    @abstractmethod
     def _be_patient(self, connection: sa.Connection) -> None:
         """Let this transaction's statements take their time."""
 
@@ -122,6 +126,9 @@ class SqliteStore(Store):
         sa.event.listen(engine, "begin", _on_begin)
         sa.event.listen(engine, "handle_error", _on_error)
         super().__init__(engine, engine.execution_options(stack_reads=True))
+
+    def told(self, cause: BaseException | None) -> str:
+        return f"{self.file.absolute()}: {_line(cause)}."
 
     def _be_patient(self, connection: sa.Connection) -> None:
         pass  # all are
@@ -154,8 +161,9 @@ class PostgresStore(Store):
     def __init__(self, url: str) -> None:
         milliseconds = int(WAIT * 1000)
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+        self._url = sa.make_url(url)
         engine = sa.create_engine(
-            sa.make_url(url).set(drivername="postgresql+psycopg"),
+            self._url.set(drivername="postgresql+psycopg"),
             connect_args={"connect_timeout": int(WAIT), "options": options},
             hide_parameters=True,
             pool_size=2,
@@ -165,6 +173,13 @@ class PostgresStore(Store):
         )
         sa.event.listen(engine, "do_connect", _connect)
         super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
+
+    def told(self, cause: BaseException | None) -> str:
+        words = _line(cause)
+        query = [value for name, value in self._url.query.items() if "password" in name]
+        for password in (self._url.password, *query):
+            words = words.replace(str(password), "***") if password else words
+        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}."
 
     def _be_patient(self, connection: sa.Connection) -> None:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
@@ -249,6 +264,10 @@ def _translated() -> Iterator[None]:
         raise  # the caller's matter: what it wants to write contradicts what is there
     except (SQLAlchemyError, OSError) as exc:
         raise StoreUnavailable("The gateway's store can't be used right now.") from exc
+
+
+def _line(cause: BaseException | None) -> str:
+    return " ".join(str(cause or "it does not answer").split()).rstrip(".")
 
 
 def _on_begin(connection: sa.Connection) -> None:

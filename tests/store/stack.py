@@ -23,12 +23,12 @@ class Command:
         self._under = under
         self._env = environment("http://127.0.0.1:1", **settings) | {"COLUMNS": "200"}
 
-    def run(self, *words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[Any]:
+    def run(self, *words: str, stdin: str | bytes = "", **env: str) -> subprocess.CompletedProcess[Any]:
         """What it prints is text, or bytes if `stdin` is."""
         return subprocess.run(
             [*self._under, sys.executable, "-m", "gateway.cli", *words],
             cwd=ROOT,
-            env=self._env,
+            env=self._env | env,
             input=stdin,
             capture_output=True,
             text=isinstance(stdin, str),

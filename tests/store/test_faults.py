@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway import secret
-from gateway.keybook import Keybook, KeyFields
+from gateway.keybook import Keybook, NewKeyFields
 from gateway.settings import Settings
 from gateway.store import open_store, prepare
 from tests.containers import Postgres
@@ -31,7 +31,7 @@ def test_what_is_read_is_of_one_moment(store_settings: dict[str, str], monkeypat
 
     def make_and_delete() -> None:
         while not over.is_set():
-            book.delete(book.create(KeyFields(name="x"))[0].id)
+            book.delete(book.create(NewKeyFields(name="x"))[0].id)
 
     maker = threading.Thread(target=make_and_delete)
     maker.start()
