@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from rich.table import Table
 
 from gateway import complaints, reports
-from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
+from gateway.console import Json, confirmed, day, opened, out, print_json, seconds, whole
 from gateway.keybook import Entry, Keybook, KeyFields, LimitFields, NewKeyFields
 from gateway.keys import defaults, listed_ids
 from gateway.limits import Period
@@ -83,7 +83,11 @@ def list_keys(*, as_json: Json = False) -> None:
     for it in entries:
         models = "all" if it.models is None else ", ".join(it.models)
         table.add_row(it.id, it.name, it.owner, it.state, _when(it.expires_at), models, _brief(it.limits))
-    out.print(table if entries else "There are no keys yet: stack keys create NAME")
+    out.print(
+        whole(table, "name", "owner", "models", "limits")
+        if entries
+        else "There are no keys yet: stack keys create NAME"
+    )
     return None
 
 
@@ -186,7 +190,7 @@ def limits(
     for name, value in in_force.items():
         whence = other if getattr(own, name) is None else source
         table.add_row(name.replace("_", " "), _number(value), whence, f"{used[name]:,}" if name in used else "")
-    out.print(table)
+    out.print(whole(table, "limit", "from"))
     return None
 
 
@@ -216,7 +220,7 @@ def list_prompts(*, as_json: Json = False) -> None:
             f"{u.of} {u.target}" + (f" (version {u.version})" if u.version else "") for u in held if u.name == it.name
         ]
         table.add_row(it.name, str(it.version), _when(it.created_at), ", ".join(whom) or "nobody")
-    out.print(table if found else "There are no prompts yet: stack prompts set NAME FILE")
+    out.print(whole(table, "name", "holds for") if found else "There are no prompts yet: stack prompts set NAME FILE")
     return None
 
 
@@ -358,7 +362,7 @@ def _moment(words: str) -> int | None:
 def _say(entry: Entry, *, as_json: bool) -> None:
     if as_json:
         return print_json(_as_json(entry))
-    table = Table(box=None, show_header=False)
+    table = Table("what", "said", box=None, show_header=False)
     rows = {
         "id": entry.id,
         "name": entry.name,
@@ -376,7 +380,7 @@ def _say(entry: Entry, *, as_json: bool) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    out.print(table)
+    out.print(whole(table, "said"))
     return None
 
 

@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
 from gateway.errors import StackError, StoreUnavailable
 from gateway.keybook import YEAR
@@ -17,6 +19,8 @@ from gateway.settings import Settings, SettingsError, load
 from gateway.store import Store, missing, new_store, open_store
 
 UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+PADDING = 2  # rich's, of a column
+FOLDED = 12  # characters that a column has at least before it folds
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 # What isn't for a terminal is not cut to the width of one.
@@ -78,6 +82,20 @@ def seconds(words: str, *, years: int) -> int:
     if found > years * YEAR:
         raise typer.BadParameter(f"'{words}' is too long: at most {years * 366}d")
     return found
+
+
+def whole(table: Table, *folding: str) -> Table:
+    """The same, for a terminal however narrow: nothing is cut. The columns named fold, and are then read with ease."""
+    for column in table.columns:
+        widest = max(cell_len(str(it)) for it in (column.header, column.footer, *column.cells))
+        if column.header in folding:
+            column.overflow, column.min_width = "fold", min(widest, FOLDED)
+        else:
+            column.no_wrap, column.min_width = True, widest
+    least = sum((column.min_width or 0) + PADDING for column in table.columns)
+    if least > out.width:  # the terminal breaks the lines, then
+        table.width = least
+    return table
 
 
 def print_json(value: Any) -> None:

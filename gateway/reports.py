@@ -19,7 +19,7 @@ from rich.table import Table
 from gateway import backup as backups
 from gateway import live
 from gateway.backup import BadBackup
-from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
+from gateway.console import Json, confirmed, day, opened, out, print_json, seconds, whole
 from gateway.errors import BadRequest
 from gateway.exchange import Running
 from gateway.keybook import Keybook
@@ -73,7 +73,7 @@ def show(
             table.add_column(name.replace("_", " "), justify="right", footer=footer)
         for row in rows:
             table.add_row(*(str(row[name] or "-") for name in names(groups)), *(f"{row[name]:,}" for name in SUMS))
-        out.print(table)
+        out.print(whole(table, "name", "model", "engine", "arm"))
 
 
 @usage.command()
@@ -180,7 +180,7 @@ def _running(running: list[Running], whose: dict[str, str]) -> Table:
         words = it.key_id, whose.get(it.key_id, "-"), it.model, it.engine or "-", it.kind
         place = "-" if it.position is None else str(it.position)
         table.add_row(*words, place, f"{it.seconds:.0f}", str(it.tokens), f"{speed:.0f}" if it.generating else "-")
-    return table
+    return whole(table, "name", "model", "engine")
 
 
 # -- from words to values ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The `stack` command in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,16 @@ class Command:
             timeout=60,
             check=False,
         )
+
+    def on_terminal(self, columns: int, *words: str) -> str:
+        """What it shows on a terminal of that width; it must succeed."""
+        ours, its = os.openpty()
+        command = [sys.executable, "-m", "gateway.cli", *words]
+        env = self._env | {"COLUMNS": str(columns), "TERM": "dumb"}
+        with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(its, "wb", buffering=0) as terminal:
+            subprocess.run(command, cwd=ROOT, env=env, stdout=terminal, timeout=60, check=True)
+            os.set_blocking(ours, False)
+            return (screen.read(1 << 20) or b"").decode()
 
     def __call__(self, *words: str) -> str:
         """What it prints; it must succeed."""

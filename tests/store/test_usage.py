@@ -356,6 +356,23 @@ def test_usage_is_summed_up(stack: Command, rows: Rows) -> None:
     assert table.splitlines()[-1].split() == ["7", "3", "14", "7", "6", "4"]
 
 
+def test_a_narrow_terminal_cuts_nothing(stack: Command, rows: Rows) -> None:
+    made = stack.json("keys", "create", "A name of many words, which may fold", "--model", "org/" + "m" * 60)["key"][
+        "id"
+    ]
+    rows.book.add(some(3, name="a", at=now(), key_id=made, model="org/" + "m" * 60, tokens_in=123_456_789))
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    for columns in (40, 60, 80):
+        keys, used = (
+            stack.on_terminal(columns, "keys", "list"),
+            stack.on_terminal(columns, "usage", "--by", "day,key,model"),
+        )
+        assert all(word in used for word in (made, today, "370,370,367", "many words", "org/mmmmmmmm")), used
+        assert made in keys
+        assert "many words" in keys
+        assert "…" not in keys + used
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
