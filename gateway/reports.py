@@ -57,7 +57,7 @@ def show(
         raise typer.BadParameter("say --csv or --json, not both")
     span = _moment(since), _moment(until, end=True) if until else _now() + 1
     if span[0] > span[1]:
-        raise typer.BadParameter(f"--from {since} is after --to {until or 'now'}")
+        raise typer.BadParameter(f"--from {since} is after " + (f"--to {until}" if until else "now"))
     with opened() as (store, settings):
         rows = UsageBook(store, listed_ids(settings)).totals(groups, *span, key, model)
     if as_json:

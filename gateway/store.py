@@ -128,7 +128,7 @@ class SqliteStore(Store):
         super().__init__(engine, engine.execution_options(stack_reads=True))
 
     def told(self, cause: BaseException | None) -> str:
-        return f"{self.file.absolute()}: {_line(cause)}."
+        return f"{self.file.absolute()}: {_line(cause)}"
 
     def _be_patient(self, connection: sa.Connection) -> None:
         pass  # all are
@@ -179,7 +179,7 @@ class PostgresStore(Store):
         query = [value for name, value in self._url.query.items() if "password" in name]
         for password in (self._url.password, *query):
             words = words.replace(str(password), "***") if password else words
-        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}."
+        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}"
 
     def _be_patient(self, connection: sa.Connection) -> None:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
@@ -267,7 +267,7 @@ def _translated() -> Iterator[None]:
 
 
 def _line(cause: BaseException | None) -> str:
-    return " ".join(str(cause or "it does not answer").split()).rstrip(".")
+    return " ".join(str(cause or "it does not answer").split())
 
 
 def _on_begin(connection: sa.Connection) -> None:
