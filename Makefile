@@ -16,7 +16,7 @@ dev: ## run gateway and tiny engine as plain processes, reloading on change (LLM
 test: ## run all checks and all tests
 check: ## run the checks alone
 bench-quick: ## measure what the gateway costs, in two minutes
-soak: ## 50,000 requests with faults among them, 400 kills: every one accounted for, nothing leaks
+soak: ## 50,000 requests with faults among them, 600 kills: every one accounted for, nothing leaks
 lock: ## pin the dependencies in requirements/ again
 
 up doctor down logs chat dev test check bench-quick soak lock:

@@ -16,15 +16,15 @@ from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway import live, schema, secret
+from gateway import complaints, live, schema, secret
 from gateway.errors import BadRequest, InvalidKey, TooLarge
 from gateway.exchange import Running
-from gateway.keybook import YEAR, Entry, Keybook, KeyFields, LimitFields
+from gateway.keybook import YEAR, Entry, Keybook, KeyFields, LimitFields, NewKeyFields
 from gateway.keys import defaults
 from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
-from gateway.usage import DIMENSIONS, UsageBook, dimensions, to_csv
+from gateway.usage import DIMENSIONS, UsageBook, check_prunable, dimensions, to_csv
 
 MAX_BODY = 256 * 1024  # bytes
 DAY = 86_400
@@ -65,7 +65,7 @@ class Sum(BaseModel):
     """What was used, by what was asked for."""
 
     key: str | None = None
-    name: str | None = Field(None, description="The key's.")
+    name: str | None = Field(None, description="The key's; STACK_API_KEYS of those of that setting.")
     model: str | None = None
     day: str | None = None
     engine: str | None = None
@@ -110,6 +110,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         given = secret.digest(token.strip().encode("latin-1"))
         if scheme.lower() != "bearer" or given not in digests:
             raise InvalidKey("This needs an admin key. Send it as a header: Authorization: Bearer <key>.")
+        _check_query(request)
 
     errors: dict[int | str, dict[str, Any]] = {"default": {"model": schema.ErrorEnvelope}}
     common: dict[str, Any] = {"dependencies": [Depends(require_admin)], "tags": ["admin"], "responses": errors}
@@ -123,10 +124,10 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         """All keys, without their secrets."""
         return KeyList(data=await asyncio.to_thread(book.list))
 
-    @app.post("/admin/keys", status_code=201, openapi_extra=_takes(KeyFields), **common)
+    @app.post("/admin/keys", status_code=201, openapi_extra=_takes(NewKeyFields), **common)
     async def create_key(request: HttpRequest) -> NewKey:
         """Make a key. Its secret is in the answer and can't be had again."""
-        entry, text = await asyncio.to_thread(book.create, await _body(request, KeyFields))
+        entry, text = await asyncio.to_thread(book.create, await _body(request, NewKeyFields))
         return NewKey(key=entry, secret=text)
 
     @app.get("/admin/keys/{key_id}", **common)
@@ -141,14 +142,14 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
 
     @app.post("/admin/keys/{key_id}/rotate", openapi_extra=_takes(Rotation), **common)
     async def rotate_key(key_id: str, request: HttpRequest) -> NewKey:
-        """Make a new secret; the old ones work for the grace period."""
+        """Make a new secret; the old ones work for the grace period. Not of a key that is disabled or has expired."""
         asked = await _body(request, Rotation)
         entry, text = await asyncio.to_thread(book.rotate, key_id, asked.grace_seconds)
         return NewKey(key=entry, secret=text)
 
     @app.delete("/admin/keys/{key_id}", status_code=204, **common)
     async def delete_key(key_id: str) -> Response:
-        """Delete a key for good. Its usage stays."""
+        """Delete a key for good. Its usage stays, with its name."""
         await asyncio.to_thread(book.delete, key_id)
         return Response(status_code=204)
 
@@ -217,6 +218,8 @@ def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common
             raise BadRequest(f"'by': {exc}.", param="by") from None
         begin = _moment("from", since)
         end = _moment("to", until, end=True) if until is not None else 1 << 60
+        if begin > end:
+            raise BadRequest("'from' is after 'to'.", param="from")
         if form not in ("json", "csv"):
             raise BadRequest("'format' must be json or csv.", param="format")
         if "\0" in f"{key}{model}":
@@ -228,14 +231,25 @@ def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common
 
     @app.delete("/admin/usage", **common)
     async def prune_usage(before: Annotated[str, Query(description=_MOMENT)]) -> Pruned:
-        """Delete what came before, for good."""
+        """Delete what came before, for good: before this month (UTC) at most, as its quotas are counted from it."""
         moment = _moment("before", before)
+        check_prunable(moment)
         return Pruned(rows=await asyncio.to_thread(lambda: sum(usage.prune(moment))))
 
     @app.get("/admin/running", **common)
     async def show_running() -> RunningList:
         """Who is being answered right now, by the gateway of this data directory; a second old at most."""
         return RunningList(data=await asyncio.to_thread(live.look, settings.journals))
+
+
+def _check_query(request: HttpRequest) -> None:
+    """Raises BadRequest that names a parameter which the path doesn't know."""
+    route = request.scope["route"]  # FastAPI's
+    known = [it.alias for it in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            possible = f"There are: {', '.join(known)}." if known else "There is none here."
+            raise BadRequest(f"'{name[:64]}' is no query parameter of {route.path}. {possible}", param=name[:64])
 
 
 def _moment(name: str, words: str, *, end: bool = False) -> int:
@@ -269,7 +283,5 @@ def understand(body: dict[str, Any], model: type[Fields]) -> Fields:
     try:
         return model.model_validate(body, strict=True)
     except ValidationError as exc:
-        error = exc.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, error["loc"])) or None
-        message = str(error["msg"]).removeprefix("Value error, ")
-        raise BadRequest(f"'{param}': {message}." if param else f"{message}.", param=param) from None
+        param, message = complaints.first(exc, model)
+        raise BadRequest(f"'{param or 'body'}': {message}.", param=param or None) from None

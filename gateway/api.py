@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, schema
@@ -20,6 +21,7 @@ from gateway.exchange import Kind
 from gateway.health import Health
 from gateway.idempotency import Answers
 from gateway.keys import Key, Keys
+from gateway.limits import HEADERS
 from gateway.metrics import Metrics
 from gateway.middleware import respond
 from gateway.pipeline import Pipeline, Request
@@ -31,12 +33,14 @@ from gateway.routing import Routes
 Relays = set[Relay]  # those running now
 log = logging.getLogger("stack")
 
-_bearer = HTTPBearer(auto_error=False, description="One of STACK_API_KEYS.")  # for the schema; Pipeline decides
+_KEY = "A key made with `stack keys create` or POST /admin/keys, or one of STACK_API_KEYS."
+_bearer = HTTPBearer(auto_error=False, description=_KEY)  # for the schema; Pipeline decides
 _TEXTS: dict[int | str, str] = {
     400: "The request is wrong; `param` names the field.",
     401: "No key, or one that isn't known.",
     404: "No such model.",
     413: "The body is too large.",
+    429: "More than the key may have right now: come back when Retry-After says. Or its quota is spent.",
     502: "The engine's reply can't be used.",
     503: "The engine can't be reached, is loading its model, or has too much to do. See Retry-After.",
     504: "The engine was too slow.",
@@ -44,6 +48,14 @@ _TEXTS: dict[int | str, str] = {
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorEnvelope, "description": text} for status, text in _TEXTS.items()
+}
+_ERRORS[429]["headers"] = {
+    name: {"description": text, "schema": {"type": "string"}}
+    for name, text in {
+        "retry-after": "Seconds; not where a quota is spent.",
+        "retry-after-ms": "The same in milliseconds.",
+        **dict.fromkeys(HEADERS, "How the key stands, where it has limits per minute."),
+    }.items()
 }
 
 
@@ -124,7 +136,7 @@ def add_routes(app: FastAPI, keys: Keys, routes: Routes, health: Health) -> None
     async def on_http_error(request: HttpRequest, exc: HTTPException) -> Response:
         where = f"{request.method[:16]} {request.scope['path'][:200]}"
         if exc.status_code == 405:
-            allow = (exc.headers or {}).get("Allow", "")
+            allow = _allowed(request)
             return await on_stack_error(request, MethodNotAllowed(f"{where}: use {allow}.", allow=allow))
         if exc.status_code == 404:
             return await on_stack_error(request, NotFound(f"{where}: there is nothing here. See /docs."))
@@ -138,6 +150,12 @@ def add_routes(app: FastAPI, keys: Keys, routes: Routes, health: Health) -> None
     @app.exception_handler(Exception)
     async def on_bug(request: HttpRequest, _: Exception) -> Response:
         return await on_stack_error(request, InternalError("Something went wrong in the gateway. Its log says what."))
+
+
+def _allowed(request: HttpRequest) -> str:
+    """The methods of all routes of its path: Starlette names those of the first."""
+    routes = [it for it in request.app.routes if it.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for it in routes for method in it.methods or ()}))
 
 
 def _headers(error: StackError) -> dict[str, str]:

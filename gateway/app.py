@@ -20,7 +20,7 @@ from gateway.estimates import Estimates
 from gateway.health import Health, Probes
 from gateway.idempotency import Answers
 from gateway.keybook import Keybook
-from gateway.keys import Also, Keys
+from gateway.keys import Also, Keys, listed_ids
 from gateway.limits import HEADERS
 from gateway.metrics import Metrics
 from gateway.middleware import Host, RequestLog
@@ -68,7 +68,8 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
     health = Health(routes, upstreams, progress, shared.draining)
     log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
     store = open_store(settings)
-    usage = UsageBook(store)
+    listed = listed_ids(settings)
+    usage = UsageBook(store, listed)
     relays: api.Relays = set()
     recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
     budget = Budget(config.retries.budget, settings.stack_workers)
@@ -107,7 +108,7 @@ def create_app(settings: Settings, config: Config, shared: Shared, accounts: Acc
         redirect_slashes=False,
     )
     api.add_routes(fastapi, keys, routes, health)
-    add_admin_routes(fastapi, settings, Keybook(store), promptbook, usage)
+    add_admin_routes(fastapi, settings, Keybook(store, listed), promptbook, usage)
 
     app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
     if settings.stack_cors_origins:

@@ -18,14 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from gateway import __version__
-from gateway.keybook import default_limits, keys, secrets
+from gateway.keybook import default_limits, deleted_keys, keys, secrets
 from gateway.promptbook import uses, versions
 from gateway.store import Store
 from gateway.usage import usage
 
 FORMAT = 1
 TABLES = {
-    str(table.name): table for table in (keys, secrets, default_limits, versions, uses, usage)
+    str(table.name): table for table in (keys, secrets, deleted_keys, default_limits, versions, uses, usage)
 }  # each finds what it refers to
 BATCH = 1000  # rows written at a time
 

@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOWrapper
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
 
-from gateway import reports
-from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
-from gateway.keybook import Entry, Keybook, KeyFields, LimitFields
-from gateway.keys import defaults
+from gateway import complaints, reports
+from gateway.console import Json, confirmed, day, opened, out, print_json, seconds, whole
+from gateway.keybook import Entry, Keybook, KeyFields, LimitFields, NewKeyFields
+from gateway.keys import defaults, listed_ids
 from gateway.limits import Period
 from gateway.promptbook import Of, Promptbook, Use
 from gateway.usage import UsageBook
@@ -44,7 +45,7 @@ Expires = Annotated[
 ]
 Models = Annotated[list[str] | None, typer.Option("--model", help="a model it may use; repeat it; 'all' for all")]
 Priority = Annotated[int | None, typer.Option(help="its weight in the queue of a busy engine, 1 to 100")]
-Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="repeat it")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="repeat it; 'none' for none")]
 Limit = Annotated[str | None, typer.Option(metavar="N", help="a whole number, or 'default'")]
 
 
@@ -68,7 +69,7 @@ def create(
     limits = _limits(requests_per_minute, tokens_per_minute, concurrent, tokens_per_day, tokens_per_month)
     fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
     with _book() as book:
-        _say_secret(*book.create(_valid(KeyFields, fields)), as_json=as_json)
+        _say_secret(*book.create(_valid(NewKeyFields, fields)), as_json=as_json)
 
 
 @keys.command("list")
@@ -82,7 +83,11 @@ def list_keys(*, as_json: Json = False) -> None:
     for it in entries:
         models = "all" if it.models is None else ", ".join(it.models)
         table.add_row(it.id, it.name, it.owner, it.state, _when(it.expires_at), models, _brief(it.limits))
-    out.print(table if entries else "There are no keys yet: stack keys create NAME")
+    out.print(
+        whole(table, "name", "owner", "models", "limits")
+        if entries
+        else "There are no keys yet: stack keys create NAME"
+    )
     return None
 
 
@@ -120,7 +125,7 @@ def rotate(
     grace: Annotated[str, typer.Option(help="for how long the old secret goes on working: 0, 12h, 7d")] = "1d",
     as_json: Json = False,
 ) -> None:
-    """Make a new secret; the old one works for a while beside it."""
+    """Make a new secret; the old one works for a while beside it. The key must not be disabled, nor have expired."""
     lasts = seconds(grace, years=1)
     with _book() as book:
         _say_secret(*book.rotate(key_id, lasts), as_json=as_json)
@@ -142,7 +147,7 @@ def enable(key_id: Id, *, as_json: Json = False) -> None:
 
 @keys.command("delete")
 def delete(key_id: Id, *, yes: Annotated[bool, typer.Option("--yes", help="don't ask")] = False) -> None:
-    """Delete it for good; its usage stays. To be able to take that back, `disable` it."""
+    """Delete it for good; its usage stays, with its name. To be able to take that back, `disable` it."""
     with _book() as book:
         entry = book.show(key_id)
         if not confirmed(f"Delete the key {entry.id} ({entry.name}) for good?", yes=yes):
@@ -169,7 +174,7 @@ def limits(
     asked = _valid(KeyFields, {"limits": words}).limits
     used: dict[str, int] = {}
     with opened() as (store, settings):
-        book = Keybook(store)
+        book = Keybook(store, listed_ids(settings))
         if key_id is None:
             own, source, other = book.set_defaults(asked) if words else book.defaults(), "the store", "the settings"
             general = defaults(settings)
@@ -185,7 +190,7 @@ def limits(
     for name, value in in_force.items():
         whence = other if getattr(own, name) is None else source
         table.add_row(name.replace("_", " "), _number(value), whence, f"{used[name]:,}" if name in used else "")
-    out.print(table)
+    out.print(whole(table, "limit", "from"))
     return None
 
 
@@ -215,7 +220,7 @@ def list_prompts(*, as_json: Json = False) -> None:
             f"{u.of} {u.target}" + (f" (version {u.version})" if u.version else "") for u in held if u.name == it.name
         ]
         table.add_row(it.name, str(it.version), _when(it.created_at), ", ".join(whom) or "nobody")
-    out.print(table if found else "There are no prompts yet: stack prompts set NAME FILE")
+    out.print(whole(table, "name", "holds for") if found else "There are no prompts yet: stack prompts set NAME FILE")
     return None
 
 
@@ -279,6 +284,8 @@ def _whom(key: str | None, model: str | None) -> tuple[Of, str]:
 
 def main() -> None:
     """The `stack` command. Exits 1 with a sentence where something can't be done, 2 where the words are wrong."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what a terminal can't show is no reason to show nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="stack")
 
 
@@ -287,8 +294,8 @@ def main() -> None:
 
 @contextmanager
 def _book() -> Iterator[Keybook]:
-    with opened() as (store, _):
-        yield Keybook(store)
+    with opened() as (store, settings):
+        yield Keybook(store, listed_ids(settings))
 
 
 # -- from words to values ---------------------------------------------------------------------------------------------
@@ -310,7 +317,9 @@ def _fields(
         if "all" in models and len(models) > 1:
             raise typer.BadParameter("--model all stands alone: it is every model")
         fields["models"] = None if models == ["all"] else models
-    if labels:
+    if labels == ["none"]:
+        fields["labels"] = {}
+    elif labels:
         pairs = [label.partition("=") for label in labels]
         if wrong := [label for label, (_, equals, _) in zip(labels, pairs, strict=True) if not equals]:
             raise typer.BadParameter(f"--label {wrong[0]}: write it as NAME=VALUE")
@@ -323,7 +332,7 @@ def _limits(*words: str | None) -> dict[str, int | None]:
     for name, word in zip(LimitFields.model_fields, words, strict=True):
         if word is None:
             continue
-        if word != "default" and not re.fullmatch(r"[0-9]{1,15}", word):
+        if word != "default" and not re.fullmatch(r"[0-9]{1,99}", word):
             raise typer.BadParameter(f"--{name.replace('_', '-')} {word}: a whole number, or 'default'")
         limits[name] = None if word == "default" else int(word)
     return limits
@@ -333,9 +342,7 @@ def _valid(model: type[Fields], fields: dict[str, Any]) -> Fields:
     try:
         return model.model_validate(fields)
     except ValidationError as exc:
-        error = exc.errors()[0]
-        name = ".".join(map(str, error["loc"]))
-        raise typer.BadParameter(f"{name}: {str(error['msg']).removeprefix('Value error, ')}") from None
+        raise typer.BadParameter(": ".join(complaints.first(exc, model))) from None
 
 
 def _moment(words: str) -> int | None:
@@ -355,7 +362,7 @@ def _moment(words: str) -> int | None:
 def _say(entry: Entry, *, as_json: bool) -> None:
     if as_json:
         return print_json(_as_json(entry))
-    table = Table(box=None, show_header=False)
+    table = Table("what", "said", box=None, show_header=False)
     rows = {
         "id": entry.id,
         "name": entry.name,
@@ -373,7 +380,7 @@ def _say(entry: Entry, *, as_json: bool) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    out.print(table)
+    out.print(whole(table, "said"))
     return None
 
 

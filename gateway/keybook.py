@@ -5,17 +5,33 @@ for a while after a rotation, only digests are kept.
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gateway import secret
+from gateway.complaints import NO_CONTROLS
 from gateway.errors import BadRequest, NotFound
 from gateway.store import Store, metadata
 
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+def _to_come(moment: int) -> int:
+    if moment <= time.time():
+        raise ValueError("that moment is over; to end a key now, disable it")
+    return moment
+
+
+def _visible(name: str) -> str:
+    if not name.strip():
+        raise ValueError("it must not be empty, nor only spaces")
+    return name
+
+
+Text = Annotated[str, Field(max_length=200, pattern=NO_CONTROLS)]
+Name = Annotated[Text, Field(min_length=1), AfterValidator(_visible)]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 YEAR = 366 * 86_400
 LAST = 253_402_300_799  # the last second of the year 9999, beyond which no calendar goes
@@ -41,6 +57,14 @@ secrets = sa.Table(
     sa.Column("key_id", sa.String(16), sa.ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),  # null: as long as its key
+)
+
+# Whose usage it was, of keys that are no more.
+deleted_keys = sa.Table(
+    "deleted_keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
 )
 
 # Those of keys that have none of their own; what isn't here is a setting.
@@ -84,10 +108,10 @@ class KeyFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[Text, Field(min_length=1)] | None = None
+    name: Name = ""
     owner: Text = ""
-    expires_at: Annotated[int, Field(ge=0, le=LAST)] | None = Field(
-        None, description="Seconds since 1970; null: never."
+    expires_at: Annotated[int, Field(ge=0, le=LAST), AfterValidator(_to_come)] | None = Field(
+        None, description="Seconds since 1970, a moment to come; null: never."
     )
     models: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=200)] | None = Field(
         None, description="Model names it may use, as callers write them; null: all."
@@ -97,11 +121,11 @@ class KeyFields(BaseModel):
     labels: Annotated[dict[Annotated[Text, Field(min_length=1)], Text], Field(max_length=50)] = {}
     disabled: bool = False
 
-    @model_validator(mode="after")
-    def _check_models(self) -> Self:
-        if "name" in self.model_fields_set and self.name is None:
-            raise ValueError("name: a key has one")
-        return self
+
+class NewKeyFields(KeyFields):
+    """What may be said of a key that is to be made."""
+
+    name: Name
 
 
 class Entry(BaseModel):
@@ -137,15 +161,15 @@ class Contents(NamedTuple):
 
 
 class Keybook:
-    """The keys in a store. Raises NotFound for an id that is none, StoreUnavailable."""
+    """The keys in a store. Raises NotFound for an id that is none, StoreUnavailable. `listed` are the ids of those of
+    STACK_API_KEYS, of which it knows no more."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, listed: Collection[str] = ()) -> None:
         self._store = store
+        self._listed = listed
 
-    def create(self, asked: KeyFields) -> tuple[Entry, str]:
+    def create(self, asked: NewKeyFields) -> tuple[Entry, str]:
         """Make a key; returns it and its secret, which can't be had again."""
-        if asked.name is None:
-            raise BadRequest("'name' is missing: by it you know the key again.", param="name")
         now = int(time.time())
         key_id = secret.new_id()
         text = secret.new_secret(key_id)
@@ -162,13 +186,13 @@ class Keybook:
 
     def show(self, key_id: str) -> Entry:
         with self._store.read() as connection:
-            return _entry(connection, key_id)
+            return self._entry(connection, key_id)
 
     def change(self, key_id: str, asked: KeyFields) -> Entry:
         """Change what `asked` says explicitly; limits one by one."""
         values = asked.model_dump(include=asked.model_fields_set)
         with self._store.change() as connection:
-            there = _entry(connection, key_id)
+            there = self._entry(connection, key_id)
             if "limits" in values:
                 limits = there.limits.model_copy(update=asked.limits.model_dump(exclude_unset=True))
                 values["limits"] = _without_nulls(limits)
@@ -177,11 +201,11 @@ class Keybook:
         return self.show(key_id)
 
     def rotate(self, key_id: str, grace: int) -> tuple[Entry, str]:
-        """Make a new secret. The ones there are work for `grace` more seconds."""
+        """Make a new secret. The ones there are work for `grace` more seconds. Raises BadRequest if it can't work."""
         now = int(time.time())
         text = secret.new_secret(key_id)
         with self._store.change() as connection:
-            _entry(connection, key_id)
+            _check_in_force(self._entry(connection, key_id))
             ends = sa.func.coalesce(secrets.c.expires_at, now + grace)
             earlier = sa.case((ends < now + grace, ends), else_=now + grace)
             connection.execute(secrets.update().where(secrets.c.key_id == key_id).values(expires_at=earlier))
@@ -190,10 +214,11 @@ class Keybook:
         return self.show(key_id), text
 
     def delete(self, key_id: str) -> None:
-        """For good. What it used stays in the usage, under its id."""
+        """For good. What it used stays in the usage, under its id and name."""
         with self._store.change() as connection:
-            if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount == 0:
-                raise unknown(key_id)
+            name = self._entry(connection, key_id).name
+            if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount:
+                connection.execute(deleted_keys.insert().values(id=key_id, name=name))
 
     def defaults(self) -> LimitFields:
         """The limits of keys that have none of their own; None: as the settings say."""
@@ -218,17 +243,20 @@ class Keybook:
             found = {bytes.fromhex(it.digest): (by_id[it.key_id], it.expires_at) for it in rows}
             return Contents(number, _defaults(connection), found)
 
+    def _entry(self, connection: sa.Connection, key_id: str) -> Entry:
+        if found := _entries(connection, keys.c.id == key_id):
+            return found[0]
+        if key_id in self._listed:
+            raise NotFound(f"'{key_id}' is one of STACK_API_KEYS: it is not kept in the store, but in that setting.")
+        name = connection.execute(sa.select(deleted_keys.c.name).where(deleted_keys.c.id == key_id)).scalar()
+        if name is not None:
+            raise NotFound(f"The key '{key_id}' ({name}) was deleted.")
+        raise unknown(key_id)
+
 
 def _defaults(connection: sa.Connection) -> LimitFields:
     rows = connection.execute(sa.select(default_limits))
     return LimitFields.model_validate({it.name: it.value for it in rows})
-
-
-def _entry(connection: sa.Connection, key_id: str) -> Entry:
-    found = _entries(connection, keys.c.id == key_id)
-    if not found:
-        raise unknown(key_id)
-    return found[0]
 
 
 def _entries(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Entry]:
@@ -238,6 +266,15 @@ def _entries(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[
         by_key.setdefault(row.key_id, []).append({"created_at": row.created_at, "expires_at": row.expires_at})
     rows = connection.execute(sa.select(keys).where(*where).order_by(keys.c.created_at, keys.c.id)).mappings()
     return [Entry.model_validate({**row, "secrets": by_key.get(row["id"], [])}) for row in rows]
+
+
+def _check_in_force(entry: Entry) -> None:
+    remedy = {
+        "disabled": "Enable it first",
+        "expired": "Give it a later end first (expires_at, `stack keys set --expires`)",
+    }
+    if entry.state in remedy:
+        raise BadRequest(f"The key '{entry.id}' is {entry.state}: no secret of it works. {remedy[entry.state]}.")
 
 
 def _secret_row(key_id: str, text: str, now: int) -> dict[str, Any]:

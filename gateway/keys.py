@@ -205,7 +205,16 @@ class Keys:
     def _listed(self, general: Limits) -> dict[bytes, _Known]:
         """The keys of STACK_API_KEYS."""
         digests = [secret.digest(key.encode()) for key in self._settings.accepted_keys()]
-        return {it: _Known(Key(it.hex()[:8], limits=general), float("inf"), stored=False) for it in digests}
+        return {it: _Known(Key(_listed_id(it), limits=general), float("inf"), stored=False) for it in digests}
+
+
+def listed_ids(settings: Settings) -> frozenset[str]:
+    """The ids of the keys of STACK_API_KEYS."""
+    return frozenset(_listed_id(secret.digest(key.encode())) for key in settings.accepted_keys())
+
+
+def _listed_id(digest: bytes) -> str:
+    return digest.hex()[:8]
 
 
 def _untold() -> StoreUnavailable:

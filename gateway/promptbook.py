@@ -10,11 +10,12 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import keybook
+from gateway.complaints import WORD
 from gateway.errors import BadRequest, NotFound
 from gateway.prompts import Prompt, TemplateRefusedError, check
 from gateway.store import Store, metadata
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Field(pattern=WORD)]
 Of = Literal["key", "model"]
 
 versions = sa.Table(

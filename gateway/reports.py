@@ -19,11 +19,13 @@ from rich.table import Table
 from gateway import backup as backups
 from gateway import live
 from gateway.backup import BadBackup
-from gateway.console import Json, confirmed, day, opened, out, print_json, seconds
+from gateway.console import Json, confirmed, day, opened, out, print_json, seconds, whole
+from gateway.errors import BadRequest
 from gateway.exchange import Running
 from gateway.keybook import Keybook
-from gateway.store import Store
-from gateway.usage import DAY, DIMENSIONS, SUMS, UsageBook, dimensions, names, to_csv
+from gateway.keys import listed_ids
+from gateway.store import Store, data_directory
+from gateway.usage import DAY, DIMENSIONS, LISTED, SUMS, UsageBook, check_prunable, dimensions, names, to_csv
 
 usage = typer.Typer(help="Who used what.", invoke_without_command=True)
 
@@ -51,9 +53,13 @@ def show(
         groups = dimensions(by)
     except ValueError as exc:
         raise typer.BadParameter(f"--by {exc}") from None
+    if as_csv and as_json:
+        raise typer.BadParameter("say --csv or --json, not both")
     span = _moment(since), _moment(until, end=True) if until else _now() + 1
-    with opened() as (store, _):
-        rows = UsageBook(store).totals(groups, *span, key, model)
+    if span[0] > span[1]:
+        raise typer.BadParameter(f"--from {since} is after " + (f"--to {until}" if until else "now"))
+    with opened() as (store, settings):
+        rows = UsageBook(store, listed_ids(settings)).totals(groups, *span, key, model)
     if as_json:
         print_json(rows)
     elif as_csv:
@@ -67,15 +73,20 @@ def show(
             table.add_column(name.replace("_", " "), justify="right", footer=footer)
         for row in rows:
             table.add_row(*(str(row[name] or "-") for name in names(groups)), *(f"{row[name]:,}" for name in SUMS))
-        out.print(table)
+        out.print(whole(table, "name", "model", "engine", "arm"))
 
 
 @usage.command()
 def prune(
     *, before: Annotated[str, typer.Option(help=f"what came before this is deleted: {TIME}")], yes: Yes = False
 ) -> None:
-    """Delete old rows for good. Gateways do so by themselves: STACK_USAGE_RETENTION_DAYS."""
+    """Delete old rows for good, those of before this month (UTC) at most: its quotas are counted from them. Gateways do
+    so by themselves: STACK_USAGE_RETENTION_DAYS."""
     moment = _moment(before)
+    try:
+        check_prunable(moment)
+    except BadRequest as exc:
+        sys.exit(exc.message)
     words = f"{dt.datetime.fromtimestamp(moment / 1000, dt.UTC):%Y-%m-%d %H:%M UTC}"
     if not confirmed(f"Delete the usage of before {words} for good?", yes=yes):
         sys.exit("Nothing was deleted: say --yes, or answer y.")
@@ -89,7 +100,7 @@ def top(
 ) -> None:
     """Who is being answered right now, by the gateway whose data directory this is. It is a second old at most."""
     with opened() as (store, settings):
-        whose = {it.id: it.name for it in Keybook(store).list()}
+        whose = dict.fromkeys(listed_ids(settings), LISTED) | {it.id: it.name for it in Keybook(store).list()}
     if as_json:
         print_json([asdict(it) | {"name": whose.get(it.key_id)} for it in live.look(settings.journals)])
     elif once or not out.is_terminal:
@@ -116,10 +127,15 @@ def restore(
     file: Annotated[str, typer.Argument(metavar="FILE", help="- is standard input")], *, yes: Yes = False
 ) -> None:
     """Put a backup in the place of all keys, prompts and usage, while gateways run. Keys made since are gone, and keys
-    taken back since are back. The file is checked first: where it is no good, nothing changes."""
+    taken back since are back. The file is checked first: where it is no good, nothing changes. Where there is no store
+    yet (a new machine, a lost disk), it is made of the backup."""
     if not confirmed("Replace all keys, prompts and usage by the backup's?", yes=yes):
         sys.exit("Nothing was restored: say --yes, or answer y.")
-    with opened() as (store, settings), tempfile.NamedTemporaryFile(dir=settings.stack_data_dir) as copy:
+    with (
+        opened(new=True) as (store, settings),
+        data_directory(settings) as directory,
+        tempfile.NamedTemporaryFile(dir=directory) as copy,
+    ):
         try:
             if file == "-":  # it is read twice
                 shutil.copyfileobj(sys.stdin.buffer, copy)
@@ -164,7 +180,7 @@ def _running(running: list[Running], whose: dict[str, str]) -> Table:
         words = it.key_id, whose.get(it.key_id, "-"), it.model, it.engine or "-", it.kind
         place = "-" if it.position is None else str(it.position)
         table.add_row(*words, place, f"{it.seconds:.0f}", str(it.tokens), f"{speed:.0f}" if it.generating else "-")
-    return table
+    return whole(table, "name", "model", "engine")
 
 
 # -- from words to values ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ they are used, on `metadata`; `migrations/` brings a database to them.
 
 import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -100,6 +101,10 @@ class Store(ABC):
         self._engine.dispose()
 
     @abstractmethod
+    def told(self, cause: BaseException | None) -> str:
+        """Which database it is, and why it can't be used: a line without secrets."""
+
+    @abstractmethod
     def _be_patient(self, connection: sa.Connection) -> None:
         """Let this transaction's statements take their time."""
 
@@ -121,6 +126,9 @@ class SqliteStore(Store):
         sa.event.listen(engine, "begin", _on_begin)
         sa.event.listen(engine, "handle_error", _on_error)
         super().__init__(engine, engine.execution_options(stack_reads=True))
+
+    def told(self, cause: BaseException | None) -> str:
+        return f"{self.file.absolute()}: {_line(cause)}"
 
     def _be_patient(self, connection: sa.Connection) -> None:
         pass  # all are
@@ -153,8 +161,9 @@ class PostgresStore(Store):
     def __init__(self, url: str) -> None:
         milliseconds = int(WAIT * 1000)
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+        self._url = sa.make_url(url)
         engine = sa.create_engine(
-            sa.make_url(url).set(drivername="postgresql+psycopg"),
+            self._url.set(drivername="postgresql+psycopg"),
             connect_args={"connect_timeout": int(WAIT), "options": options},
             hide_parameters=True,
             pool_size=2,
@@ -164,6 +173,13 @@ class PostgresStore(Store):
         )
         sa.event.listen(engine, "do_connect", _connect)
         super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
+
+    def told(self, cause: BaseException | None) -> str:
+        words = _line(cause)
+        query = [value for name, value in self._url.query.items() if "password" in name]
+        for password in (self._url.password, *query):
+            words = words.replace(str(password), "***") if password else words
+        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}"
 
     def _be_patient(self, connection: sa.Connection) -> None:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
@@ -181,25 +197,63 @@ def open_store(settings: Settings) -> Store:
     return PostgresStore(url) if url else SqliteStore(settings.stack_data_dir / "stack.db")
 
 
+def missing(settings: Settings) -> Path | None:
+    """SQLite's file where it should be and is not."""
+    store = open_store(settings)
+    if isinstance(store, SqliteStore):
+        try:
+            store.file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return store.file.absolute()
+        except OSError:
+            pass  # whoever opens it is told why it can't be
+    return None
+
+
 def prepare(settings: Settings) -> None:
     """Once before the workers are forked: make the data directory, and bring the store to this version where it can be
     reached (where not, the workers go on trying). Raises SettingsError."""
+    store = open_store(settings)
+    with data_directory(settings):
+        if isinstance(store, SqliteStore):
+            store.file.touch(0o600)
+    with suppress(StoreUnavailable):
+        store.migrate()
+    store.close()
+
+
+@contextmanager
+def data_directory(settings: Settings) -> Iterator[Path]:
+    """Make it, if need be. Raises SettingsError where it, or a file in it, can't be written."""
     directory = settings.stack_data_dir
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
-        store = open_store(settings)
-        if isinstance(store, SqliteStore):
-            store.file.touch(0o600)
+        yield directory
     except OSError as exc:
         raise SettingsError(
             f"STACK_DATA_DIR: {directory} can't be written ({exc.strerror}). Name one that this user may write, "
             "such as STACK_DATA_DIR=.data, or mount a volume there."
         ) from None
-    with suppress(StoreUnavailable):
-        store.migrate()
-    store.close()
+
+
+@contextmanager
+def new_store(settings: Settings) -> Iterator[Store]:
+    """A file for SQLite that takes its place at the end, unless something was raised: no gateway sees it empty, or half
+    full. Raises SettingsError."""
+    with data_directory(settings) as directory, tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as aside:
+        store, place = SqliteStore(Path(aside, "stack.db")), directory / "stack.db"
+        if (log := place.with_name("stack.db-wal")).exists():
+            raise SettingsError(f"{log} is of a store that isn't there. Put {place} back, or move both away.")
+        store.file.touch(0o600)
+        try:
+            yield store
+            with store.write() as connection:  # a number that no worker has seen, whatever it knew before
+                connection.execute(sa.update(revision).values(number=time.time_ns()))
+        finally:
+            store.close()
+        place.hardlink_to(store.file)  # never in the place of one that has come meanwhile
 
 
 @contextmanager
@@ -210,6 +264,10 @@ def _translated() -> Iterator[None]:
         raise  # the caller's matter: what it wants to write contradicts what is there
     except (SQLAlchemyError, OSError) as exc:
         raise StoreUnavailable("The gateway's store can't be used right now.") from exc
+
+
+def _line(cause: BaseException | None) -> str:
+    return " ".join(str(cause or "it does not answer").split())
 
 
 def _on_begin(connection: sa.Connection) -> None:

@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from gateway.keybook import keys
+from gateway.errors import BadRequest
+from gateway.keybook import deleted_keys, keys
 from gateway.store import Store, metadata
 
 DAY = 86_400_000  # milliseconds
+LISTED = "STACK_API_KEYS"  # the name of the keys of that setting
 STEP = 1000  # rows that are deleted at a time: for some milliseconds nobody else can write to SQLite
 
 usage = sa.Table(
@@ -54,6 +56,16 @@ _GROUPS: dict[str, sa.ColumnElement[Any]] = {
 }
 
 
+def check_prunable(before: int) -> None:
+    """Raises BadRequest where rows of before that moment, in milliseconds, still count: those of this month in UTC."""
+    month = dt.datetime.now(dt.UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    if before > month.timestamp() * 1000:
+        raise BadRequest(
+            f"This month's quotas are counted from its usage: 'before' can be {month.date()} (UTC) at most.",
+            param="before",
+        )
+
+
 def dimensions(words: str) -> list[Dimension]:
     """'key,model' → what to sum up by. Raises ValueError with a sentence."""
     asked = [word.strip() for word in words.split(",")]
@@ -78,10 +90,12 @@ def names(by: Collection[Dimension]) -> list[str]:
 
 
 class UsageBook:
-    """The rows in a store. Times are milliseconds since 1970. Raises StoreUnavailable."""
+    """The rows in a store. Times are milliseconds since 1970. Raises StoreUnavailable. `listed` are the ids of keys of
+    STACK_API_KEYS, of which the store doesn't know."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, listed: Collection[str] = ()) -> None:
         self._store = store
+        self._listed = listed
 
     def add(self, records: list[dict[str, Any]]) -> None:
         """Add those that aren't there yet; a record that `amends` takes the place of one that is. What is missing in
@@ -108,13 +122,14 @@ class UsageBook:
         self, by: Collection[Dimension], since: int, until: int, key_id: str | None = None, model: str | None = None
     ) -> list[dict[str, Any]]:
         """The sums of the requests that came in that time, for each value of `by`, in their order: with SUMS, and the
-        key's `name` where they are by key. `counted` are those whose tokens aren't the engine's own count."""
+        key's `name` where they are by key. `counted` are those whose tokens aren't the engine's own count. Raises
+        BadRequest for an id that no key has or had."""
         columns: dict[str, sa.ColumnElement[Any]] = {}
         for name in by:
             columns[name] = _GROUPS[name] if name in _GROUPS else usage.c[name]
         groups = list(columns.values())
         if "key" in by:
-            columns["name"] = sa.func.max(keys.c.name)
+            columns["name"] = sa.func.coalesce(sa.func.max(keys.c.name), sa.func.max(deleted_keys.c.name))
         sums = [
             sa.func.count(),
             sa.func.count().filter(usage.c.outcome == "finished"),
@@ -123,22 +138,36 @@ class UsageBook:
         ]
         columns |= dict(zip(SUMS, sums, strict=True))
         query = sa.select(*(column.label(name) for name, column in columns.items()))
-        query = query.select_from(usage.outerjoin(keys, keys.c.id == usage.c.key_id)).group_by(*groups)
+        whose = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
+        whose = whose.outerjoin(deleted_keys, deleted_keys.c.id == usage.c.key_id)
+        query = query.select_from(whose).group_by(*groups)
         query = query.where(usage.c.at >= since, usage.c.at < until).order_by(*groups)
         if key_id is not None:
             query = query.where(usage.c.key_id == key_id)
         if model is not None:
             query = query.where(usage.c.model == model)
         with self._store.read() as connection:
+            if key_id is not None and not self._knows(connection, key_id):
+                raise BadRequest(
+                    f"No key has or had the id '{key_id[:64]}'. `stack keys list` shows the ids; names are none.",
+                    param="key",
+                )
             found = [dict(row) for row in connection.execute(query).mappings()]
         for row in found:
+            if "key" in by and row["key"] in self._listed:
+                row["name"] = LISTED
             row |= {name: int(row[name]) for name in SUMS}  # PostgreSQL's sums are decimals
             if "day" in by:
                 row["day"] = dt.datetime.fromtimestamp(row["day"] * DAY // 1000, dt.UTC).date().isoformat()
         return found
 
+    def _knows(self, connection: sa.Connection, key_id: str) -> bool:
+        columns = keys.c.id, deleted_keys.c.id, usage.c.key_id
+        seen = (connection.execute(sa.select(it).where(it == key_id).limit(1)).first() for it in columns)
+        return key_id in self._listed or any(seen)
+
     def prune(self, before: int) -> Iterator[int]:
-        """Delete the rows of requests that came before, in small steps: how many, after each."""
+        """Delete the rows of requests that came before, in small steps: how many, after each. See `check_prunable`."""
         oldest = sa.select(usage.c.id).where(usage.c.at < before).limit(STEP)
         deleted = STEP
         while deleted == STEP:

@@ -337,8 +337,10 @@ def test_schema_and_docs_work_offline(gateway: GatewayProcess) -> None:
         "/readyz",
     }
     chat = schema["paths"][CHAT]["post"]
-    assert set(chat["responses"]) >= {"200", "400", "401", "404", "413", "502", "503", "504"}
+    assert set(chat["responses"]) >= {"200", "400", "401", "404", "413", "429", "502", "503", "504"}
     assert "422" not in chat["responses"]  # FastAPI's own validation isn't used: bad bodies are 400
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert {"retry-after", "x-ratelimit-remaining-tokens"} <= set(chat["responses"]["429"]["headers"])
     assert chat["security"]
+    assert "stack keys create" in schema["components"]["securitySchemes"]["HTTPBearer"]["description"]
     assert json.dumps(schema).count("$ref") > 5

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers import Postgres, running_postgres
+from tests.store.stack import empty_store
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def _settings(request: pytest.FixtureRequest, data: Path) -> dict[str, str]:
-    settings = {"STACK_DATA_DIR": str(data)}
+    settings = {"STACK_DATA_DIR": empty_store(data)}
     if request.param == "postgres":
         settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
     return settings

@@ -1,11 +1,20 @@
 """The `stack` command in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.processes import ROOT, environment
+
+
+def empty_store(data: Path) -> str:
+    """A data directory with an empty store, as a gateway's start makes it: the command makes none."""
+    data.mkdir(exist_ok=True)
+    (data / "stack.db").touch()
+    return str(data)
 
 
 class Command:
@@ -15,18 +24,28 @@ class Command:
         self._under = under
         self._env = environment("http://127.0.0.1:1", **settings) | {"COLUMNS": "200"}
 
-    def run(self, *words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[Any]:
+    def run(self, *words: str, stdin: str | bytes = "", **env: str) -> subprocess.CompletedProcess[Any]:
         """What it prints is text, or bytes if `stdin` is."""
         return subprocess.run(
             [*self._under, sys.executable, "-m", "gateway.cli", *words],
             cwd=ROOT,
-            env=self._env,
+            env=self._env | env,
             input=stdin,
             capture_output=True,
             text=isinstance(stdin, str),
             timeout=60,
             check=False,
         )
+
+    def on_terminal(self, columns: int, *words: str) -> str:
+        """What it shows on a terminal of that width; it must succeed."""
+        ours, its = os.openpty()
+        command = [sys.executable, "-m", "gateway.cli", *words]
+        env = self._env | {"COLUMNS": str(columns), "TERM": "dumb"}
+        with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(its, "wb", buffering=0) as terminal:
+            subprocess.run(command, cwd=ROOT, env=env, stdout=terminal, timeout=60, check=True)
+            os.set_blocking(ours, False)
+            return (screen.read(1 << 20) or b"").decode()
 
     def __call__(self, *words: str) -> str:
         """What it prints; it must succeed."""

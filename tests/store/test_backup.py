@@ -19,7 +19,7 @@ from gateway.store import metadata, open_store, prepare
 from tests.containers import Postgres
 from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 from tests.store.rows import Rows
-from tests.store.stack import Command
+from tests.store.stack import Command, empty_store
 
 
 def ask(gateway: GatewayProcess, key: str) -> int:
@@ -30,7 +30,7 @@ def ask(gateway: GatewayProcess, key: str) -> int:
 
 
 def test_a_backup_goes_into_the_other_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
-    lite = {"STACK_DATA_DIR": str(tmp_path / "lite")}
+    lite = {"STACK_DATA_DIR": empty_store(tmp_path / "lite")}
     other = {"STACK_DATA_DIR": str(tmp_path / "other"), "STACK_STORE_URL": postgres.new_database()}
     first, second = Command(**lite), Command(**other)
     key = first.json("keys", "create", "Ann", "--label", "team=red", "--model", "fake-model", "--concurrent", "3")
@@ -61,6 +61,31 @@ def test_a_backup_goes_into_the_other_database(engine: FakeEngine, tmp_path: Pat
         with closing(Rows(lite)) as before:
             assert first.run("restore", "-", "--yes", stdin=piped).returncode == 0
             wait_for(lambda: before.all() == rows.all())
+
+
+def test_a_backup_makes_the_store_where_there_is_none(engine: FakeEngine, tmp_path: Path) -> None:
+    """Where the file was lost under a running gateway, that sees the old keys again, and never none."""
+    data = tmp_path / "data"
+    stack = Command(STACK_DATA_DIR=str(data))
+    with running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(data)) as gateway:
+        key = stack.json("keys", "create", "Ann")["secret"]
+        assert ask(gateway, key) == 200
+        stack("backup", str(tmp_path / "good"))
+        for it in data.glob("stack.db*"):
+            it.rename(tmp_path / it.name)
+        (tmp_path / "bad").write_bytes((tmp_path / "good").read_bytes()[:-9])
+        done = stack.run("restore", str(tmp_path / "bad"), "--yes")
+        assert (done.returncode, "Nothing was changed." in done.stderr) == (1, True)
+        assert not list(data.glob("stack.db"))
+        assert stack("restore", str(tmp_path / "good"), "--yes").startswith("Restored 1 keys")
+        assert stat.S_IMODE((data / "stack.db").stat().st_mode) == 0o600
+        assert not list(data.glob(".new-*"))
+        wait_for(lambda: ask(gateway, stack.json("keys", "create", "Bob")["secret"]) == 200)
+        assert ask(gateway, key) == 200
+
+    other = Command(STACK_DATA_DIR=str(tmp_path / "other"))
+    assert other("restore", str(tmp_path / "good"), "--yes").startswith("Restored 1 keys")
+    assert [it["name"] for it in other.json("keys", "list")] == ["Ann"]
 
 
 def lines(data: bytes) -> list[Any]:

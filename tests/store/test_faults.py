@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from gateway import secret
-from gateway.keybook import Keybook, KeyFields
+from gateway.keybook import Keybook, NewKeyFields
 from gateway.settings import Settings
 from gateway.store import open_store, prepare
 from tests.containers import Postgres
 from tests.processes import NO_TLS, FakeEngine, running_gateway, wait_for
-from tests.store.stack import Command
+from tests.store.stack import Command, empty_store
 from tests.store.test_keys import ask, status
 
 
@@ -31,7 +31,7 @@ def test_what_is_read_is_of_one_moment(store_settings: dict[str, str], monkeypat
 
     def make_and_delete() -> None:
         while not over.is_set():
-            book.delete(book.create(KeyFields(name="x"))[0].id)
+            book.delete(book.create(NewKeyFields(name="x"))[0].id)
 
     maker = threading.Thread(target=make_and_delete)
     maker.start()
@@ -66,7 +66,7 @@ def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_pa
 
 def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    stack = Command(STACK_DATA_DIR=str(data))
+    stack = Command(STACK_DATA_DIR=empty_store(data))
     kept = stack.json("keys", "create", "kept")["secret"]
     taken = stack.json("keys", "create", "taken")
     stack.run("prompts", "set", "polite", "-", stdin="Be polite.")
@@ -85,16 +85,27 @@ def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> Non
         ask(gateway, kept, user="away")
         assert engine.seen("away")[0]["body"]["messages"][0] == {"role": "system", "content": "Be polite."}
         assert httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable"
+        done = stack.run("keys", "list")  # the command makes no empty one in its place
+        assert (done.returncode, f"There is no store at {data}/stack.db. Start" in done.stderr) == (1, True)
+        assert status(gateway, kept) == {200}
         (tmp_path / "away").rename(data / "stack.db")
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         new = stack.json("keys", "create", "new")["secret"]
         assert status(gateway, new) == {200}
 
 
+def test_the_command_makes_no_store(tmp_path: Path) -> None:
+    """A data directory that is mistyped, say."""
+    for words in (["keys", "list"], ["keys", "create", "x"], ["usage"], ["top"], ["limits"], ["backup", "x"]):
+        done = Command(STACK_DATA_DIR=str(tmp_path / "tpyo")).run(*words)
+        assert (done.returncode, done.stdout, f"There is no store at {tmp_path}/tpyo" in done.stderr) == (1, "", True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_file_in_its_place_is_what_counts(engine: FakeEngine, tmp_path: Path) -> None:
     """One restored from a backup, say: a key that is not in it is none."""
     data = tmp_path / "data"
-    stack = Command(STACK_DATA_DIR=str(data))
+    stack = Command(STACK_DATA_DIR=empty_store(data))
     kept = stack.json("keys", "create", "kept")["secret"]
     shutil.copytree(data, tmp_path / "backup")
     lost = stack.json("keys", "create", "lost")["secret"]

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from gateway import secret
 from gateway.cli import app
-from tests.containers import Postgres
+from tests.containers import PASSWORD, Postgres
 from tests.processes import KEY, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.stack import Command
+from tests.store.stack import Command, empty_store
 
 CHAT = "/v1/chat/completions"
 ADMIN = "sk-admin-0123456789abcdef"
@@ -86,6 +86,7 @@ def test_a_keys_life_with_the_command(gateway: GatewayProcess, stack: Command) -
     assert "is deleted" in stack("keys", "delete", key_id, "--yes")
     wait_for(lambda: status(gateway, last) == {401}, deadline=5)
     assert key_id not in stack("keys", "list")
+    assert f"'{key_id}' (billing) was deleted" in stack.run("keys", "show", key_id).stderr
     assert status(gateway, KEY) == {200}  # those of STACK_API_KEYS are there beside
     log = gateway.log_path.read_text()
     assert not any(it in log for it in (text, again, last, ADMIN, KEY))
@@ -155,6 +156,11 @@ WRONG: dict[str, tuple[Any, str | None]] = {
     "a limit that is a fraction": ({"name": "a", "limits": {"concurrent": 1.5}}, "limits.concurrent"),
     "an unknown limit": ({"name": "a", "limits": {"per_year": 1}}, "limits.per_year"),
     "no models at all": ({"name": "a", "models": []}, "models"),
+    "no name but null": ({"name": None}, "name"),
+    "a name of spaces": ({"name": "  \u3000"}, "name"),
+    "an end that is over": ({"name": "a", "expires_at": 1}, "expires_at"),
+    "a limit beyond any": ({"name": "a", "limits": {"concurrent": 10**16}}, "limits.concurrent"),
+    "limits that are a number": ({"name": "a", "limits": 3}, "limits"),
     "priority too high": ({"name": "a", "priority": 101}, "priority"),
     "labels that are a list": ({"name": "a", "labels": ["x"]}, "labels"),
     "an end beyond any calendar": ({"name": "a", "expires_at": 1 << 40}, "expires_at"),
@@ -172,10 +178,22 @@ def test_what_the_admin_api_refuses(gateway: GatewayProcess) -> None:
             answer = client.post("/admin/keys", **content)  # type: ignore[arg-type]
             assert answer.status_code == (413 if what == "too large" else 400), what
             assert answer.json()["error"]["param"] == param, what
-            assert answer.json()["error"]["message"], what
+            message = answer.json()["error"]["message"]
+            assert message, what
+            assert not any(it in message for it in ("^[", "Input", "should", "Extra", "Field", "Value")), message
+        made = client.post("/admin/keys", json={"name": "a"}).json()["key"]["id"]
+        answer = client.patch(f"/admin/keys/{made}", json={"expires_at": 5})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_at")
+        assert client.patch(f"/admin/keys/{made}", json={"disabled": True}).status_code == 200
+        answer = client.post(f"/admin/keys/{made}/rotate")
+        assert (answer.status_code, "is disabled" in answer.json()["error"]["message"]) == (400, True)
+        assert "there are name, owner, " in client.post("/admin/keys", json={"nmae": "a", "name": "a"}).text
         for path in ("/admin/keys/nobody", "/admin/keys/..%2f..", "/admin/nothing"):
             assert client.get(path).status_code == 404
-        assert client.put("/admin/keys").status_code == 405
+        for path, allowed in {"/admin/keys": "GET, POST", "/admin/keys/x": "DELETE, GET, PATCH"}.items():
+            answer = client.put(path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+            assert f"use {allowed}." in answer.json()["error"]["message"]
 
 
 def test_only_an_admin_key_opens_the_admin_api_and_nothing_else(gateway: GatewayProcess, stack: Command) -> None:
@@ -183,6 +201,8 @@ def test_only_an_admin_key_opens_the_admin_api_and_nothing_else(gateway: Gateway
     paths = httpx.get(gateway.url + "/openapi.json", verify=NO_TLS).json()["paths"]
     found = {(method, re.sub("{.*?}", "x", path)) for path in paths if "/admin/" in path for method in paths[path]}
     assert {("post", "/admin/keys"), ("patch", "/admin/limits"), ("get", "/admin/usage")} < found
+    schema = paths["/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert (schema["required"], schema["properties"]["name"]["type"]) == (["name"], "string")
     for key in (text, KEY, "wrong"):
         with admin(gateway, key) as client:
             for method, path in found:
@@ -205,8 +225,11 @@ REFUSED = [
     (["keys", "create", "x", "--label", "red"], "NAME=VALUE"),
     (["keys", "create", "x", "--concurrent", "0"], "limits.concurrent"),
     (["keys", "create", "x", "--concurrent", "many"], "whole number"),
+    (["keys", "create", "x", "--requests-per-minute", "1" + "0" * 21], "at most 1,000,000,000,000,000"),
+    (["keys", "create", "x", "--expires", "0"], "that moment is over"),
+    (["keys", "create", " "], "only spaces"),
     (["keys", "create", "x", "--model", "a", "--model", "all"], "stands alone"),
-    (["keys", "create", "a\nb"], "name"),
+    (["keys", "create", "a\nb"], "name: line breaks, tabs and other control characters are not possible"),
     (["keys", "create", "a\x9b31m"], "name"),
     (["keys", "create", "x" * 201], "name"),
     (["keys", "show", "nobody"], "no key 'nobody'"),
@@ -220,7 +243,7 @@ REFUSED = [
 
 
 def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STACK_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("STACK_DATA_DIR", empty_store(tmp_path))
     for words, sentence in REFUSED:
         done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
         assert done.exit_code in (1, 2), words
@@ -228,10 +251,40 @@ def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_written_is_shown_as_it_is(tmp_path: Path) -> None:
-    stack = Command(STACK_DATA_DIR=str(tmp_path))
+    stack = Command(STACK_DATA_DIR=empty_store(tmp_path))
     made = stack.json("keys", "create", "[/red] [bold]x", "--expires", "5200w")
     assert "[/red] [bold]x" in stack("keys", "list")
     assert "[/red] [bold]x" in stack("keys", "show", made["key"]["id"])
+
+
+def test_words_that_are_no_text_and_terminals_that_cant_show_it(empty: Command) -> None:
+    empty("keys", "create", "張三")
+    none = "\udcff"  # a byte that is no UTF-8
+    for words in (
+        ["keys", "show", none],
+        ["usage", "--key", none],
+        ["usage", "--model", none],
+        ["keys", "create", none],
+    ):
+        done = empty.run(*words)
+        assert (done.returncode in (1, 2), "UTF-8" in done.stderr, "Traceback" in done.stderr) == (True, True, False)
+    done = empty.run("keys", "list", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, "u5f35" in done.stdout) == (0, True)
+
+
+def test_a_secret_that_could_not_work_is_not_made(empty: Command) -> None:
+    key_id = empty.json("keys", "create", "x", "--label", "a=b")["key"]["id"]
+    empty("keys", "disable", key_id)
+    done = empty.run("keys", "rotate", key_id)
+    assert (done.returncode, done.stdout, "is disabled" in done.stderr, "Enable it" in done.stderr) == (
+        1,
+        "",
+        True,
+        True,
+    )
+    empty("keys", "enable", key_id)
+    empty("keys", "rotate", key_id)
+    assert empty.json("keys", "set", key_id, "--label", "none")["labels"] == {}
 
 
 def test_limits_are_shown_and_set(empty: Command) -> None:
@@ -261,7 +314,7 @@ def test_a_store_from_the_future_is_left_alone(empty: Command, store_settings: d
 
 
 def test_a_locked_store_is_said_to_be_so_and_keys_go_on(engine: FakeEngine, tmp_path: Path) -> None:
-    stack = Command(STACK_DATA_DIR=str(tmp_path / "data"))
+    stack = Command(STACK_DATA_DIR=empty_store(tmp_path / "data"))
     text = stack.json("keys", "create", "x")["secret"]
     with (
         running_gateway(tmp_path / "log", engine.url, STACK_DATA_DIR=str(tmp_path / "data")) as gateway,
@@ -269,7 +322,7 @@ def test_a_locked_store_is_said_to_be_so_and_keys_go_on(engine: FakeEngine, tmp_
     ):
         other.execute("BEGIN IMMEDIATE")
         done = stack.run("keys", "create", "y")
-        assert (done.returncode, "locked" in done.stderr) == (1, True)
+        assert (done.returncode, f"{tmp_path}/data/stack.db: database is locked" in done.stderr) == (1, True)
         assert status(gateway, text) == {200}
         other.execute("ROLLBACK")
         stack("keys", "create", "y")
@@ -296,6 +349,8 @@ def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, pos
             assert (ready.status_code, ready.json()["store"]) == (200, "store_unavailable")
             done = stack.run("keys", "list")
             assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
+            assert "STACK_STORE_URL (the database '" in done.stderr
+            assert (done.stderr.count("\n"), PASSWORD in done.stderr) == (1, False)
             wait_for(lambda: status(gateway, known["secret"]) == {503})  # the stated time is over
             assert status(gateway, KEY) == {200}  # needs no store
         finally:

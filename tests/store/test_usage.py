@@ -1,6 +1,7 @@
 """Usage: one row for each request that an engine was asked, whatever its end, in either database."""
 
 import csv
+import datetime as dt
 import io
 import os
 import signal
@@ -35,7 +36,7 @@ from tests.processes import (
     wait_for,
 )
 from tests.store.rows import Rows
-from tests.store.stack import Command
+from tests.store.stack import Command, empty_store
 
 ADMIN = "sk-admin-0123456789abcdef"
 CHAT = "/v1/chat/completions"
@@ -367,6 +368,23 @@ def test_usage_is_summed_up(stack: Command, rows: Rows) -> None:
     assert table.splitlines()[-1].split() == ["7", "3", "14", "7", "6", "4"]
 
 
+def test_a_narrow_terminal_cuts_nothing(stack: Command, rows: Rows) -> None:
+    made = stack.json("keys", "create", "A name of many words, which may fold", "--model", "org/" + "m" * 60)["key"][
+        "id"
+    ]
+    rows.book.add(some(3, name="a", at=now(), key_id=made, model="org/" + "m" * 60, tokens_in=123_456_789))
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    for columns in (40, 60, 80):
+        keys, used = (
+            stack.on_terminal(columns, "keys", "list"),
+            stack.on_terminal(columns, "usage", "--by", "day,key,model"),
+        )
+        assert all(word in used for word in (made, today, "370,370,367", "many words", "org/mmmmmmmm")), used
+        assert made in keys
+        assert "many words" in keys
+        assert "…" not in keys + used
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -374,14 +392,47 @@ def test_usage_is_summed_up(stack: Command, rows: Rows) -> None:
         (["usage", "--by", "key,key"], "name some of key, model, day"),
         (["usage", "--from", "yesterday"], "write 90m, 12h, 30d or 8w"),
         (["usage", "--to", "2026-02-30"], "there is no day 2026-02-30"),
+        (["usage", "--to", "31d"], "--from 30d is after --to 31d"),
+        (["usage", "--from", "2027-02-01", "--to", "2027-01-30"], "--from 2027-02-01 is after --to 2027-01-30"),
+        (["usage", "--csv", "--json"], "not both"),
+        (["usage", "--key", "nosuch"], "No key has or had the id 'nosuch'"),
         (["usage", "prune"], "--before"),
+        (["usage", "prune", "--before", "2199-01-01", "--yes"], "This month's quotas are counted from its usage"),
+        (
+            ["usage", "prune", "--before", "0", "--yes"],
+            f"'before' can be {dt.datetime.now(dt.UTC).date().replace(day=1)}",
+        ),
         (["usage", "prune", "--before", "30d"], "say --yes"),
     ],
 )
 def test_what_the_command_refuses(tmp_path: Path, words: Sequence[str], sentence: str) -> None:
-    done = Command(STACK_DATA_DIR=str(tmp_path)).run(*words)
+    done = Command(STACK_DATA_DIR=empty_store(tmp_path)).run(*words)
     assert done.returncode != 0
     assert sentence in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_usage_keeps_the_names_of_keys(gateway: GatewayProcess, stack: Command, rows: Rows, tmp_path: Path) -> None:
+    """Also of those that were deleted, through a backup too; and those of STACK_API_KEYS have that of the setting."""
+    ann, bob = (stack.json("keys", "create", name)["key"]["id"] for name in ("Ann", "Bob"))
+    rows.book.add(some(2, name="a", at=now(), key_id=ann))
+    ask(gateway, "listed")
+    listed = rows.of("listed")["key_id"]
+    for key_id in (ann, bob):
+        stack("keys", "delete", key_id, "--yes")
+    stack("backup", str(tmp_path / "backup"))
+    stack("restore", str(tmp_path / "backup"), "--yes")
+
+    expected = {ann: "Ann", listed: "STACK_API_KEYS"}
+    assert {it["key"]: it["name"] for it in stack.json("usage", "--by", "key")} == expected
+    with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, verify=NO_TLS) as client:
+        found = client.get("/admin/usage", params={"by": "key"}).json()["data"]
+        assert {it["key"]: it["name"] for it in found} == expected
+        answer = client.get(f"/admin/keys/{listed}")
+        assert (answer.status_code, "is one of STACK_API_KEYS" in answer.json()["error"]["message"]) == (404, True)
+    assert [it["name"] for it in stack.json("usage", "--by", "key", "--key", listed)] == ["STACK_API_KEYS"]
+    assert stack("usage", "--key", bob) == "Nothing was used in that time.\n"
+    assert "No key has or had the id 'Ann'" in stack.run("usage", "--key", "Ann").stderr
+    assert "is one of STACK_API_KEYS" in stack.run("keys", "show", listed).stderr
 
 
 def test_usage_over_http(gateway: GatewayProcess, stack: Command, rows: Rows) -> None:
@@ -397,6 +448,18 @@ def test_usage_over_http(gateway: GatewayProcess, stack: Command, rows: Rows) ->
         for name, value in wrong.items():
             answer = client.get("/admin/usage", params={name: value})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+        wrong = {"since": "2026-03-01", "key": "nosuch", "to": "2026-02-01&from=2026-03-01"}
+        for name, value in wrong.items():
+            answer = client.get(f"/admin/usage?{name}={value}")
+            param = "from" if name == "to" else name
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+            assert param in answer.json()["error"]["message"]
+        answer = client.get("/admin/keys?owner=Ann")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "owner")
+        for before in ("2199-01-01", str(now() // 1000)):
+            answer = client.delete("/admin/usage", params={"before": before})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "before")
+        assert len(rows.all()) == 3
         assert client.delete("/admin/usage").json()["error"]["param"] == "before"
         with hanging(gateway, "watched"):
             wait_for(lambda: [it["tokens"] for it in client.get("/admin/running").json()["data"]] == [2])
