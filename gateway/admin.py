@@ -21,6 +21,7 @@ from gateway.errors import BadRequest, InvalidKey, TooLarge
 from gateway.exchange import Running
 from gateway.keybook import YEAR, Entry, Keybook, KeyFields, LimitFields, NewKeyFields
 from gateway.keys import defaults
+from gateway.limits import quotas_used
 from gateway.pipeline import parse
 from gateway.promptbook import Holds, Of, Promptbook, Template, Use, Version
 from gateway.settings import Settings
@@ -50,6 +51,14 @@ class DefaultLimits(BaseModel):
 
     in_force: LimitFields
     stored: LimitFields
+
+
+class KeyLimits(BaseModel):
+    """`own` are the key's, else the defaults are in force. `used`: tokens of this day and month in UTC."""
+
+    in_force: LimitFields
+    own: LimitFields
+    used: dict[str, int]
 
 
 class PromptList(BaseModel):
@@ -114,10 +123,8 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
 
     errors: dict[int | str, dict[str, Any]] = {"default": {"model": schema.ErrorEnvelope}}
     common: dict[str, Any] = {"dependencies": [Depends(require_admin)], "tags": ["admin"], "responses": errors}
+    _add_limit_routes(app, settings, book, usage, common)
     _add_usage_routes(app, settings, usage, common)
-
-    def told(stored: LimitFields) -> DefaultLimits:
-        return DefaultLimits(in_force=LimitFields(**asdict(stored.over(defaults(settings)))), stored=stored)
 
     @app.get("/admin/keys", **common)
     async def list_keys() -> KeyList:
@@ -142,7 +149,7 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
 
     @app.post("/admin/keys/{key_id}/rotate", openapi_extra=_takes(Rotation), **common)
     async def rotate_key(key_id: str, request: HttpRequest) -> NewKey:
-        """Make a new secret; the old ones work for the grace period. Not of a key that is disabled or has expired."""
+        """Make a new secret; the old ones work for the grace period. Not of a key that has expired."""
         asked = await _body(request, Rotation)
         entry, text = await asyncio.to_thread(book.rotate, key_id, asked.grace_seconds)
         return NewKey(key=entry, secret=text)
@@ -152,16 +159,6 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         """Delete a key for good. Its usage stays, with its name."""
         await asyncio.to_thread(book.delete, key_id)
         return Response(status_code=204)
-
-    @app.get("/admin/limits", **common)
-    async def show_default_limits() -> DefaultLimits:
-        """What keys may use that have no limits of their own."""
-        return told(await asyncio.to_thread(book.defaults))
-
-    @app.patch("/admin/limits", openapi_extra=_takes(LimitFields), **common)
-    async def change_default_limits(request: HttpRequest) -> DefaultLimits:
-        """Change what is given; null leaves a limit to the settings. It holds within a second."""
-        return told(await asyncio.to_thread(book.set_defaults, await _body(request, LimitFields)))
 
     @app.get("/admin/prompts", **common)
     async def list_prompts() -> PromptList:
@@ -196,6 +193,31 @@ def add_admin_routes(app: FastAPI, settings: Settings, book: Keybook, prompts: P
         """Let none hold for it any more."""
         await asyncio.to_thread(prompts.stop, of, target)
         return Response(status_code=204)
+
+
+def _add_limit_routes(
+    app: FastAPI, settings: Settings, book: Keybook, usage: UsageBook, common: dict[str, Any]
+) -> None:
+    def told(stored: LimitFields) -> DefaultLimits:
+        return DefaultLimits(in_force=LimitFields(**asdict(stored.over(defaults(settings)))), stored=stored)
+
+    @app.get("/admin/limits", **common)
+    async def show_default_limits() -> DefaultLimits:
+        """What keys may use that have no limits of their own."""
+        return told(await asyncio.to_thread(book.defaults))
+
+    @app.patch("/admin/limits", openapi_extra=_takes(LimitFields), **common)
+    async def change_default_limits(request: HttpRequest) -> DefaultLimits:
+        """Change what is given; null leaves a limit to the settings. It holds within a second."""
+        return told(await asyncio.to_thread(book.set_defaults, await _body(request, LimitFields)))
+
+    @app.get("/admin/keys/{key_id}/limits", **common)
+    async def show_limits(key_id: str) -> KeyLimits:
+        """What a key may use, and what it has used of its quotas. They are changed with the key."""
+        entry, general = await asyncio.to_thread(lambda: (book.show(key_id), book.defaults()))
+        in_force = entry.limits.over(general.over(defaults(settings)))
+        used = await asyncio.to_thread(quotas_used, usage, key_id)
+        return KeyLimits(in_force=LimitFields(**asdict(in_force)), own=entry.limits, used=used)
 
 
 def _add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from gateway import complaints, reports
 from gateway.console import Json, confirmed, day, opened, out, print_json, seconds, whole
 from gateway.keybook import Entry, Keybook, KeyFields, LimitFields, NewKeyFields
 from gateway.keys import defaults, listed_ids
-from gateway.limits import Period
+from gateway.limits import quotas_used
 from gateway.promptbook import Of, Promptbook, Use
 from gateway.usage import UsageBook
 
@@ -182,7 +182,7 @@ def limits(
             entry = book.change(key_id, KeyFields(limits=asked)) if words else book.show(key_id)
             own, source, other = entry.limits, "the key", "the defaults"
             general = book.defaults().over(defaults(settings))
-            used = _used(UsageBook(store), key_id)
+            used = quotas_used(UsageBook(store), key_id)
     in_force = asdict(own.over(general))
     if as_json:
         return print_json({"in_force": in_force, "own": own.model_dump(exclude_none=True), "used": used})
@@ -388,6 +388,8 @@ def _say_secret(entry: Entry, text: str, *, as_json: bool) -> None:
     if as_json:
         return print_json({"key": _as_json(entry), "secret": text})
     out.print(f"{entry.id} ({entry.name}). Its secret, shown this once:\n\n{text}\n")
+    if entry.disabled:
+        out.print(f"It is disabled: `stack keys enable {entry.id}` puts it in force.")
     return None
 
 
@@ -404,13 +406,6 @@ def _when(moment: int | None) -> str:
 def _brief(limits: LimitFields) -> str:
     given = limits.model_dump(exclude_none=True)
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items()) or "the defaults"
-
-
-def _used(usage: UsageBook, key_id: str) -> dict[str, int]:
-    """Of a key's quotas, as far as it is in the records."""
-    now = time.time()
-    spent = [usage.spent(key_id, since * 1000, int(now * 1000) + 1) for since in Period.of(now).starts()]
-    return dict(zip(("tokens_per_day", "tokens_per_month"), spent, strict=True))
 
 
 def _number(value: int | None) -> str:

@@ -201,11 +201,13 @@ class Keybook:
         return self.show(key_id)
 
     def rotate(self, key_id: str, grace: int) -> tuple[Entry, str]:
-        """Make a new secret. The ones there are work for `grace` more seconds. Raises BadRequest if it can't work."""
+        """Make a new secret. The ones there are work for `grace` more seconds. Of a disabled key as well: one that
+        somebody else has got hold of is in force again only when its old secret is none. Raises BadRequest for a key
+        that has expired."""
         now = int(time.time())
         text = secret.new_secret(key_id)
         with self._store.change() as connection:
-            _check_in_force(self._entry(connection, key_id))
+            _check_not_over(self._entry(connection, key_id))
             ends = sa.func.coalesce(secrets.c.expires_at, now + grace)
             earlier = sa.case((ends < now + grace, ends), else_=now + grace)
             connection.execute(secrets.update().where(secrets.c.key_id == key_id).values(expires_at=earlier))
@@ -268,13 +270,12 @@ def _entries(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[
     return [Entry.model_validate({**row, "secrets": by_key.get(row["id"], [])}) for row in rows]
 
 
-def _check_in_force(entry: Entry) -> None:
-    remedy = {
-        "disabled": "Enable it first",
-        "expired": "Give it a later end first (expires_at, `stack keys set --expires`)",
-    }
-    if entry.state in remedy:
-        raise BadRequest(f"The key '{entry.id}' is {entry.state}: no secret of it works. {remedy[entry.state]}.")
+def _check_not_over(entry: Entry) -> None:
+    if entry.expires_at is not None and entry.expires_at <= time.time():
+        raise BadRequest(
+            f"The key '{entry.id}' has expired, and no secret of it works. Give it a later end first: expires_at, "
+            "`stack keys set --expires`."
+        )
 
 
 def _secret_row(key_id: str, text: str, now: int) -> dict[str, Any]:

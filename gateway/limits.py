@@ -15,6 +15,7 @@ import datetime as dt
 import functools
 import math
 import operator
+import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from gateway.errors import QuotaSpent, RateLimited, StackError
 from gateway.estimates import Estimate
 from gateway.keybook import Limits
 from gateway.keys import Key
+from gateway.usage import UsageBook
 
 MINUTE, DAY = 60.0, 86_400  # seconds
 GRAIN = 1e-3  # of a request or a token: what the arithmetic of floats may be off by
@@ -196,6 +198,13 @@ def _bucket(limit: int, empty: float) -> tuple[bytes, bytes, bytes]:
         return b"%d" % limit, b"%d" % limit, b"0ms"
     left = int(limit * (1 - empty / MINUTE) + GRAIN) if empty < MINUTE else 0
     return b"%d" % limit, b"%d" % left, duration(empty).encode()
+
+
+def quotas_used(usage: UsageBook, key_id: str) -> dict[str, int]:
+    """What a key has used of its quotas, as far as it is in the records: a second or two ago."""
+    now = time.time()
+    spent = [usage.spent(key_id, since * 1000, int(now * 1000) + 1) for since in Period.of(now).starts()]
+    return dict(zip(("tokens_per_day", "tokens_per_month"), spent, strict=True))
 
 
 def duration(seconds: float) -> str:
