@@ -209,6 +209,6 @@ def test_a_prompt_that_just_fits_is_not_refused(stack: Stack, http: httpx.Client
         assert answer.status_code == 200
     except httpx.ReadTimeout:
         pass
-    wait_for(lambda: stack.python("engine", BUSY) == "0")
+    wait_for(lambda: stack.python("engine", BUSY) == "0", deadline=120)  # it looks up between two parts of a prompt
     refused = http.post(PATHS["chat"], json={"messages": words(stack, limit), "stream": stream})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
