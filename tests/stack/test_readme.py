@@ -38,8 +38,9 @@ def blocks(language: str) -> list[str]:
 
 
 def run(stack: Stack, command: list[str], text: str) -> str:
+    """The tiny model may count to the end of its context, some 4000 tokens."""
     text = text.replace("http://127.0.0.1:9000", stack.url).replace("dev-key", KEY)
-    done = subprocess.run([*command, text], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*command, text], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
