@@ -2,24 +2,25 @@
 ARG PYTHON_IMAGE=python:3.13.16-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
-# Packages first: they change less often than the code, and this layer is then taken from the cache.
+# Packages come first, because they change less often than the code, so this layer is usually cached.
 COPY requirements/gateway.txt /build/
-# pip stays out of what is shipped: it installs from one environment into another that has none.
+# The image has no pip: it installs from one environment into another one without pip.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /build/pip && python3 -m venv --without-pip /opt/venv && \
     /build/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check \
         --no-compile --require-hashes --requirement /build/gateway.txt
 COPY gateway /opt/gateway/gateway
 # The `stack` command, from any directory.
-RUN printf '#!/opt/venv/bin/python\nimport sys\nsys.path.insert(0, "/opt/gateway")\nfrom gateway.cli import main\nmain()\n' \
+RUN printf '#!/opt/venv/bin/python\nimport sys\nsys.path.insert(0, "/opt/gateway")\nfrom gateway.cli.main import main\nmain()\n' \
         >/opt/venv/bin/stack && chmod 0755 /opt/venv/bin/stack
-# Compiled here, because the running container can't write: unchecked-hash spares it looking at the sources too.
-RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /opt/gateway
+# Every user may read the files, also if the clone was made under umask 077. They are compiled here, because the running
+# container cannot write. With unchecked-hash, Python does not compare them with the sources.
+RUN chmod -R a+rX /opt/gateway && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /opt/gateway
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/gateway /opt/gateway
-# A new named volume takes the owner of what it covers.
+# A new named volume takes the owner of the directory that it covers.
 RUN mkdir -m 0700 /var/lib/stack && chown 10001:10001 /var/lib/stack
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -28,6 +29,6 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /opt/gateway
 USER 10001:10001
 EXPOSE 9000
-# The program checks itself: no shell and no curl needed.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 CMD ["python", "-m", "gateway.healthcheck"]
+# The program checks itself, so the image needs no shell and no curl.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=3 CMD ["python", "-m", "gateway.server.healthcheck"]
 ENTRYPOINT ["python", "-m", "gateway"]

@@ -1,22 +1,22 @@
 # Every target is a small script of the same name in scripts/. `make` alone lists them.
 .DEFAULT_GOAL := help
 
-# As typed: a question may hold a dollar sign.
+# The text as typed, because a question may contain a dollar sign.
 override export Q := $(value Q)
 
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: ## bring the stack up and say how to use it (ENGINE=ollama|vllm|tiny chooses the engine)
-doctor: ## look at whether this machine can carry it, and change nothing
-down: ## stop it; fetched models stay
-logs: ## follow its logs
-chat: ## ask it something: make chat Q="Why is the sky blue?"
-dev: ## run gateway and tiny engine as plain processes, reloading on change (LLM_BASE_URL=… takes your engine)
+up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny chooses the engine, MONITORING=on|off)
+doctor: ## check whether this machine can run the stack, and change nothing
+down: ## stop the stack and keep the fetched models
+logs: ## follow the logs
+chat: ## ask the model a question: make chat Q="Why is the sky blue?"
+dev: ## run the gateway and the tiny engine as plain processes, and reload on change (LLM_BASE_URL=… uses your engine)
 test: ## run all checks and all tests
-check: ## run the checks alone
+check: ## run only the checks
 bench-quick: ## measure what the gateway costs, in two minutes
-soak: ## 50,000 requests with faults among them, 600 kills: every one accounted for, nothing leaks
+soak: ## send 50,000 requests, some with faults, kill workers 600 times, and account for every request
 lock: ## pin the dependencies in requirements/ again
 
 up doctor down logs chat dev test check bench-quick soak lock:

@@ -1,6 +1,7 @@
-"""What a request pays for limits of every kind and for usage: `python -m bench.budget [--rounds N]`.
+"""Measure what limits of every kind and usage cost for each request: `python -m bench.budget [--rounds N]`.
 
-The gateway, and itself without both (without.py), in turn on one core, beside nginx. Two minutes with ten rounds.
+The gateway, and the gateway without both (without.py), run in turn on one core, beside nginx. Ten rounds take two
+minutes.
 """
 
 import argparse
@@ -12,12 +13,12 @@ from statistics import median
 
 from bench import chat, quick, service
 
-TOKENS = len(chat.TOKENS)  # of the stream
+TOKENS = len(chat.TOKENS)  # tokens of the stream
 LOADS = {"blocking": quick.blocking, "stream": quick.streams}
 
 
 def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
-    """CPU in µs for each answer: by load, then by subject."""
+    """Return the CPU time in µs for each answer: by load, then by subject."""
     load_core, test_core = quick.cores()
     found: dict[str, dict[str, list[float]]] = {load: defaultdict(list) for load in LOADS}
     with ExitStack() as stack:

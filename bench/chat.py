@@ -1,10 +1,11 @@
-"""The one exchange that is measured, byte for byte: what is asked, and what the mock engine answers."""
+"""The one exchange that is measured, byte for byte: the request, and the mock engine's answer."""
 
 import json
 from typing import Any
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"  # vLLM's default in this project: names have their length in real traffic
-TOKENS = [f" token{number:02d}" for number in range(64)]  # numbered, so that a lost or swapped one shows
+# VLLM's default in this project, because the length of a real name counts too
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+TOKENS = [f" token{number:02d}" for number in range(64)]  # numbered, so that a lost or swapped token is noticed
 USAGE = {"prompt_tokens": 27, "total_tokens": 91, "completion_tokens": 64, "prompt_tokens_details": None}
 
 
@@ -18,8 +19,24 @@ def _ask(**more: Any) -> bytes:
     return _dump(model=MODEL, messages=[system, user], max_tokens=64, temperature=0.7, **more)
 
 
+def _ask_response() -> bytes:
+    system, user = "You are a helpful assistant.", "Count the tokens of this answer, please."
+    return _dump(model=MODEL, instructions=system, input=user, max_output_tokens=64, temperature=0.7, stream=True)
+
+
+def _ask_message() -> bytes:
+    system, user = "You are a helpful assistant.", "Count the tokens of this answer, please."
+    messages = [{"role": "user", "content": user}]
+    return _dump(model=MODEL, system=system, messages=messages, max_tokens=64, temperature=0.7, stream=True)
+
+
 BLOCKING = _ask()
 STREAM = _ask(stream=True, stream_options={"include_usage": True})
+# The same stream through the translated APIs: path, body, and the type of the last event.
+TRANSLATED: dict[str, tuple[str, bytes, bytes]] = {
+    "responses": ("/v1/responses", _ask_response(), b"response.completed"),
+    "messages": ("/v1/messages", _ask_message(), b"message_stop"),
+}
 PACED = _ask(stream=True, stream_options={"include_usage": True}, user="paced")  # this user gets a token every 10 ms
 
 
@@ -35,7 +52,7 @@ def _blocking_reply() -> bytes:
 
 
 def stream_events(*, usage: bool) -> list[bytes]:
-    """The events of a stream: the role, 64 tokens, the finish, the usage if asked for, [DONE]."""
+    """Return the events of a stream: the role, 64 tokens, the finish_reason, the usage if asked for, and [DONE]."""
 
     def event(*choices: dict[str, Any], **more: Any) -> bytes:
         return b"data: " + _answer("chat.completion.chunk", list(choices), **more) + b"\n\n"

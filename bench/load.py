@@ -1,9 +1,10 @@
-"""The load: wrk for answers that come at once, a raw client of our own for paced streams. Every answer is checked."""
+"""The load: wrk for answers that come at once, and a raw client for paced streams. Every answer is checked."""
 
 import asyncio
 import http.client
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +21,24 @@ _HEADERS = {"Host": "127.0.0.1", "Authorization": f"Bearer {KEY}", "Content-Type
 
 @dataclass(frozen=True)
 class WrkResult:
-    """What wrk measured. Requests are whole answers with a status of success."""
+    """The result of wrk. Requests are complete answers with a success status."""
 
     requests: int
     seconds: float
     p50_ms: float
 
 
-def run_wrk(port: int, body: bytes, reply: bytes, *, connections: int, seconds: int) -> WrkResult:
+def run_wrk(port: int, body: bytes, size: int, *, connections: int, seconds: int, path: str = _PATH) -> WrkResult:
     """Send `body` over `connections` connections for whole `seconds`.
 
-    Raises BenchError if one answer failed, or if together they are too small to hold `reply` each.
+    Raises BenchError if one answer failed, or if together they are too small to have `size` bytes each.
     """
-    script, url = str(Path(__file__).with_name("wrk.lua")), f"http://127.0.0.1:{port}{_PATH}"
+    script, url = str(Path(__file__).with_name("wrk.lua")), f"http://127.0.0.1:{port}{path}"
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", script, url]
     env = os.environ | {"BENCH_BODY": body.decode(), "BENCH_KEY": KEY}
     output = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=seconds + 10, check=True).stdout
     result = json.loads(output.splitlines()[-1])
-    if any(result["failed"]) or not result["requests"] or result["bytes"] < result["requests"] * len(reply):
+    if any(result["failed"]) or not result["requests"] or result["bytes"] < result["requests"] * size:
         raise BenchError(f"wrong answers from {url} (failed: connect, read, write, status, timeout): {result}")
     return WrkResult(result["requests"], result["us"] / 1e6, result["p50_us"] / 1e3)
 
@@ -52,8 +53,24 @@ def check_answers(port: int) -> None:
     connection.close()
 
 
+def check_translated(port: int, path: str, body: bytes, last: bytes) -> int:
+    """Ask for one stream of a translated API and return its size in bytes. Raises BenchError unless it has all tokens
+    in order, and ends with the event of type `last`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", path, body, _HEADERS)
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    told = re.findall(rb'"(?:delta|text)":"( token\d\d)"', text)
+    final = text.rstrip().rpartition(b"\n\n")[2]
+    if [it.decode() for it in told] != chat.TOKENS or not final.startswith(b"event: " + last):
+        raise BenchError(f"a wrong stream from {path}: {response.status}, ending {text[-300:]!r}")
+    return len(text)
+
+
 def run_paced(port: int, *, connections: int, streams_each: int) -> int:
-    """Hold `connections` paced streams, `streams_each` one after the other on each; return the tokens received.
+    """Hold `connections` paced streams, `streams_each` one after the other on each; return the number of tokens
+    received.
 
     Raises BenchError unless every stream is the engine's, byte for byte, and came spread over its time.
     """
@@ -78,7 +95,7 @@ def run_paced(port: int, *, connections: int, streams_each: int) -> int:
 
 
 class PacedClient(asyncio.Protocol):
-    """One kept-alive connection with one paced stream at a time. Whoever opens it closes `transport`."""
+    """One kept-alive connection with one paced stream at a time. The caller closes `transport`."""
 
     transport: asyncio.Transport
     _ended: asyncio.Future[None]
@@ -88,7 +105,7 @@ class PacedClient(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
 
     async def stream(self) -> float:
-        """Ask, take the whole answer, check it. Returns the seconds from its first byte to its last."""
+        """Ask, read the whole answer and check it. Returns the seconds from its first byte to its last."""
         head = "".join(f"{name}: {value}\r\n" for name, value in _HEADERS.items())
         request = f"POST {_PATH} HTTP/1.1\r\n{head}Content-Length: {len(chat.PACED)}\r\n\r\n".encode() + chat.PACED
         self._received, self._ended = bytearray(), self._loop.create_future()

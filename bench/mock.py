@@ -27,7 +27,7 @@ def _reply(body: bytes, status: bytes = b"200 OK") -> bytes:
 
 
 def _pieces(*, usage: bool) -> list[bytes]:
-    """A stream in the pieces a paced one is written in: head and role, each token, all the rest."""
+    """Return a stream in the pieces in which a paced one is written: head and role, each token, all the rest."""
     head = b"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     role, *chunks = (b"%x\r\n%b\r\n" % (len(event), event) for event in chat.stream_events(usage=usage))
     tokens, rest = chunks[: len(chat.TOKENS)], chunks[len(chat.TOKENS) :]
@@ -43,7 +43,7 @@ MISSING = _reply(b'{"error":{"message":"Not Found","type":"NotFoundError","code"
 
 
 class Pacer:
-    """Paces any number of streams with one timer, as an engine's batch does: each step gives every stream a token."""
+    """Pace any number of streams with one timer, as an engine's batch does: each step gives every stream a token."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -108,7 +108,8 @@ class Engine(asyncio.Protocol):
         elif request.startswith(b"GET /v1/models "):
             self._transport.write(MODELS)
         else:
-            self._transport.write(HEALTH if request.startswith(b"GET /health ") else MISSING)
+            known = request.startswith((b"GET /health ", b"POST /v1/traces "))  # a collector of traces, too
+            self._transport.write(HEALTH if known else MISSING)
 
 
 async def serve(port: int) -> None:

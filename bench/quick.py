@@ -1,4 +1,4 @@
-"""What the gateway costs, beside nginx (the floor) and the engine alone, in one run: `python -m bench.quick`.
+"""Measure what the gateway costs, beside nginx (the floor) and the engine alone: `python -m bench.quick`.
 
 The service under test has one core to itself; wrk, the paced client and the mock engine share another.
 """
@@ -23,10 +23,10 @@ from bench import chat, load, report, service
 from bench.service import BenchError, Service
 
 SUBJECTS = ("nginx", "direct", "gateway")
-ROUNDS = 3  # of which the median counts
-CONNECTIONS = 32  # of wrk, where it isn't one
+ROUNDS = 3  # rounds, of which the median counts
+CONNECTIONS = 32  # connections of wrk in the loads with several
 PACED = {"connections": 100, "streams_each": 4}
-GIVE_UP_S = 180  # for the whole run
+GIVE_UP_S = 180  # seconds for the whole run
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 Figures = dict[str, float]  # by the keys of report.FIGURES
@@ -34,7 +34,7 @@ Figures = dict[str, float]  # by the keys of report.FIGURES
 
 def blocking(subject: Service, seconds: int = 2) -> Figures:
     lines, before = subject.log_lines, subject.cpu_s()
-    done = load.run_wrk(subject.port, chat.BLOCKING, chat.BLOCKING_REPLY, connections=CONNECTIONS, seconds=seconds)
+    done = load.run_wrk(subject.port, chat.BLOCKING, len(chat.BLOCKING_REPLY), connections=CONNECTIONS, seconds=seconds)
     return {
         "blocking_cpu_ms": _spent(subject, before) / done.requests * 1e3,
         "blocking_per_s": done.requests / done.seconds,
@@ -43,14 +43,25 @@ def blocking(subject: Service, seconds: int = 2) -> Figures:
 
 
 def alone(subject: Service) -> Figures:
-    done = load.run_wrk(subject.port, chat.BLOCKING, chat.BLOCKING_REPLY, connections=1, seconds=1)
+    done = load.run_wrk(subject.port, chat.BLOCKING, len(chat.BLOCKING_REPLY), connections=1, seconds=1)
     return {"alone_per_s": done.requests / done.seconds, "alone_p50_ms": done.p50_ms}
 
 
 def streams(subject: Service, seconds: int = 2) -> Figures:
     before = subject.cpu_s()
-    done = load.run_wrk(subject.port, chat.STREAM, chat.STREAM_REPLY, connections=CONNECTIONS, seconds=seconds)
+    done = load.run_wrk(subject.port, chat.STREAM, len(chat.STREAM_REPLY), connections=CONNECTIONS, seconds=seconds)
     return {"stream_cpu_ms": _spent(subject, before) / done.requests * 1e3}
+
+
+def translated(subject: Service, seconds: int = 2) -> Figures:
+    """Measure the same stream through the translated APIs, which only the gateway has."""
+    figures: Figures = {}
+    for name, (path, body, last) in chat.TRANSLATED.items() if subject.name == "gateway" else ():
+        size = load.check_translated(subject.port, path, body, last)
+        before = subject.cpu_s()
+        done = load.run_wrk(subject.port, body, size, connections=CONNECTIONS, seconds=seconds, path=path)
+        figures[f"{name}_cpu_ms"] = _spent(subject, before) / done.requests * 1e3
+    return figures
 
 
 def paced(subject: Service) -> Figures:
@@ -65,7 +76,7 @@ def _spent(subject: Service, before: float) -> float:
 
 
 def warm_up(subject: Service) -> Figures:
-    """Check its answers, load it for two seconds, and forget the figures."""
+    """Check the subject's answers, load it for two seconds, and forget the figures."""
     load.check_answers(subject.port)
     blocking(subject, seconds=1)
     streams(subject, seconds=1)
@@ -73,7 +84,7 @@ def warm_up(subject: Service) -> Figures:
 
 
 def measure(names: list[str], how_often: int, test_core: int, load_core: int) -> report.Rounds:
-    """Start the subjects and measure them in turn, so that a busy moment of the machine hits them alike."""
+    """Start the subjects and measure them in turn, so that other load on the machine affects them alike."""
     rounds: report.Rounds = {name: defaultdict(list) for name in names}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -94,7 +105,7 @@ def measure(names: list[str], how_often: int, test_core: int, load_core: int) ->
         turn(warm_up)
         for number in range(how_often):
             print(f"round {number + 1} of {how_often}", file=sys.stderr)
-            for step in (blocking, alone, streams, paced):
+            for step in (blocking, alone, streams, translated, paced):
                 turn(step)
         for name in names:
             load.check_answers(running[name].port)
@@ -102,20 +113,20 @@ def measure(names: list[str], how_often: int, test_core: int, load_core: int) ->
 
 
 def cores() -> tuple[int, int]:
-    """One for the load, to which this process now keeps, and one for what is tested. Exits with a sentence where there
-    aren't two, or tools are missing."""
-    os.environ["PATH"] += ":/usr/sbin"  # where Debian keeps nginx, and not in every user's PATH
+    """Return a core for the load, on which this process stays, and a core for the subjects. Exits with a message if
+    there are not two cores, or if tools are missing."""
+    os.environ["PATH"] += ":/usr/sbin"  # Debian installs nginx here, which is not in every user's PATH
     if missing := [tool for tool in ("nginx", "wrk") if not shutil.which(tool)]:
         sys.exit(f"bench: {' and '.join(missing)} not found. On Debian: apt-get install nginx-light wrk")
     load_core, test_core = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
     if load_core == test_core:
         sys.exit("bench: needs two cores, one for the service under test and one for the load.")
-    os.sched_setaffinity(0, {load_core})  # ours, and inherited by wrk
+    os.sched_setaffinity(0, {load_core})  # this process's core, which wrk inherits
     return load_core, test_core
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON. Exits 1 with a sentence where the run is worth nothing."""
+    """Measure, print the table, and write the JSON. Exits 1 with a message if the run is invalid."""
     parser = argparse.ArgumentParser(prog="python -m bench.quick", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round to FILE")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="all, unless told otherwise")

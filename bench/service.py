@@ -1,4 +1,5 @@
-"""A service under test: started on a core of its own, its output drained, its CPU read from /proc, always stopped."""
+"""A service under test: started on its own core, with its output read, its CPU time read from /proc, and always
+stopped."""
 
 import http.client
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from bench.chat import MODEL
 
 KEY = "bench-key-0123456789abcdef"
-READY_S, STOP_S = 30, 5  # seconds until it answers, and between SIGTERM and SIGKILL
+READY_S, STOP_S = 120, 5  # seconds until the service answers, and between SIGTERM and SIGKILL
 
 _ROOT = Path(__file__).parent.parent
 _NGINX = """
@@ -34,15 +35,16 @@ http {{
 
 
 class BenchError(Exception):
-    """The run is worthless; the message says why, for a person."""
+    """Say that the run is invalid. The message gives the reason."""
 
 
 class Service:
-    """A running process with its descendants (one session), its port on 127.0.0.1, and its output, read and counted."""
+    """A running process with its descendants (one session), its port on 127.0.0.1, and its output, which is read and
+    counted."""
 
     def __init__(self, name: str, port: int, process: subprocess.Popen[bytes], settle_s: float) -> None:
         self.name, self.port, self.process = name, port, process
-        self.settle_s = settle_s  # after a load, for what it still does behind its answers
+        self.settle_s = settle_s  # seconds after a load, for the work that follows its answers
         self.log_lines, self._last_output = 0, b""
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
@@ -52,7 +54,7 @@ class Service:
         return sum(int(field) for stat in self._stats() for field in stat[11:15]) / os.sysconf("SC_CLK_TCK")
 
     def rss_mb(self) -> float:
-        """Resident memory of all its processes in MB (10^6 bytes); a page that two share counts twice."""
+        """Resident memory of all its processes in MB (10^6 bytes); a page that two processes share counts twice."""
         return sum(int(stat[21]) for stat in self._stats()) * os.sysconf("SC_PAGESIZE") / 1e6
 
     def pin(self, core: int) -> None:
@@ -61,7 +63,7 @@ class Service:
             os.sched_setaffinity(int(thread.name), {core})
 
     def wait_until_ready(self, path: str) -> None:
-        """Return once GET `path` is answered with 200. Raises BenchError with the service's last words."""
+        """Return when GET `path` is answered with 200. Raises BenchError with the service's last output."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self.process.poll() is None:
             with suppress(OSError, http.client.HTTPException):
@@ -91,28 +93,31 @@ class Service:
 
 
 def mock(core: int) -> AbstractContextManager[Service]:
-    """The engine, alone."""
-    port = _free_port()
+    """The engine alone."""
+    port = free_port()
     return _running("direct", port, [sys.executable, "-m", "bench.mock", str(port)], core, "/health")
 
 
 def nginx(core: int, engine: int, scratch: Path) -> AbstractContextManager[Service]:
     """nginx as a plain reverse proxy: one worker, no log, no buffering, kept-alive connections on both sides."""
-    port = _free_port()
+    port = free_port()
     (scratch / "nginx.conf").write_text(_NGINX.format(port=port, engine=engine))
     return _running("nginx", port, ["nginx", "-p", str(scratch), "-c", "nginx.conf", "-e", "stderr"], core, "/health")
 
 
-def gateway(core: int, engine: int, scratch: Path, module: str = "gateway") -> AbstractContextManager[Service]:
-    """The gateway as it is deployed, with logs, usage and a limit of every kind, and one worker. `module` starts it."""
-    port = _free_port()
+def gateway(
+    core: int, engine: int, scratch: Path, module: str = "gateway", name: str = "", **more: str
+) -> AbstractContextManager[Service]:
+    """The gateway as it is deployed, with logs, usage and a limit of every kind, and one worker. `module` starts it,
+    and `more` are settings."""
+    port = free_port()
     settings = {"STACK_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1", "STACK_API_KEYS": KEY}
     settings |= {"LLM_BACKEND": "vllm", "LLM_BASE_URL": f"http://127.0.0.1:{engine}/v1", "LLM_MODEL": MODEL}
-    settings |= {"STACK_DATA_DIR": str(scratch / "data"), "STACK_DRAIN_DELAY": "0"}  # the latter only to stop sooner
+    settings |= {"STACK_DATA_DIR": str(scratch / "data"), "STACK_DRAIN_DELAY": "0"}  # no drain delay, to stop sooner
     limits = ("requests_per_minute", "tokens_per_minute", "concurrent", "tokens_per_day", "tokens_per_month")
     settings |= {f"STACK_LIMIT_{limit.upper()}": str(10**10) for limit in limits}
     return _running(
-        module, port, [sys.executable, "-m", module], core, "/livez", 1.2, **settings
+        name or module, port, [sys.executable, "-m", module], core, "/livez", 1.2, **settings | more
     )  # usage goes to the store once a second
 
 
@@ -121,7 +126,9 @@ def _running(
     name: str, port: int, command: list[str], core: int, ready: str, settle_s: float = 0.1, **settings: str
 ) -> Iterator[Service]:
     """Run `command` from the repository's root, pinned; yield when it is ready, stop it whatever happens."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("STACK_", "LLM_", "GUNICORN_"))}
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("STACK_", "LLM_", "OTEL_", "GUNICORN_"))
+    }
     ours = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})  # inherited, so that no thread of the service ever runs elsewhere
     process = subprocess.Popen(
@@ -141,7 +148,8 @@ def _running(
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,17 +1,15 @@
-"""The gateway as if it had no limits and wrote down no usage, which no setting makes of it: for bench.budget."""
+"""The gateway without limits and without usage, for bench.budget. No setting does this."""
 
 from typing import Any
 
-from gateway.accounts import SharedBook
-from gateway.estimates import Estimate
-from gateway.keys import Key
-from gateway.limits import Lease, free
-from gateway.recorder import Recorder
-from gateway.server import main
+from gateway.limits.memory import SharedBook
+from gateway.limits.rules import Lease
+from gateway.server.master import main
+from gateway.usage.recorder import Recorder
 
 
-async def _admit(_: SharedBook, __: Key, estimate: Estimate) -> Lease:
-    return free(estimate)
+async def _enter(*_: Any, **__: Any) -> Lease:
+    return Lease()
 
 
 def _nothing(*_: Any) -> dict[str, Any]:
@@ -19,7 +17,7 @@ def _nothing(*_: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    SharedBook.admit = _admit  # type: ignore[method-assign, assignment]
+    SharedBook.enter = _enter  # type: ignore[method-assign, assignment]
     Recorder.started = _nothing  # type: ignore[method-assign, assignment]
     Recorder.finished = _nothing  # type: ignore[method-assign, assignment]
     main()

@@ -1,6 +1,9 @@
-"""What every provisioner shares: its patience, and what it tells. How far it is, in its log and in a file for the
-gateway; at the end that the model is there, for which the engine waits, or one sentence why not. From the standard
-library: the images promise no more."""
+"""Provisioning: the retries and the reports that every provisioner shares.
+
+A provisioner reports its progress in its log and in a file for the gateway. At the end it reports that the model is
+there, for which the engine waits, or the reason of a failure. This module needs only the standard library, because the
+images have nothing else.
+"""
 
 import errno
 import json
@@ -12,21 +15,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PROVISIONED = Path.home() / "provisioned"  # holds the model's name once it is there; the images' HOME is /models
-PROGRESS = Path(os.environ.get("PROGRESS_FILE", "/progress/model.json"))  # read by gateway/progress.py
-ATTEMPTS = int(os.environ.get("PROVISION_ATTEMPTS", "5"))  # in a row that bring not one byte; then it is given up
-PAUSE = float(
-    os.environ.get("PROVISION_PAUSE", "2")
-)  # seconds before the second attempt, twice that before the third …
-SILENCE = float(os.environ.get("PROVISION_SILENCE", "600"))  # seconds that bring not one byte; then a new attempt
-WRITE_EVERY = 0.5  # seconds between two states of the file,
-SAY_EVERY = 2.0  # and between two lines in the log
-ALIVE_EVERY = 10.0  # seconds between two signs of life: the checking of a large file takes minutes without a word
-FULL_DISK = "the disk is full: make room where Docker keeps its volumes"
+# Holds the model's name when the model is complete; HOME in the images is /models
+PROVISIONED = Path.home() / "provisioned"
+PROGRESS = Path(os.environ.get("PROGRESS_FILE", "/progress/model.json"))  # read by gateway/upstream/progress.py
+# Attempts in a row without one new byte, after which the download fails
+ATTEMPTS = int(os.environ.get("PROVISION_ATTEMPTS", "5"))
+PAUSE = float(os.environ.get("PROVISION_PAUSE", "2"))  # seconds before the second attempt; the pause doubles each time
+# Seconds without one byte, after which a new attempt begins
+SILENCE = float(os.environ.get("PROVISION_SILENCE", "600"))
+WRITE_EVERY = 0.5  # seconds between two updates of the file
+SAY_EVERY = 2.0  # seconds between two lines in the log
+# Seconds between two updates of the file's time, because checking a large file takes minutes without progress
+ALIVE_EVERY = 10.0
+FULL_DISK = "the disk is full: free some space where Docker keeps its volumes"
 
 
 class Report:
-    """The fetching of one model, told as it happens. While the process lives, the file's time is never old."""
+    """Report the download of one model while it runs. The time of the file shows that the process is alive."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -43,7 +48,7 @@ class Report:
             self._line = line
 
     def fetching(self, completed: int, total: int) -> None:
-        """So many bytes of so many. Called as often as one likes."""
+        """Report `completed` of `total` bytes. It may be called as often as the caller likes."""
         self.completed = completed
         now = time.monotonic()
         if now - self._written_at >= WRITE_EVERY:
@@ -54,17 +59,18 @@ class Report:
             self.say(f"{completed / 1e9:.2f} of {total / 1e9:.2f} GB ({100 * completed // max(total, 1)}%)")
 
     def interrupted(self, reason: str) -> None:
-        """Another attempt follows, and its first bytes are told at once."""
+        """Report that another attempt follows. The first progress of that attempt is reported at once."""
         self.say(reason)
         self._said_at = self._written_at = float("-inf")
 
     def ready(self) -> None:
-        """The model is there: the engine may start. Raises OSError."""
+        """Report that the model is complete, so that the engine may start. Raises OSError."""
         replace(PROVISIONED, self.model + "\n")
         self._write(state="ready")
 
     def failed(self, reason: str, detail: object) -> None:
-        """It can't be had. The reason says what to do; the detail, for the log alone, may name paths and addresses."""
+        """Report that the model cannot be fetched. `reason` says what to do. `detail` is only for the log, because it
+        may have paths and addresses."""
         sentence = f"The model {self.model} could not be fetched: {reason}, then run 'make up' again."
         self._write(state="failed", message=sentence)
         print(f"{sentence} ({' '.join(str(detail).split())})", flush=True)
@@ -80,18 +86,18 @@ class Report:
         try:
             replace(PROGRESS, text)
         except OSError:
-            # A full disk, which is to be told of too, has no room for a second file; the first one's block is there.
+            # The file is overwritten, because a full disk, which must be reported too, has no space for a second file.
             with suppress(OSError), PROGRESS.open("r+") as file:
                 file.write(text.ljust(PROGRESS.stat().st_size))
 
 
 def provision(model: str, fetch: Callable[[Report], None], meaning: Callable[[Exception], tuple[str, bool]]) -> int:
-    """Fetch, again and again while that brings anything. Returns the exit status.
+    """Fetch the model, and try again while an attempt brings new bytes. Returns the exit status.
 
-    `meaning` puts what went wrong into words for a person, and says whether another attempt may help.
+    `meaning` describes an error for a person, and says whether another attempt may help.
     """
     report = Report(model)
-    attempt = before = 0
+    attempt = most = 0
     while True:
         try:
             if provisioned(model):
@@ -102,30 +108,32 @@ def provision(model: str, fetch: Callable[[Report], None], meaning: Callable[[Ex
         except Exception as exc:  # noqa: BLE001 - whatever a library raises, somebody waits for the sentence
             full = isinstance(exc, OSError) and exc.errno == errno.ENOSPC
             reason, again = (FULL_DISK, False) if full else meaning(exc)
-            attempt = 1 if report.completed > before else attempt + 1
-            before = report.completed
+            # Only more bytes than ever before are progress. Bytes that were dropped for their wrong content and fetched
+            # again are not.
+            attempt = 1 if report.completed > most else attempt + 1
+            most = max(most, report.completed)
             if not again or attempt >= ATTEMPTS:
                 report.failed(reason, exc)
                 return 1
             pause = PAUSE * 2 ** (attempt - 1)
-            report.interrupted(f"interrupted ({exc}); going on in {pause:g} s")
+            report.interrupted(f"interrupted ({exc}); continuing in {pause:g} s")
             time.sleep(pause)
         else:
             return 0
 
 
 def provisioned(model: str) -> bool:
-    """Whether an earlier run brought this very model."""
+    """Return whether an earlier run has fetched this model."""
     return PROVISIONED.exists() and PROVISIONED.read_text().strip() == model
 
 
 def weights(model: str) -> Path:
-    """The directory of a model's files, for an engine that keeps none of its own."""
+    """Return the directory of a model's files, for an engine that has no storage of its own."""
     return Path.home() / "weights" / model.replace("/", "--") / "files"
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file in one step: whoever reads it sees the old text or the new one."""
+    """Write a file in one step: a reader sees the old text or the new one."""
     temporary = path.with_suffix(".new")
     temporary.write_text(text)
     temporary.replace(path)

@@ -1,5 +1,5 @@
-"""`python -m gateway` runs the service."""
+"""Run the service: `python -m gateway`."""
 
-from gateway.server import main
+from gateway.server.master import main
 
 main()

@@ -1,52 +1,75 @@
-"""App: builds every object once and hands them to each other."""
+"""App: build every object once, and pass the objects to each other."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import __version__, api, logs
-from gateway.accounts import Accounts, SharedBook
-from gateway.admin import add_admin_routes
-from gateway.admission import Admission
-from gateway.breaker import Breaker, State
+from gateway import __version__, byte_budget, logs
+from gateway.admission.memory import Places
+from gateway.admission.queue import Admission
+from gateway.api import docs
+from gateway.api.admin.routes import add_admin_routes
+from gateway.api.body import Workshop
+from gateway.api.idempotency.answers import Answers
+from gateway.api.middleware import Cors, Head, Host
+from gateway.api.pipeline import Pipeline
+from gateway.api.relay_routes import RelayRoutes, Relays
+from gateway.api.request_log import RequestLog
+from gateway.api.routes import add_routes
 from gateway.config import Config
-from gateway.context import Contexts
-from gateway.estimates import Estimates
-from gateway.health import Health, Probes
-from gateway.idempotency import Answers
-from gateway.keybook import Keybook
-from gateway.keys import Also, Keys, listed_ids
-from gateway.limits import HEADERS
+from gateway.console.console import Console
+from gateway.console.door import Door
+from gateway.console.keys import KeyPages
+from gateway.console.now import Now
+from gateway.console.pages import Pages
+from gateway.console.requests import RequestPages
+from gateway.console.sessions import Sessions
+from gateway.console.usage import UsagePages
+from gateway.headers import EXPOSED
+from gateway.keys.authenticate import Also, Keys
+from gateway.keys.book import Keybook
+from gateway.keys.configured import listed_ids
+from gateway.limits.estimates import Estimates
+from gateway.limits.memory import Accounts, SharedBook
+from gateway.limits.near import Near
+from gateway.limits.postgres import PostgresBook
 from gateway.metrics import Metrics
-from gateway.middleware import Host, RequestLog
-from gateway.pipeline import Pipeline
-from gateway.places import Places
-from gateway.progress import Progress
-from gateway.promptbook import Promptbook
-from gateway.prompts import Prompts
-from gateway.recorder import Recorder
-from gateway.relay import Rules
-from gateway.replicas import PostgresBook
-from gateway.retry import Budget
-from gateway.routing import Routes
+from gateway.prompts.book import InForce, Promptbook
+from gateway.prompts.render import Prompts
+from gateway.recent.recent import Memory, Recent
+from gateway.relay.continuation_trials import Continuations
+from gateway.relay.services import Services
+from gateway.relay.suspects import Suspects
+from gateway.responses.responses import Responses
+from gateway.routing.health import Health, Probes
+from gateway.routing.listing import Listing
+from gateway.routing.retry import Budget
+from gateway.routing.routes import Routes
 from gateway.settings import Settings
-from gateway.shared import Shared
-from gateway.store import open_store
-from gateway.upstream import Upstream
-from gateway.usage import UsageBook
+from gateway.shared_memory import Shared
+from gateway.store.store import open_store
+from gateway.upstream.breaker import Breaker, State
+from gateway.upstream.client import Upstream
+from gateway.upstream.context_window import Contexts
+from gateway.upstream.progress import Progress
+from gateway.usage.recorder import Recorder
+from gateway.usage.rows import UsageBook
+from gateway.usage.sums import Sums
 
-OWN_HEADERS = ("x-request-id", "x-stack-arm", "x-stack-ignored-params", "x-stack-queue-ms", "x-stack-resumes")
+if TYPE_CHECKING:
+    from gateway.traces.spans import Traces
 
 
 class Gateway:
-    """The whole service as one ASGI app. `cut` ends the streams still running, with an error frame each."""
+    """Hold the whole service as one ASGI app. `cut` ends each running stream with an error event."""
 
-    def __init__(self, app: ASGIApp, relays: api.Relays) -> None:
+    def __init__(self, app: ASGIApp, relays: Relays) -> None:
         self._app = app
         self._relays = relays
 
@@ -58,88 +81,180 @@ class Gateway:
             relay.cut()
 
 
-def create_app(settings: Settings, config: Config, shared: Shared, accounts: Accounts, places: Places) -> Gateway:
+def create_app(
+    settings: Settings,
+    config: Config,
+    shared: Shared,
+    accounts: Accounts,
+    places: Places,
+    suspects: Suspects,
+    memory: Memory,
+    sessions: Sessions,
+) -> Gateway:
     """Build the gateway. Connections are opened and closed by the app's lifespan."""
     metrics = Metrics([name for name, model in config.models.items() if not model.split])
     logs.on_drop(metrics.log_line_dropped)
     upstreams = {name: _upstream(name, config, metrics) for name in config.engines}
-    routes = Routes(config, settings, upstreams)
-    progress = Progress(settings)
-    health = Health(routes, upstreams, progress, shared.draining)
-    log_content = settings.stack_log_content and settings.stack_log_level == "DEBUG"
-    store = open_store(settings)
-    listed = listed_ids(settings)
-    usage = UsageBook(store, listed)
-    relays: api.Relays = set()
+    routes, progress = Routes(config, settings, upstreams), Progress(settings)
+    store, listed = open_store(settings), listed_ids(settings)
+    usage, promptbook = UsageBook(store, listed), Promptbook(store)
+    relays: Relays = set()
     recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
-    budget = Budget(config.retries.budget, settings.stack_workers)
-    admission = Admission(settings, config, upstreams, places, shared.slot, shared.sockets, metrics)
-    rules = Rules(config.retries, budget, metrics, recorder, Estimates(), Contexts(), admission, log_content)
-    prompts, promptbook = Prompts(), Promptbook(store)
-    keys = Keys(settings, store, shared.keys, Also(promptbook.in_force, lambda it: prompts.take(*it)))
-    book = _book(settings, accounts, shared.slot, usage)
-    pipeline = Pipeline(settings, keys, routes, prompts, book, rules)
-    answers = Answers(settings, shared.answers)
+    admission = Admission(settings, config, upstreams, places, shared.seat, shared.sockets, metrics)
+    recent = Recent(memory, shared.seat)
+    rules = _rules(settings, config, metrics, recorder, recent, admission, suspects, progress)
+    prompts = Prompts()
+    also = Also(lambda: promptbook.in_force().dump(), lambda it: prompts.take(*InForce.load(it)))
+    keys = Keys(settings, store, shared.keys, also, lambda: pipeline.look_after(list(relays)))
+    book = _book(settings, accounts, shared.seat, usage, Near(metrics.near_quota))
+    held = byte_budget.per_worker(settings.stack_body_budget_bytes, settings.stack_workers)
+    bodies, answers, responses = Workshop(), Answers(settings, shared.answers), Responses(settings, store)
+    pipeline = Pipeline(settings, keys, routes, prompts, book, answers, rules, held, bodies, responses)
+    health, keybook = Health(routes, upstreams, progress, shared.draining), Keybook(store, listed)
+    now = Now(settings, config, keys, keybook, health, upstreams, progress, recent, listed)
+    console = _console(settings, sessions, keys, now, keybook, promptbook, usage, Sums(store), recent, routes)
+
+    opened: list[AbstractAsyncContextManager[object]] = [recorder, keys]
+    if rules.traces is not None:
+        opened.insert(0, rules.traces)  # the last to be closed: every request has ended then
+    if isinstance(book, PostgresBook):
+        opened.append(book)
+    opened += [*upstreams.values(), admission, Probes(config.breaker, upstreams), answers, responses, console]
+    fastapi = docs.documented_app(_lifespan(opened, [store.close, bodies.close]))
+    add_routes(fastapi, keys, routes, Listing(routes), health, responses)
+    add_admin_routes(fastapi, settings, keybook, promptbook, usage, routes)
+    fastapi.router.routes.extend(console.paths())
+    relayed = RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
+    return Gateway(_middleware(relayed, settings, metrics, rules.traces), relays)
+
+
+def _rules(
+    settings: Settings,
+    config: Config,
+    metrics: Metrics,
+    recorder: Recorder,
+    recent: Recent,
+    admission: Admission,
+    suspects: Suspects,
+    progress: Progress,
+) -> Services:
+    """What all relays of this worker share."""
+    return Services(
+        config.retries,
+        Budget(config.retries.budget, settings.stack_workers),
+        metrics,
+        recorder,
+        recent,
+        Estimates(),
+        Contexts(),
+        Continuations(),
+        admission,
+        suspects,
+        progress,
+        _traces(settings, config, metrics),
+        settings.stack_log_content and settings.stack_log_level == "DEBUG",
+        settings.stack_max_answer_bytes,
+    )
+
+
+def _console(
+    settings: Settings,
+    sessions: Sessions,
+    keys: Keys,
+    now: Now,
+    book: Keybook,
+    prompts: Promptbook,
+    usage: UsageBook,
+    sums: Sums,
+    recent: Recent,
+    routes: Routes,
+) -> Console:
+    """The pages at /console."""
+    listed, pages = listed_ids(settings), Pages()
+    return Console(
+        Door(settings, keys, sessions),
+        now,
+        KeyPages(settings, book, prompts, usage, recent.captures, pages),
+        UsagePages(sums, usage, listed, pages),
+        RequestPages(settings, recent, usage, book, pages),
+        routes,
+        pages,
+    )
+
+
+def _lifespan(
+    opened: Sequence[AbstractAsyncContextManager[object]], closed: Sequence[Callable[[], None]]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Open what is to be `opened`, in this order; in the end close it in the reverse order, and then what is to be
+    `closed`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            stack.callback(store.close)
-            await stack.enter_async_context(recorder)
-            await stack.enter_async_context(keys)
-            if isinstance(book, PostgresBook):
-                await stack.enter_async_context(book)
-            for upstream in upstreams.values():
-                await stack.enter_async_context(upstream)
-            await stack.enter_async_context(admission)
-            await stack.enter_async_context(Probes(config.breaker, upstreams))
-            await stack.enter_async_context(answers)
+            for close in closed:
+                stack.callback(close)
+            for it in opened:
+                await stack.enter_async_context(it)
             yield
         logs.flush()
 
-    fastapi = FastAPIOffline(
-        title="stack",
-        version=__version__,
-        summary="An OpenAI-compatible endpoint in front of your own inference engine.",
-        lifespan=lifespan,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
-        static_url="/docs/static",
-        redirect_slashes=False,
-    )
-    api.add_routes(fastapi, keys, routes, health)
-    add_admin_routes(fastapi, settings, Keybook(store, listed), promptbook, usage)
+    return lifespan
 
-    app: ASGIApp = api.RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
+
+def _middleware(app: ASGIApp, settings: Settings, metrics: Metrics, traces: "Traces | None") -> ASGIApp:
+    """What every request passes through, the innermost first."""
+    app = Host(Head(app), settings=settings)
     if settings.stack_cors_origins:
-        app = CORSMiddleware(
+        app = Cors(
             app,
             allow_origins=settings.stack_cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # authorization and the x-stainless-* family of the official clients
-            expose_headers=[*OWN_HEADERS, "retry-after", "retry-after-ms", *HEADERS],
+            allow_methods=["DELETE", "GET", "HEAD", "POST"],
+            allow_headers=["*"],  # authorization, and the x-stainless-* headers of the official clients
+            # A listed page may be public while this gateway is on the visitor's own network
+            allow_private_network=True,
+            expose_headers=EXPOSED,
             max_age=600,
         )
-    app = Host(app, settings=settings)
-    app = RequestLog(app, log_level=settings.stack_log_level, metrics=metrics)
-    return Gateway(app, relays)
+    return RequestLog(app, log_level=settings.stack_log_level, metrics=metrics, traces=traces)
 
 
-def _book(settings: Settings, accounts: Accounts, slot: int, usage: UsageBook) -> SharedBook | PostgresBook:
-    """Where the keys' accounts are: with PostgreSQL there may be other gateways beside this one."""
+def _book(settings: Settings, accounts: Accounts, seat: int, usage: UsageBook, near: Near) -> SharedBook | PostgresBook:
+    """Return the book of the keys' accounts: in PostgreSQL if it is configured, because other gateways may share it;
+    otherwise in memory."""
     if settings.store_url.startswith("postgresql:"):
-        return PostgresBook(settings.store_url, accounts, slot)
+        return PostgresBook(settings.store_url, accounts, seat, near)
 
     async def recorded(key_id: str, since: int, until: int) -> int:
         return await asyncio.to_thread(usage.spent, key_id, since, until)
 
-    return SharedBook(accounts, slot, recorded)
+    return SharedBook(accounts, seat, recorded, near=near)
+
+
+def _traces(settings: Settings, config: Config, metrics: Metrics) -> "Traces | None":
+    if settings.otel_exporter_otlp_endpoint is None:
+        return None
+    # Not even imported by a gateway that has no collector.
+    from gateway.traces import names  # noqa: PLC0415
+    from gateway.traces.attributes import Reached  # noqa: PLC0415
+    from gateway.traces.export import Exporter  # noqa: PLC0415
+    from gateway.traces.spans import Traces  # noqa: PLC0415
+
+    resource = settings.otel_resource_attributes | {
+        names.SERVICE: settings.otel_service_name,
+        names.VERSION: __version__,
+        names.INSTANCE: f"{socket.gethostname()}-{os.getpid()}",
+    }
+    headers = settings.collector_headers()
+    exporter = Exporter(settings.otel_exporter_otlp_endpoint, headers, resource, __version__, metrics.spans_dropped)
+    engines = {name: Reached(it.dialect, it.base_url) for name, it in config.engines.items()}
+    return Traces(exporter, settings.otel_traces_sampler_arg, engines, content=settings.stack_trace_content)
 
 
 def _upstream(name: str, config: Config, metrics: Metrics) -> Upstream:
     def tell(state: State, reason: str) -> None:
         metrics.upstream_state(name, state)
-        logs.event("engine_state", {"engine": name, "state": state, "reason": reason})
+        fields = {"engine": name, "state": state, "reason": reason}
+        logs.event("engine_state", fields, "info" if state == "closed" else "warning")
         upstream.changed.set()
 
     metrics.upstream_state(name, "closed")

@@ -1,17 +1,20 @@
-"""Config: which engines there are and which models lead to them; from stack.yaml, or from the environment alone.
+"""Config: describe the engines and the models that use them, from stack.yaml or from the environment.
 
-The simple case, one engine, needs no file: `from_settings` makes the same Config of LLM_* and STACK_MODEL_ALIASES.
-config/stack.example.yaml shows every field, and a test proves it complete.
+A single engine needs no file: `from_settings` makes the same Config of LLM_* and STACK_MODEL_ALIASES.
+config/stack.example.yaml shows every field, and a test proves that it is complete.
 """
 
+import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from gateway.settings import BaseUrl, Resumes, Seconds, Settings, SettingsError, Slots, Wait
+from gateway import files
+from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Wait
 
+MAX_FILE = 4 * 1024 * 1024  # bytes of stack.yaml, or of a key's file
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -23,11 +26,12 @@ class _Strict(BaseModel):
 class Engine(_Strict):
     """One engine: a base URL and how it behaves."""
 
-    dialect: Literal["ollama", "vllm", "llamacpp"]
+    dialect: EngineName
     base_url: BaseUrl
     slots: Slots = None
     api_key_file: Path | None = None
-    api_key: SecretStr | None = Field(default=None, exclude=True)  # from LLM_API_KEY or api_key_file, never from YAML
+    # From LLM_API_KEY or api_key_file, never from stack.yaml
+    api_key: SecretStr | None = Field(default=None, exclude=True)
 
 
 class Target(_Strict):
@@ -38,7 +42,7 @@ class Target(_Strict):
 
 
 class Timeouts(_Strict):
-    """Seconds. What is left out is as in LLM_*_TIMEOUT."""
+    """Durations in seconds. A missing one comes from LLM_*_TIMEOUT."""
 
     connect: Seconds | None = None
     first_token: Seconds | None = None
@@ -47,7 +51,8 @@ class Timeouts(_Strict):
 
 
 class Resume(_Strict):
-    """How an answer goes on whose engine failed. What is left out is as in STACK_RESUME and STACK_RESUME_WAIT."""
+    """How an answer continues after its engine has failed. A missing value comes from STACK_RESUME or
+    STACK_RESUME_WAIT."""
 
     most: Resumes | None = None
     wait: Wait | None = None
@@ -55,7 +60,7 @@ class Resume(_Strict):
 
 
 class Arm(_Strict):
-    """One side of a split."""
+    """One share of a split."""
 
     name: Name
     weight: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -63,14 +68,14 @@ class Arm(_Strict):
 
 
 class Split(_Strict):
-    """Shares a model's requests out among other models."""
+    """Share the requests of a model between other models."""
 
     arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
     sticky: Annotated[str, Field(pattern=r"^(key|request|header:[A-Za-z0-9-]+)$")] = "key"
 
 
 class Model(_Strict):
-    """A name that callers use, and where it leads: replicas first, then the fallbacks in their order; or a split."""
+    """A name that callers use, and its targets: replicas first, then the fallbacks in their order, or a split."""
 
     targets: tuple[Target, ...] = ()
     fallbacks: tuple[Target, ...] = ()
@@ -81,7 +86,7 @@ class Model(_Strict):
 
 
 class Retries(_Strict):
-    """How often a request may be tried in all, and which share of the live traffic retries may add."""
+    """How often one request may be tried in total, and the share of the live traffic that retries may add."""
 
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     budget: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -90,7 +95,9 @@ class Retries(_Strict):
 
 
 class Breaker(_Strict):
-    """After so many failures in a row an engine is left alone for so long (seconds); probes look after it meanwhile."""
+    """After how many consecutive failures an engine gets no requests, and for how long (seconds). Meanwhile probes
+    check it.
+    """
 
     failures: Annotated[int, Field(ge=1, le=1000)] = 5
     open_for: Seconds = 5.0
@@ -121,32 +128,41 @@ class Config(_Strict):
 
     def _check_model(self, name: str, model: Model) -> None:
         if bool(model.targets) == bool(model.split):
-            raise ValueError(f"models.{name}: give either targets or a split")
+            raise ValueError(f"models.{name}: it must have either targets or a split")
         if model.split and model.fallbacks:
-            raise ValueError(f"models.{name}: a split has no fallbacks of its own; its arms' models have them")
+            raise ValueError(f"models.{name}: a split cannot have fallbacks; give them to the models of its arms")
         for target in (*model.targets, *model.fallbacks):
             if target.engine not in self.engines:
                 raise ValueError(f"models.{name}: there is no engine '{target.engine}'")
         arms = model.split.arms if model.split else ()
         for arm in arms:
             if arm.model not in self.models or self.models[arm.model].split:
-                raise ValueError(f"models.{name}: the arm '{arm.name}' must lead to a model with targets")
+                raise ValueError(f"models.{name}: the arm '{arm.name}' must name a model that has targets")
         if len({arm.name for arm in arms}) < len(arms):
             raise ValueError(f"models.{name}: two arms have the same name")
 
 
 def load(settings: Settings) -> Config:
-    """The Config in force: stack.yaml's where STACK_CONFIG names something that exists, else the environment's.
+    """Return the Config in force: from stack.yaml if the path in STACK_CONFIG exists, otherwise from the environment.
 
     Raises SettingsError with file, line and reason for each mistake.
     """
-    if settings.stack_config.exists():  # a directory, as Docker makes for a mount that isn't there, is refused
-        return _from_file(settings.stack_config)
-    return from_settings(settings)
+    path = settings.stack_config
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return from_settings(settings)
+    except OSError as exc:  # the file may exist behind an unreadable directory, so the settings alone would be a guess
+        raise SettingsError(_unreadable(path, exc)) from None
+    if not stat.S_ISREG(
+        mode
+    ):  # a directory, which Docker makes for a missing mount, or a pipe, which would be read for ever
+        raise SettingsError(f"{path} is not a file. Put a stack.yaml there, or remove it.")
+    return _from_file(path)
 
 
 def from_settings(settings: Settings) -> Config:
-    """One engine, its model, and the aliases of STACK_MODEL_ALIASES."""
+    """Return a Config with one engine, its model, and the aliases of STACK_MODEL_ALIASES."""
     engine = Engine(
         dialect=settings.llm_backend,
         base_url=settings.llm_base_url,
@@ -166,9 +182,9 @@ def from_settings(settings: Settings) -> Config:
 
 def _from_file(path: Path) -> Config:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read(path, MAX_FILE).decode()
     except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError(f"{path}: can't be read: {exc}") from None
+        raise SettingsError(_unreadable(path, exc)) from None
     tree, raw = _parse(path, text)
     try:
         return _with_keys(path, tree, Config.model_validate(raw))
@@ -176,8 +192,17 @@ def _from_file(path: Path) -> Config:
         raise SettingsError("\n".join(_sentence(path, tree, error) for error in exc.errors())) from None
 
 
+def _unreadable(path: Path, reason: OSError | UnicodeDecodeError) -> str:
+    if not isinstance(reason, OSError):
+        return f"{path} cannot be read: it is not UTF-8 text."
+    return (
+        f"{path} cannot be read ({reason.strerror}). In its container the gateway runs as uid 10001, which must be "
+        "allowed to read it: on the machine, 'chmod a+rX' the file and its directory (./config, or STACK_CONFIG_DIR)."
+    )
+
+
 def _parse(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
-    """The file as YAML's nodes, which know their lines, and as values."""
+    """Read the file as YAML nodes, which have line numbers, and as values."""
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(path, tree)
@@ -187,18 +212,18 @@ def _parse(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
         where = f":{mark.line + 1}" if mark else ""
         raise SettingsError(f"{path}{where}: not valid YAML: {getattr(exc, 'problem', None) or exc}") from None
     except RecursionError:
-        raise SettingsError(f"{path}: an alias stands for what it is part of, or it is nested too deep") from None
+        raise SettingsError(f"{path}: it has an alias (*name) inside its own anchor, or is nested too deeply") from None
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Says where a value stands that can't be what it looks like, such as the date 2026-13-01."""
+    """Report the line of a value that looks like a date but is not one, such as 2026-13-01."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
-            raise yaml.MarkedYAMLError(problem=f"this is no {kind}", problem_mark=node.start_mark) from None
+            raise yaml.MarkedYAMLError(problem=f"the value is not a {kind}", problem_mark=node.start_mark) from None
 
 
 def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
@@ -207,29 +232,33 @@ def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
     for name, engine in config.engines.items():
         where = f"{path}:{_line(tree, ('engines', name, 'api_key'))}: engines.{name}.api_key"
         if engine.api_key is not None:
-            raise SettingsError(f"{where}: keys don't belong into this file; use api_key_file")
+            raise SettingsError(f"{where}: a key must not be in this file; use api_key_file")
         if engine.api_key_file is not None:
             where = f"{path}:{_line(tree, ('engines', name, 'api_key_file'))}: engines.{name}.api_key_file"
             try:
-                key = SecretStr(engine.api_key_file.read_text(encoding="utf-8").strip())
+                key = SecretStr(files.read(engine.api_key_file, MAX_FILE).decode().strip())
             except (OSError, UnicodeDecodeError) as exc:
-                raise SettingsError(f"{where}: can't be read: {exc}") from None
+                raise SettingsError(f"{where}: the file cannot be read: {_reason(exc)}") from None
             engine = engine.model_copy(update={"api_key": key})  # noqa: PLW2901
         engines[name] = engine
     return config.model_copy(update={"engines": engines})
 
 
+def _reason(exc: OSError | UnicodeDecodeError) -> str:
+    return str(exc.strerror or exc) if isinstance(exc, OSError) else str(exc)
+
+
 def _sentence(path: Path, tree: yaml.Node | None, error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     location = error["loc"]
-    if not location:  # one of Config's own checks: its message begins with the place
+    if not location:  # a check of Config itself, whose message begins with the place
         location = tuple(message.partition(":")[0].split(".", 1))
         return f"{path}:{_line(tree, location)}: {message}"
     return f"{path}:{_line(tree, location)}: {'.'.join(map(str, location))}: {message}"
 
 
 def _line(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
-    """The line of the deepest part of `location` that is there."""
+    """Return the line of the deepest part of `location` that exists."""
     line = node.start_mark.line + 1 if node else 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
@@ -247,14 +276,14 @@ def _line(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
 
 
 def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
-    """YAML says a name must be unique; PyYAML takes the last one in silence."""
+    """Refuse a name that appears twice in a mapping. YAML forbids it, and PyYAML silently takes the last one."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise SettingsError(f"{path}:{key.start_mark.line + 1}: a name can't be a list or an object")
+                raise SettingsError(f"{path}:{key.start_mark.line + 1}: a name cannot be a list or an object")
             if key.value in seen:
-                raise SettingsError(f"{path}:{key.start_mark.line + 1}: '{key.value}' is given twice")
+                raise SettingsError(f"{path}:{key.start_mark.line + 1}: '{key.value}' appears twice")
             seen.add(key.value)
             _refuse_duplicates(path, value)
     elif isinstance(node, yaml.SequenceNode):

@@ -1,8 +1,11 @@
 """Errors: every way a request can fail, and the one envelope they leave in.
 
+The file is long because it has every error. Each class says little more than its line here.
+
     StackError
     ├── BadRequest           400  the request itself is wrong; `param` names the field
-    │   └── ContextExceeded      400  its prompt is longer than the model can read
+    │   ├── ContextExceeded      400  its prompt is longer than the model can read
+    │   └── EndpointMissing      404  no engine of its model has the endpoint
     ├── InvalidKey           401
     ├── ModelNotFound        404
     ├── NotFound             404  no such path
@@ -10,43 +13,66 @@
     ├── RequestTimeout       408  it did not arrive in time
     ├── IdempotencyConflict  409  its Idempotency-Key was used for another request
     ├── TooLarge             413
-    ├── UnsupportedEncoding  415
+    ├── UnsupportedEncoding  415  its Content-Encoding is neither gzip nor zstd
+    ├── UnsupportedMediaType 415  its Content-Type is not JSON
     ├── HeadersTooLarge      431
-    ├── RateLimited          429  more than the key may have right now
-    ├── QueueShareFull       429  as many of the key's requests wait as may
+    ├── RateLimited          429  the key has reached a limit
+    ├── QueueShareFull       429  the key has its maximum number of requests waiting
     ├── QuotaSpent           429  the key's tokens of the day or month are used up
     ├── InternalError        500
-    ├── EngineError          502  the engine's reply can't be used
+    ├── EngineError          502  the engine's answer cannot be used
     │   ├── EngineUnauthorized   502  the engine refuses the gateway's own credentials
     │   ├── EngineRefused        4xx  the engine refused this request: its status, our shape
+    │   │   └── EngineUnsupported    400  it lacks the endpoint's ability
     │   ├── EngineLost           502  the connection to it ended too early
+    │   │   └── EngineDied           502  it reported its own death
+    │   ├── EngineFailed         502  the engine died, and this request may be the reason
+    │   ├── EngineDisobeyed      502  its model did not make the tool call that was demanded
     │   ├── EngineUnavailable    503
-    │   │   ├── EngineUnreachable 503 no connection to it can be made
-    │   │   ├── EngineOverloaded 503  it has too much to do
-    │   │   │   ├── QueueFull        503  and as many wait for it as may
-    │   │   │   └── QueueTimeout     503  and can't begin before the request's deadline
+    │   │   ├── EngineUnreachable 503 a connection to it is impossible
+    │   │   ├── EngineOverloaded 503  it is overloaded
+    │   │   │   ├── EngineFull       503  its own queue is full
+    │   │   │   ├── QueueFull        503  the gateway's queue for it is full
+    │   │   │   └── QueueTimeout     503  it cannot begin before the request's deadline
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
-    │       └── EngineSilent     504  it said nothing for too long
-    ├── GatewayBusy          503  the gateway itself has too much to do
-    ├── PromptFailed         503  a prompt of the operator's can't be rendered
-    ├── StoreUnavailable     503  the database of keys can't be asked
+    │       └── EngineSilent     504  it was silent for too long
+    ├── GatewayBusy          503  the gateway itself is overloaded
+    ├── PromptFailed         503  a prompt of the operator cannot be rendered
+    ├── StoreUnavailable     503  the database of keys is unreachable
     ├── Draining             503  the gateway itself is stopping
     ├── Exhausted            503  the gateway itself has no file descriptor left
-    └── ClientLeft           499  the caller hung up
+    └── ClientLeft           499  the client disconnected
 
 Codes and types are those of OpenAI's API, so that its clients raise the right exception.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import orjson
 
+from gateway.headers import RETRY_AFTER, RETRY_AFTER_MS, SHOULD_RETRY
+
+_POINTER = re.compile(r"\s+([^.]*Retry-After[^.]*|Try again shortly)\.$")  # a last sentence about the time of a retry
+
+# The level of a log line: "warning" if an operator should look, "error" if an answer was lost.
+Level = Literal["info", "warning", "error"]
+
+
+def level_of(status: int) -> Level:
+    """Return the level of a log line about a request that ended with this status. After a 503 the caller may retry.
+    Below 500 the caller knows what to do."""
+    if status < 500:
+        return "info"
+    return "warning" if status == 503 else "error"
+
 
 class StackError(Exception):
-    """A failure with its HTTP status and OpenAI shape. `message` is for the caller: a sentence, nothing internal."""
+    """A failure with its HTTP status and OpenAI's shape. `message` is a sentence for the caller, without internals."""
 
     status = 500
     type = "server_error"
@@ -62,14 +88,35 @@ class StackError(Exception):
 
     @property
     def outcome(self) -> str:
-        """What logs and metrics call it: one of a closed set, all of them words of ours."""
+        """The name of the error in logs and metrics, from a closed set of the gateway's own words."""
         return self.code or "bad_request"
 
-    def envelope(self) -> bytes:
-        """`{"error": {"message", "type", "param", "code"}}`, all four keys, as JSON."""
+    def envelope(self, message: str | None = None) -> bytes:
+        """Return `{"error": {"message", "type", "param", "code"}}` with all four keys, as JSON. `message` replaces the
+        error's own."""
         return orjson.dumps(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+            {"error": {"message": message or self.message, "type": self.type, "param": self.param, "code": self.code}}
         )
+
+    @property
+    def stream_message(self) -> str:
+        """The message inside a stream. It names the time of a retry itself, because the headers were sent
+        long before."""
+        seconds = self.headers.get(RETRY_AFTER)
+        if seconds is None:
+            return self.message
+        when = f"Retry in {seconds} second{'s' * (seconds != '1')}."
+        return f"{_POINTER.sub('', self.message)} {when}"
+
+
+def forget(error: BaseException | None) -> None:
+    """Drop the tracebacks of a handled error. They form a reference cycle with the error, and keep everything that the
+    request held until the garbage collector runs."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause, and a worker once hung here
+        seen.add(id(error))
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 class BadRequest(StackError):
@@ -77,8 +124,14 @@ class BadRequest(StackError):
     code: str | None = None
 
 
+class EndpointMissing(BadRequest):
+    status, code = 404, "unsupported"
+
+
 class ContextExceeded(BadRequest):
-    """`tokens` are the prompt's, `limit` the model's; None where the engine didn't say."""
+    """Say that a prompt is too long. `tokens` are the prompt's, and `limit` is the model's. Each is None if the
+    engine did not report it.
+    """
 
     code = "context_length_exceeded"
 
@@ -115,7 +168,7 @@ class RequestTimeout(StackError):
 
 class IdempotencyConflict(StackError):
     status, type, code = 409, "invalid_request_error", "idempotency_conflict"
-    headers = MappingProxyType({"x-should-retry": "false"})  # OpenAI's clients would repeat a 409
+    headers = MappingProxyType({SHOULD_RETRY: "false"})  # OpenAI's clients would repeat a 409
 
 
 class TooLarge(StackError):
@@ -124,6 +177,11 @@ class TooLarge(StackError):
 
 class UnsupportedEncoding(StackError):
     status, type, code = 415, "invalid_request_error", "unsupported_encoding"
+    headers = MappingProxyType({"accept-encoding": "gzip, zstd"})  # what a request may use (RFC 9110, 12.5.3)
+
+
+class UnsupportedMediaType(StackError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
 class HeadersTooLarge(StackError):
@@ -131,17 +189,20 @@ class HeadersTooLarge(StackError):
 
 
 class RateLimited(StackError):
-    """`wait` is the time in seconds after which it would be let in; `standing`, headers that say how the key stands."""
+    """`wait` is the number of seconds until the request would be admitted. `standing` are headers with what is left
+    for the key. `limit` names the limit, as limits.rules.Limits does.
+    """
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
-    def __init__(self, message: str, wait: float, standing: Mapping[str, str]) -> None:
+    def __init__(self, message: str, wait: float, standing: Mapping[str, str], limit: str = "") -> None:
         super().__init__(message)
+        self.limit = limit
         self.headers = MappingProxyType({**standing, **_retry_after(wait)})
 
 
 class QueueShareFull(StackError):
-    """`wait` is the time in seconds after which it would be let in."""
+    """`wait` is the number of seconds until the request would be admitted."""
 
     status, type, code = 429, "rate_limit_error", "queue_share_full"
 
@@ -151,11 +212,14 @@ class QueueShareFull(StackError):
 
 
 class QuotaSpent(StackError):
+    """See RateLimited."""
+
     status, type, code = 429, "insufficient_quota", "insufficient_quota"
 
-    def __init__(self, message: str, standing: Mapping[str, str]) -> None:
+    def __init__(self, message: str, standing: Mapping[str, str], limit: str = "") -> None:
         super().__init__(message)
-        self.headers = MappingProxyType({**standing, "x-should-retry": "false"})  # OpenAI's clients would repeat a 429
+        self.limit = limit
+        self.headers = MappingProxyType({**standing, SHOULD_RETRY: "false"})  # OpenAI's clients would repeat a 429
 
 
 class InternalError(StackError):
@@ -169,6 +233,7 @@ class EngineError(StackError):
 
 class EngineUnauthorized(EngineError):
     code = "engine_unauthorized"
+    headers = MappingProxyType({SHOULD_RETRY: "false"})  # it stays so until the operator sets other credentials
 
 
 class EngineRefused(EngineError):
@@ -180,16 +245,35 @@ class EngineRefused(EngineError):
 
     @property
     def outcome(self) -> str:
-        return "engine_refused"  # its code is the engine's own word
+        return "engine_refused"  # the code comes from the engine
+
+
+class EngineUnsupported(EngineRefused):
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, status=400, param=param, code="unsupported")
 
 
 class EngineUnavailable(EngineError):
     status, code = 503, "engine_unavailable"
-    headers = MappingProxyType({"retry-after": "5"})
+    headers = MappingProxyType({RETRY_AFTER: "5"})
 
 
 class EngineLost(EngineError):
     pass
+
+
+class EngineDied(EngineLost):
+    pass
+
+
+class EngineFailed(EngineError):
+    code = "engine_failed"
+    headers = MappingProxyType({SHOULD_RETRY: "false"})  # OpenAI's clients would repeat a 502
+
+
+class EngineDisobeyed(EngineError):
+    code = "engine_broken_tool_call"
+    headers = MappingProxyType({SHOULD_RETRY: "false"})  # the engine was asked twice already
 
 
 class EngineUnreachable(EngineUnavailable):
@@ -198,11 +282,15 @@ class EngineUnreachable(EngineUnavailable):
 
 class EngineOverloaded(EngineUnavailable):
     code = "server_is_overloaded"
-    headers = MappingProxyType({"retry-after": "2"})
+    headers = MappingProxyType({RETRY_AFTER: "2"})
+
+
+class EngineFull(EngineOverloaded):
+    pass
 
 
 class QueueFull(EngineOverloaded):
-    """`wait` is the time in seconds after which it would be let in."""
+    """`wait` is the number of seconds until the request would be admitted."""
 
     code = "queue_full"
 
@@ -227,36 +315,43 @@ class EngineSilent(EngineTimeout):
     pass
 
 
+class AnswerTooLong(EngineTimeout):
+    """The engine worked during the whole time that an answer may take."""
+
+    headers = MappingProxyType({SHOULD_RETRY: "false"})  # it would take as long once more
+
+
 class Draining(StackError):
     status, code = 503, "draining"
-    headers = MappingProxyType({"retry-after": "5"})
+    headers = MappingProxyType({RETRY_AFTER: "5"})
 
 
 class GatewayBusy(StackError):
     status, code = 503, "server_is_overloaded"
-    headers = MappingProxyType({"retry-after": "1"})
+    headers = MappingProxyType({RETRY_AFTER: "1"})
 
 
 class PromptFailed(StackError):
     status, code = 503, "prompt_failed"
+    headers = MappingProxyType({SHOULD_RETRY: "false"})  # it stays so until the operator corrects the prompt
 
 
 class StoreUnavailable(StackError):
     status, code = 503, "store_unavailable"
-    headers = MappingProxyType({"retry-after": "5"})
+    headers = MappingProxyType({RETRY_AFTER: "5"})
 
 
 class Exhausted(StackError):
     status, code = 503, "server_is_overloaded"
-    headers = MappingProxyType({"retry-after": "2"})
+    headers = MappingProxyType({RETRY_AFTER: "2"})
 
 
 def _retry_after(wait: float) -> dict[str, str]:
     milliseconds = max(1, math.ceil(wait * 1000))
-    return {"retry-after": str(-(-milliseconds // 1000)), "retry-after-ms": str(milliseconds)}
+    return {RETRY_AFTER: str(-(-milliseconds // 1000)), RETRY_AFTER_MS: str(milliseconds)}
 
 
 class ClientLeft(StackError):
-    """499 is nginx's status for it; nobody ever receives it."""
+    """The client disconnected. 499 is nginx's status for that, and nobody ever receives it."""
 
     status, code = 499, "client_left"

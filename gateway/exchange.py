@@ -1,48 +1,108 @@
-"""Exchange: the facts of one request, fixed once it is understood. Usage: its tokens. Ending: how it went."""
+"""Exchange: the facts of one request, which are fixed once it is understood; its tokens (Usage); and how it ended
+(Ending)."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import orjson
 
-from gateway.errors import BadRequest, ClientLeft, StackError
+from gateway import multipart
+from gateway.byte_budget import Charge
+from gateway.endpoints import ENDPOINTS, Api, Endpoint, Kind
+from gateway.errors import AnswerTooLong, BadRequest, ClientLeft, Level, StackError, level_of
 
-MOST = 1 << 40  # what an engine says beyond that, it doesn't mean
+MOST = 1 << 40  # tokens; a larger number from an engine is taken for an error
 
-Kind = Literal["chat", "completion", "embedding"]
 
-CONTENT: dict[Kind, str] = {"chat": "messages", "completion": "prompt", "embedding": "input"}  # where the prompt is
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a translated request was before it became a chat completion.
+
+    `ignored` names the fields that its translation left out. `advice` names the fields of the chat completion that the
+    engine may be asked without. `names` has the caller's name of each field of the chat completion that has another.
+    """
+
+    api: Api
+    ignored: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request on its way to an engine. It is whole and checked; nothing here changes any more."""
+    """One request on its way to an engine. It is complete and checked, and never changes."""
 
     request_id: str
     kind: Kind
-    key_id: str  # names the key in logs without giving it away
+    key_id: str  # names the key in logs, and does not reveal it
     stream: bool
     wants_usage: bool  # the caller asked for a usage chunk; the gateway asks the engine for one in any case
     size: int  # messages, prompts or inputs in the request
     choices: int  # answers asked for
-    resume: bool  # it may be continued elsewhere, as far as the caller is concerned
+    resume: bool  # the caller allows another engine to continue the answer
     fields: dict[str, Any]  # the body
     started: float  # time.monotonic(), seconds
-    prompt: str | None = None  # the operator's prompts in it, by name and version
-    priority: int = 1  # its key's weight in a queue
-    queue_timeout: float = 0.0  # seconds that it may wait in queues
-    mark: int = 0  # of its body: when it is sent again it has the same
+    prompt: str | None = None  # the names and versions of the operator's prompts in it
+    priority: int = 1  # the weight of its key in a queue
+    queue_timeout: float = 0.0  # seconds for which it may wait in queues
+    mark: int = 0  # a digest of its body, which recognises the request when it is sent again
+    charge: Charge | None = None  # the memory that it holds
+    origin: Origin | None = None  # None: the request is not translated
 
-    def encode(self, model: str, fields: dict[str, Any], *, stream: bool) -> bytes:
-        """The body for an engine: `fields` as it takes them (gateway.parameters), under its own name for the model, and
-        with its count of tokens asked for.
+    @property
+    def endpoint(self) -> Endpoint:
+        """The properties of all requests of its kind."""
+        return ENDPOINTS[self.kind]
 
-        Raises BadRequest where it is nested more than some 250 levels deep, which is all that orjson writes.
+    @property
+    def api(self) -> Api:
+        """The API that its caller used."""
+        return self.endpoint.api if self.origin is None else self.origin.api
+
+    @property
+    def wants_every_usage(self) -> bool:
+        """Whether the caller asked for usage in every chunk, which vLLM offers."""
+        options = self.fields.get("stream_options") or {}
+        return self.wants_usage and options.get("continuous_usage_stats") is True
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts that are answered: 1 for a chat."""
+        return self.size if self.endpoint.counted == "prompts" else 1
+
+    def having(self, fields: dict[str, Any]) -> "Exchange":
+        """Return the same exchange with another body."""
+        return replace(self, fields=fields)
+
+    @property
+    def inputs(self) -> int:
+        """The number of pieces of work that it is for an engine."""
+        return self.size if self.endpoint.counted == "inputs" else self.choices
+
+    @property
+    def many(self) -> tuple[str, str]:
+        """The field that makes the request several pieces of work, and the name of these pieces."""
+        endpoint = self.endpoint
+        if endpoint.counted == "inputs":
+            return endpoint.content, "inputs"
+        if endpoint.counted == "prompts" and self.size > 1:
+            return endpoint.content, "prompts, each `n` times,"
+        return "n", "answers"
+
+    def encode(self, model: str, fields: dict[str, Any], stream: dict[str, Any] | None = None) -> bytes:
+        """Return the body for an engine as JSON: its `fields` (from upstream.parameters), with the engine's own name
+        for the model. With `stream`, it asks for a stream with these options, which make the engine count its tokens.
+
+        Raises BadRequest if the body is nested more than about 250 levels deep, because orjson cannot write that.
         """
         fields = fields | {"model": model}
-        if stream:
+        if self.endpoint.form:
+            return multipart.write(fields)
+        if stream is not None:
             options = fields.get("stream_options") or {}
-            fields |= {"stream": True, "stream_options": options | {"include_usage": True}}
+            fields |= {"stream": True, "stream_options": options | stream}
         try:
             return orjson.dumps(fields)
         except TypeError:
@@ -51,7 +111,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counted them. `cached` are those of `tokens_in` that it had in its prefix cache."""
+    """The tokens that an engine counted. `cached` is the part of `tokens_in` that came from its prefix cache."""
 
     tokens_in: int
     tokens_out: int
@@ -59,7 +119,7 @@ class Usage:
 
     @classmethod
     def of(cls, value: object) -> "Usage | None":
-        """Read OpenAI's `usage` object; None where it isn't one."""
+        """Read OpenAI's `usage` object; None if it is malformed."""
         if not isinstance(value, dict):
             return None
         tokens_in, tokens_out = value.get("prompt_tokens"), value.get("completion_tokens", 0)
@@ -69,89 +129,162 @@ class Usage:
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
         return cls(tokens_in, tokens_out, cached if _counts(cached) else 0)
 
+    def as_object(self) -> dict[str, Any]:
+        """Return OpenAI's `usage` object."""
+        read, made = self.tokens_in, self.tokens_out
+        told: dict[str, Any] = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        return told | {"prompt_tokens_details": {"cached_tokens": self.cached}} if self.cached else told
+
+
+def wasteful(error: StackError | None) -> bool:
+    """Return whether a request with this error is charged for the engine's work: its client did not wait for the
+    answer, or asked for one that takes too long."""
+    return isinstance(error, ClientLeft | AnswerTooLong)
+
 
 def _counts(value: object) -> TypeGuard[int]:
-    """Whether it can be a count of tokens."""
+    """Return whether the value can be a count of tokens."""
     return type(value) is int and 0 <= value < MOST
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An exchange as it stands."""
+    """The state of a running exchange."""
 
-    row: str | None  # the id it has in the usage
+    row: str | None  # its id in the usage rows; None: it has no row
     request_id: str
     key_id: str
     model: str  # the route's name
-    engine: str | None  # the one that is asked
+    engine: str | None  # the engine that is asked
     kind: Kind
     stream: bool
-    seconds: float  # since it came
-    generating: float | None  # seconds since its first token; None: there is none yet, or nobody can see
+    seconds: float  # since the request came
+    generating: float | None  # seconds since its first token; None: there is none yet, or it cannot be seen
     tokens: int  # so far
-    position: int | None = None  # in the queue of its engine, from 1; None: it doesn't wait there
+    position: int | None = None  # its position in the queue of its engine, from 1; None: it does not wait
+
+
+class Wait(NamedTuple):
+    """A time in which a request waited and no engine worked on it. Times are time.monotonic()'s, in seconds."""
+
+    what: Literal[
+        "queue", "outage", "pause"
+    ]  # for a slot; for an engine that is down; before it waits for a slot again
+    engine: str  # empty: any
+    began: float
+    ended: float
+
+
+@dataclass(slots=True)
+class Try:
+    """One attempt, as it goes. Times are time.monotonic()'s, in seconds."""
+
+    engine: str
+    model: str  # by the engine's own name
+    began: float
+    resume: int = 0  # the number of the resume that it is for; 0: it is for none
+    span: bytes = b""  # its id in a trace; empty: it has none
+    engine_id: str = ""  # what the engine knows the request by
+    working_since: float | None = None  # the engine is at work on it
+    worked: float = 0.0  # seconds that the engine took
+    ended: float | None = None
+    error: str = ""  # the outcome, if it gave no whole answer; an exception would keep the request in memory
+
+    def heard(self, now: float) -> None:
+        """The engine has said all that it says."""
+        if self.working_since is not None:
+            self.worked += now - self.working_since
+            self.working_since = None
+
+    def ends(self, now: float, error: str) -> None:
+        """It is over, with that outcome if it gave no whole answer."""
+        self.heard(now)
+        self.ended, self.error = now, error
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an exchange went: what its log line, the metrics and the usage say. Times are time.monotonic()'s."""
+    """How an exchange ended, for its log line, the metrics and the usage. Times are those of time.monotonic()."""
 
     exchange: Exchange
-    route: str  # the model's name here
-    arm: str | None  # of a split
-    engine: str | None  # the last one asked
+    route: str  # the model's configured name
+    arm: str | None  # the arm of a split
+    engine: str | None  # the last engine asked
     attempts: int
-    resumes: int  # how often another engine went on with the answer
-    error: StackError | None  # None: it finished
-    begun: bool  # the client got a part of the answer, or all of it
-    usage: Usage | None  # None: the engine didn't get to say
-    estimated: int  # tokens of the prompt, for as long as the engine hasn't said
-    counted: int  # pieces of content that came, at least one token each; of a whole answer that hides them, a guess
-    first_token_at: float | None  # of a stream
+    resumes: int  # how often another engine continued the answer
+    error: StackError | None  # None: the answer is complete
+    begun: bool  # the client has received a part of the answer, or all of it
+    usage: Usage | None  # None: the engine reported none
+    estimated: int  # estimated tokens of the prompt, used if the engine reported none
+    counted: int  # tokens of the answer that the gateway saw, or that the engine may have made unseen
+    first_token_at: float | None  # only for streams
     finish_reason: str | None
     ended: float
-    queued_ms: int = 0  # it waited for slots
+    amount: float | None = None  # of the endpoint's unit that is no token; None: it has none, or nobody said
+    queued_ms: int = 0  # milliseconds that it waited for slots
     asked: bool = True  # an engine got the request
+    engine_id: str = ""  # the id that the last engine asked has for it
+    tries: Sequence[Try] = ()
+    waits: Sequence[Wait] = ()
 
     @property
     def outcome(self) -> str:
-        """In one word of a closed set."""
+        """The outcome: "finished", or one word of a closed set for an error."""
         return "finished" if self.error is None else self.error.outcome
 
     @property
     def broken(self) -> bool:
-        """Whether the client, still there, was told in the midst of its answer."""
+        """Whether the client, still connected, got an error in the middle of its answer."""
         return self.begun and self.error is not None and self.error.outcome != "client_left"
 
     @property
+    def level(self) -> Level:
+        """The level of its log line."""
+        if self.broken and self.counted:
+            return "error"  # the client has a part of an answer
+        return "info" if self.error is None else level_of(self.error.status)
+
+    @property
     def tokens_in(self) -> int:
-        """Where the engine hasn't said: the estimate, if it has read them, for all that is known. Who leaves before the
-        answer has had it read them for nothing; who gets an error instead of one pays for nothing."""
-        if self.usage is not None:
+        """The tokens of the prompt, as the engine counted them. If the engine reported none, the estimate counts if the
+        engine has read the prompt, as far as is known. A client that disconnects before its answer, or whose answer
+        takes too long, is charged for the prompt. A client that gets another error pays nothing."""
+        if self.usage is not None and self.usage.tokens_in:
             return self.usage.tokens_in
-        left = self.asked and (self.error is None or isinstance(self.error, ClientLeft))
-        return self.estimated if self.counted or left else 0
+        return self.estimated if self.counted or self.error is None or (wasteful(self.error) and self.asked) else 0
 
     @property
     def tokens_out(self) -> int:
-        return self.usage.tokens_out if self.usage else self.counted
+        """The tokens of the answer, as the engine counted them, and never fewer than the gateway saw."""
+        return max(self.usage.tokens_out, self.counted) if self.usage else self.counted
+
+    @property
+    def exact(self) -> bool:
+        """Whether both numbers are the engine's own count."""
+        usage = self.usage
+        return usage is not None and (usage.tokens_in, usage.tokens_out) == (self.tokens_in, self.tokens_out)
 
     def fields(self) -> dict[str, Any]:
-        """As its log line tells it."""
+        """Return the fields of its log line."""
         it, error = self.exchange, self.error
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
+            "api": it.api,
             "model": self.route,
             "engine": self.engine,
             "tokens_in": self.usage.tokens_in if self.usage else None,
             "tokens_out": self.tokens_out,
         }
+        if self.amount is not None:
+            fields[it.endpoint.unit] = self.amount
         if it.stream:
             first = self.first_token_at
             fields["ttft_ms"] = round((first - it.started) * 1000, 1) if first is not None else None
         if self.queued_ms:
             fields["queued_ms"] = self.queued_ms
+        if self.engine_id:
+            fields["engine_request_id"] = self.engine_id
         fields["finish_reason"] = self.finish_reason
         fields["outcome"] = self.outcome
         if error is not None and error.__cause__ is not None:

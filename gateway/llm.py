@@ -21,7 +21,7 @@ Messages = list[dict[str, Any]]
 
 
 class LLMError(Exception):
-    """The endpoint could not answer. `status` is the HTTP status, if there was one, `code` OpenAI's error code."""
+    """The endpoint could not answer. `status` is the HTTP status, if there was one. `code` is OpenAI's error code."""
 
     def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -31,8 +31,8 @@ class LLMError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LLMConfig:
-    """Where the endpoint is and what to ask it for. `timeout` is in seconds: how long the endpoint may
-    be silent, which for a blocking answer is all the time until it comes."""
+    """Where the endpoint is and what to ask it for. `timeout` is how long the endpoint may be silent, in seconds. For a
+    blocking answer, that is the whole time until the answer comes."""
 
     base_url: str
     model: str
@@ -41,9 +41,9 @@ class LLMConfig:
 
 
 def config_from_env() -> LLMConfig:
-    """LLM_BACKEND, LLM_BASE_URL, LLM_MODEL, LLM_TIMEOUT and LLM_API_KEY, with the backend's defaults.
+    """Read LLM_BACKEND, LLM_BASE_URL, LLM_MODEL, LLM_TIMEOUT and LLM_API_KEY, with the backend's defaults.
 
-    Raises pydantic.ValidationError when one of them can't be used.
+    Raises pydantic.ValidationError if one of them is invalid.
     """
     env = EngineSettings()
     key = env.llm_api_key.get_secret_value() if env.llm_api_key else None
@@ -51,11 +51,14 @@ def config_from_env() -> LLMConfig:
 
 
 class LLM:
-    """One endpoint, blocking (`chat`) and streaming (`astream`). Close it, or use it as a context manager."""
+    """One endpoint, blocking (`chat`) and streaming (`astream`). Close it, or use it as a context manager.
 
-    def __init__(self, config: LLMConfig) -> None:
-        self.config = config
-        self._tls = httpx.create_ssl_context()  # costs 20 ms: built once, not per client
+    Without a configuration, it uses `config_from_env`, and raises what that raises.
+    """
+
+    def __init__(self, config: LLMConfig | None = None) -> None:
+        self.config = config or config_from_env()
+        self._tls = httpx.create_ssl_context()  # costs 20 ms, so it is built once
         self._client = httpx.Client(**self._options())
 
     def __enter__(self) -> Self:
@@ -77,7 +80,7 @@ class LLM:
         max_tokens: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Ask and wait; returns the whole response object. `kwargs` go into the request as is. Raises LLMError."""
+        """Ask, wait, and return the whole response object. `kwargs` are added to the request. Raises LLMError."""
         body = self._body(messages, model, temperature, max_tokens, kwargs)
         try:
             response = self._client.post("chat/completions", json=body)
@@ -88,7 +91,7 @@ class LLM:
         try:
             answer: dict[str, Any] = response.json()
         except ValueError as exc:
-            raise LLMError("The endpoint sent something that is not JSON.", status=200) from exc
+            raise LLMError("The endpoint's answer is not JSON.", status=200) from exc
         return answer
 
     async def astream(
@@ -99,7 +102,7 @@ class LLM:
         max_tokens: int | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Ask and yield each parsed chunk as it arrives. Raises LLMError, also where the stream breaks off."""
+        """Ask, and yield each parsed chunk as it arrives. Raises LLMError, also if the stream breaks off."""
         body = self._body(messages, model, temperature, max_tokens, kwargs) | {"stream": True}
         finished = False
         try:
@@ -122,7 +125,7 @@ class LLM:
                     finished = finished or any(choice.get("finish_reason") for choice in chunk.get("choices", ()))
                     yield chunk
         except (ValueError, AttributeError) as exc:
-            raise LLMError("The endpoint sent something that is not an OpenAI stream.", status=200) from exc
+            raise LLMError("The endpoint's answer is not an OpenAI stream.", status=200) from exc
         except httpx.HTTPError as exc:
             raise self._unreachable(exc) from exc
         if not finished:
@@ -146,7 +149,7 @@ class LLM:
         return body | more
 
     def _unreachable(self, exc: httpx.HTTPError) -> LLMError:
-        return LLMError(f"{self.config.base_url} can't be reached or broke off: {exc or type(exc).__name__}.")
+        return LLMError(f"{self.config.base_url} is unreachable, or the connection broke: {exc or type(exc).__name__}.")
 
 
 def _refused(response: httpx.Response) -> LLMError:

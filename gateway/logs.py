@@ -1,8 +1,8 @@
-"""Logs: one flat JSON object per line on stdout; ours, uvicorn's, gunicorn's and asyncio's alike.
+"""Logs: write one flat JSON object per line to stdout, for the gateway, uvicorn, gunicorn and asyncio alike.
 
-Lines go into a bounded buffer that one daemon thread empties. A reader that stalls, or a full disk, costs lines, which
-are counted and reported once there is room again; it never stalls the gateway (with a handler that writes directly, a
-blocked pipe froze the event loop and SIGTERM had no effect).
+Lines go into a bounded buffer that one daemon thread empties. A blocked reader or a full disk costs lines, which are
+counted and reported when there is space again. It never stops the gateway. With a handler that writes directly, a
+blocked pipe froze the event loop, and SIGTERM had no effect.
 """
 
 import atexit
@@ -13,45 +13,51 @@ import os
 import tempfile
 import threading
 import time
+import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO, Any
 
 import orjson
 from pythonjsonlogger.orjson import OrjsonFormatter
 
+from gateway.errors import Level
+
 MAX_BACKLOG = 4 * 1024 * 1024  # bytes that may wait for a slow reader
-ATOMIC = 4096  # bytes; POSIX PIPE_BUF on Linux: a write up to this size is done as a whole or not at all
-MOST = 16 * ATOMIC  # bytes in one write; what a pipe of Linux holds
-BATCH = 0.005  # seconds; lines of that long go out together
+ATOMIC = 4096  # bytes; PIPE_BUF of Linux: a pipe takes a write up to this size as a whole or not at all
+MOST = 16 * ATOMIC  # bytes in one write: the capacity of a pipe of Linux
+BATCH = 0.005  # seconds; lines of this time are written together
 
 
 class Sink:
-    """The only writer of a file descriptor. Any thread may call `write`; whole lines only, in order."""
+    """Write to one file descriptor, as its only writer. Any thread may call `write`. Lines stay whole and in order."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._turn: IO[bytes] | None = None
-        self._torn = mmap.mmap(-1, 1)  # whether a write ended in the midst of a line, whichever process's it was
+        self._torn = mmap.mmap(-1, 1)  # whether a write of any process ended in the middle of a line
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.flush)
 
     def share(self) -> None:
-        """From now on take turns with every process that is forked from this one: a pipe would mix writes that are
-        longer than ATOMIC."""
+        """Take turns from now on with every process that is forked from this one, because a pipe would mix writes that
+        are longer than ATOMIC."""
         self._turn = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
 
-    def _reset(self) -> None:  # a thread and its locks don't survive a fork
+    def _reset(self) -> None:  # a thread and its locks do not survive a fork
         self._lines: deque[bytes] = deque()
         self._taken_in = self._written = 0  # bytes
-        self._refused = self._failed = self._told = 0  # lines: dropped by `write`, by the thread; reported
+        # Lines that `write` dropped; that the thread dropped; that were reported
+        self._refused = self._failed = self._told = 0
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self.on_drop: Callable[[], object] | None = None
 
     def write(self, line: bytes) -> None:
-        """Queue one line, newline included; drop and count it when the backlog is full."""
+        """Queue one line, newline included. If the backlog is full, drop and count it."""
         if self._taken_in - self._written > MAX_BACKLOG:
             self._refused += 1
             if self.on_drop is not None:
@@ -93,18 +99,18 @@ class Sink:
                 self._written += size
 
     def _put(self, data: bytes) -> bool:
-        """Whether it could be written: not when the reader is gone, or the disk full."""
+        """Write the data; return whether that was possible. It is not if the reader is gone or the disk is full."""
         if self._turn is not None:
-            fcntl.lockf(self._turn, fcntl.LOCK_EX)  # the kernel lets go of it when its holder dies
+            fcntl.lockf(self._turn, fcntl.LOCK_EX)  # the kernel releases the lock when its holder dies
         torn = self._torn[0]
         data = b"\n" * torn + data
         size = len(data)
-        self._torn[0] = torn or size > ATOMIC  # if it is killed now
+        self._torn[0] = torn or size > ATOMIC  # in case the process is killed during the write
         try:
             while data:
                 try:
                     data = data[os.write(self._fd, data) :]
-                except BlockingIOError:  # somebody made the pipe non-blocking
+                except BlockingIOError:  # another program has made the pipe non-blocking
                     time.sleep(BATCH)
         except OSError:
             self._torn[0] = torn or len(data) < size
@@ -117,32 +123,49 @@ class Sink:
 
 
 _sink = Sink(1)
+_LEVELS: dict[Level, int] = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def event(name: str, fields: dict[str, Any]) -> None:
-    """Write one line of our own at INFO: `msg` is the event's name. Costs some 3 µs."""
-    if _events.isEnabledFor(logging.INFO):
-        _sink.write(_line(name, "info", fields))
+def event(name: str, fields: dict[str, Any], level: Level = "info") -> None:
+    """Write a line for one of the gateway's own events: `msg` is the event's name. It costs about 3 µs. docs/logs.md
+    lists the events and their levels."""
+    number, least = _LEVELS[level], _least.get(name)
+    if _events.isEnabledFor(number) if least is None else number >= least:
+        _sink.write(_line(name, level, fields))
 
 
 def content(name: str, fields: dict[str, Any]) -> None:
-    """Write prompts or outputs, at DEBUG. The caller has checked STACK_LOG_CONTENT."""
+    """Write a prompt or an output, at DEBUG. The caller has checked STACK_LOG_CONTENT."""
     if _events.isEnabledFor(logging.DEBUG):
         _sink.write(_line(name, "debug", fields))
 
 
+def sampled(request_id: str) -> bool:
+    """Whether the lines of this request are written if nothing goes wrong. The same for all lines of a request."""
+    return _sample.share >= 1.0 or zlib.crc32(request_id.encode()) < _sample.share * 2**32
+
+
+@dataclass
+class _Sample:
+    share: float = 1.0  # of requests without a failure
+
+
 _events = logging.getLogger("stack")
+_least: dict[str, int] = {}  # the level of an event, if it is not that of all
+_levels: dict[str, int] = {}  # of loggers
+_sample = _Sample()
 
 
 def _line(name: str, level: str, fields: dict[str, Any]) -> bytes:
     return orjson.dumps({"ts": time.time_ns() // 1_000_000, "level": level, "msg": name} | fields, default=str) + b"\n"
 
 
+_OWN = ("stack", "gunicorn.error", "uvicorn.error")
 _RESERVED = [*logging.makeLogRecord({}).__dict__, "message", "asctime", "color_message"]
 
 
 class _Formatter(OrjsonFormatter):
-    """Everybody else's records, in the same form."""
+    """Format the records of other libraries in the same form."""
 
     def __init__(self) -> None:
         super().__init__([], rename_fields={"exc_info": "error"}, reserved_attrs=_RESERVED)
@@ -162,16 +185,32 @@ class _Handler(logging.Handler):
         _sink.write(self.format(record).encode() + b"\n")
 
 
-def configure(level: str) -> None:
-    """Send every logger of the process through the sink. Called before gunicorn or uvicorn make their own handlers."""
+def configure(level: str, levels: Mapping[str, str] = MappingProxyType({}), share: float = 1.0) -> None:
+    """Send every logger of the process through the sink. Called before gunicorn or uvicorn make their own handlers.
+
+    `levels` are by the names of events and loggers, and come before `level`. A logger that is not in _OWN is at WARNING
+    at least, because some libraries write headers and bodies below that. `share` of the requests without a failure
+    have their lines: 0 to 1.
+    """
     _sink.share()
     handler = _Handler()
     handler.setFormatter(_Formatter())
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
-    for name in ("stack", "gunicorn.error", "uvicorn.error"):
-        logging.getLogger(name).setLevel(level)
+    numbers = logging.getLevelNamesMapping()
+    _levels.update(dict.fromkeys(_OWN, numbers[level]))
+    for name, its in levels.items():
+        _least[name] = numbers[its]
+        _levels[name] = numbers[its] if name in _OWN else max(numbers[its], logging.WARNING)
+    restore_levels()
+    _sample.share = share
     logging.captureWarnings(True)
+
+
+def restore_levels() -> None:
+    """Set the loggers' levels as they were configured: a library may have set them anew."""
+    for name, level in _levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def flush() -> None:
@@ -180,5 +219,5 @@ def flush() -> None:
 
 
 def on_drop(call: Callable[[], object]) -> None:
-    """Have `call` called for each line this process drops, from whichever thread wrote it."""
+    """Call `call` for each line that this process drops, from the thread that wrote it."""
     _sink.on_drop = call

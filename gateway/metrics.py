@@ -8,9 +8,14 @@
 | stack_time_to_first_token_seconds   |           | gen_ai.server.time_to_first_token                           |
 | stack_time_per_output_token_seconds |           | gen_ai.server.time_per_output_token                         |
 | stack_tokens_total                  | direction | gen_ai.client.token.usage, gen_ai.token.type                |
+| stack_documents_total               |           | documents that were ranked                                  |
+| stack_audio_seconds_total           |           | sound that was transcribed                                  |
+| stack_spoken_characters_total       |           | text that was spoken                                        |
 | stack_broken_streams_total          |           | answers that ended with an error after they had begun       |
 
-each by kind (chat, completion, embedding), model (the route's name) and arm (of a split, else empty); and
+each by kind (chat, completion, embedding, rerank, transcription, speech), api (chat_completions, completions,
+embeddings, rerank, transcriptions, speech, responses, messages), model (the route's name) and arm (of a split, else
+empty); and
 
 | stack_http_requests_total     | status          | any request, one per `request` line of the log |
 | stack_retries_total           | upstream        | asked the same engine again                    |
@@ -22,11 +27,26 @@ each by kind (chat, completion, embedding), model (the route's name) and arm (of
 | stack_queue_depth             | upstream        | requests that wait for one                     |
 | stack_queue_wait_seconds      | upstream        | how long those waited that had to              |
 | stack_queue_rejections_total  | upstream, reason | not let in: full, share, deadline; timeout    |
+| stack_limit_rejections_total  | limit           | refused because the key has reached that limit |
+| stack_keys_near_quota         | quota, percent  | keys that have used so much of a quota         |
+| stack_engine_seconds          | upstream        | how long the engine took for each attempt      |
+| stack_gateway_seconds         | api             | the gateway's own part of an answer's duration |
+| stack_store_trouble_workers   |                 | how many workers cannot reach the store        |
 | stack_log_lines_dropped_total |                 |                                                |
 | stack_usage_dropped_total     |                 | requests whose usage could not be written down |
+| stack_spans_dropped_total     |                 | spans that no collector took                   |
+
+and, told at each scrape by the master (gateway.server.facts):
+
+| stack_build_info                | version, python | 1                                             |
+| stack_model_fetched_ratio       | model           | how much of the model is fetched: 0 to 1      |
+| stack_model_fetch_failed        | model           | 1: it could not be fetched                    |
+| stack_usage_journal_bytes       |                 | the largest file of usage that is not saved   |
+| stack_usage_journal_limit_bytes |                 | its bound, beyond which usage is lost         |
 
 Label values come from closed sets: outcomes are ours, models those that routing knows, statuses are classes. A caller's
-words never become a label. A client that left is `stack_requests_total{outcome="client_left"}`.
+words never become a label. A client that left is `stack_requests_total{outcome="client_left"}`. A stream that failed
+after its head has gone out is a 2xx in `stack_http_requests_total`; its outcome is in `stack_requests_total`.
 
 Nothing is written per chunk: once when an exchange begins, once when it ends. Labelled children are kept, because
 looking them up costs as much as counting.
@@ -35,21 +55,18 @@ looking them up costs as much as counting.
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from gateway.breaker import State
-from gateway.errors import StackError
-from gateway.exchange import Ending
+from gateway.endpoints import Endpoint
+from gateway.errors import QuotaSpent, RateLimited, StackError
+from gateway.exchange import Ending, Exchange
+from gateway.instruments import Engines, Exchanges, Operators
+from gateway.upstream.breaker import State
 
 STATES: tuple[State, ...] = get_args(State)
-MAX_SERIES = 200  # of kind, model and arm; an engine that lists more has the rest counted as OTHER
+MAX_SERIES = 200  # of kind, API, model and arm; an engine that lists more has the rest counted as OTHER
 OTHER = "other"
 UNKNOWN = ""  # the model of a request that was refused before it was looked up
-
-# Bucket boundaries as the OpenTelemetry conventions advise, in seconds.
-DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 
 
 class Metrics:
@@ -57,101 +74,22 @@ class Metrics:
 
     def __init__(self, models: Iterable[str]) -> None:
         own = CollectorRegistry()  # not the library's global one
-        which = ("kind", "model", "arm")
-        self.requests = Counter(
-            "stack_requests",
-            "Requests by outcome (gen_ai.operation.name, error.type).",
-            (*which, "outcome"),
-            registry=own,
-        )
-        self.in_flight = Gauge(
-            "stack_requests_in_flight", "Requests being answered.", which, registry=own, multiprocess_mode="livesum"
-        )
-        self.duration = Histogram(
-            "stack_request_duration_seconds", "gen_ai.server.request.duration", which, registry=own, buckets=DURATION
-        )
-        self.first_token = Histogram(
-            "stack_time_to_first_token_seconds",
-            "gen_ai.server.time_to_first_token, of streams.",
-            which,
-            registry=own,
-            buckets=FIRST_TOKEN,
-        )
-        self.per_token = Histogram(
-            "stack_time_per_output_token_seconds",
-            "gen_ai.server.time_per_output_token, of streams, after the first.",
-            which,
-            registry=own,
-            buckets=PER_TOKEN,
-        )
-        self.tokens = Counter(
-            "stack_tokens",
-            "Tokens (gen_ai.client.token.usage, gen_ai.token.type).",
-            (*which, "direction"),
-            registry=own,
-        )
-        self.broken = Counter(
-            "stack_broken_streams", "Streams that began and ended with an error event.", which, registry=own
-        )
-        self._retries = Counter("stack_retries", "Requests sent to an engine again.", ("upstream",), registry=own)
-        self._fallbacks = Counter("stack_fallbacks", "Requests handed on to a fallback.", ("route",), registry=own)
-        self._resumes = Counter(
-            "stack_resumes", "Answers that broke off: resumed, failed, abandoned.", ("route", "outcome"), registry=own
-        )
-        self._states = Gauge(
-            "stack_upstream_workers",
-            "Workers that see the engine in this state.",
-            ("upstream", "state"),
-            registry=own,
-            multiprocess_mode="livesum",
-        )
-        self._slots = Gauge(
-            "stack_slots",
-            "Requests that the engine works on at a time.",
-            ("upstream",),
-            registry=own,
-            multiprocess_mode="livemax",
-        )
-        self._slots_used, self._depth = (
-            Gauge(name, text, ("upstream",), registry=own, multiprocess_mode="livesum")
-            for name, text in (
-                ("stack_slots_used", "How many of the engine's slots are taken."),
-                ("stack_queue_depth", "Requests that wait for a slot."),
-            )
-        )
-        self._waits = Histogram(
-            "stack_queue_wait_seconds",
-            "How long requests waited for a slot that had to.",
-            ("upstream",),
-            registry=own,
-            buckets=FIRST_TOKEN,
-        )
-        self._turned_away = Counter(
-            "stack_queue_rejections",
-            "Requests without a slot: queue full, key's share full, deadline can't be met, timeout ran out.",
-            ("upstream", "reason"),
-            registry=own,
-        )
-        self._usage_dropped = Counter(
-            "stack_usage_dropped", "Requests whose usage could not be written down.", registry=own
-        )
-        self._dropped = Counter(
-            "stack_log_lines_dropped", "Log lines dropped because their reader was too slow.", registry=own
-        )
-        http = Counter("stack_http_requests", "Responses by class of status; 499: left.", ("status",), registry=own)
-        self._classes = {name: http.labels(name) for name in ("2xx", "3xx", "4xx", "499", "5xx")}
-        self._series: dict[tuple[str, str, str | None], _Series] = {}
+        self._exchanges, self._engines, self._operators = Exchanges(own), Engines(own), Operators(own)
+        self._classes = {name: self._operators.responses.labels(name) for name in ("2xx", "3xx", "4xx", "499", "5xx")}
+        self._worked: dict[str, Histogram] = {}  # by engine
+        self._series: dict[tuple[str, str, str, str | None], _Series] = {}
         for model in models:
-            self._of("chat", model, None)  # a series that is there from the start shows its first increase
+            # A series that is there from the start shows its first increase.
+            self._of("chat", "chat_completions", model, None)
 
-    def started(self, kind: str, model: str, arm: str | None) -> None:
+    def started(self, it: Exchange, model: str, arm: str | None) -> None:
         """An exchange with an engine begins. `finished` must follow, exactly once."""
-        self._of(kind, model, arm).in_flight.inc()
+        self._of(it.kind, it.api, model, arm).in_flight.inc()
 
     def finished(self, ending: Ending) -> None:
         """It is over."""
         it = ending.exchange
-        series = self._of(it.kind, ending.route, ending.arm)
+        series = self._of(it.kind, it.api, ending.route, ending.arm)
         series.in_flight.dec()
         series.outcome(ending.outcome).inc()
         series.duration.observe(ending.ended - it.started)
@@ -159,16 +97,28 @@ class Metrics:
             series.tokens_in.inc(ending.tokens_in)
         if ending.tokens_out > 0:
             series.tokens_out.inc(ending.tokens_out)
+        if it.endpoint.unit == "documents" and ending.error is None:
+            self._exchanges.documents.labels(*series.labels).inc(it.size)
+        if ending.amount is not None:
+            counter = self._exchanges.seconds if it.endpoint.unit == "seconds" else self._exchanges.characters
+            counter.labels(*series.labels).inc(ending.amount)
         if ending.first_token_at is not None:
             series.first_token.observe(ending.first_token_at - it.started)
             if ending.tokens_out > 1:
                 series.per_token.observe((ending.ended - ending.first_token_at) / (ending.tokens_out - 1))
         if ending.broken:
             series.broken.inc()
+        for each in ending.tries:
+            self._at(each.engine).observe(each.worked)
+        if ending.error is None and len(ending.tries) == 1:
+            waited = sum(each.ended - each.began for each in ending.waits)
+            series.own.observe(max(0.0, ending.ended - it.started - waited - ending.tries[0].worked))
 
-    def refused(self, kind: str, error: StackError) -> None:
+    def refused(self, endpoint: Endpoint, error: StackError) -> None:
         """A request to a relayed route ended before it became an exchange."""
-        self._of(kind, UNKNOWN, None).outcome(error.outcome).inc()
+        self._of(endpoint.kind, endpoint.api, UNKNOWN, None).outcome(error.outcome).inc()
+        if isinstance(error, RateLimited | QuotaSpent):
+            self._operators.limited.labels(error.limit).inc()
 
     def responded(self, status: int) -> None:
         """Any request is over."""
@@ -176,71 +126,90 @@ class Metrics:
 
     def retried(self, upstream: str) -> None:
         """A request is sent to that upstream again."""
-        self._retries.labels(upstream).inc()
+        self._engines.retries.labels(upstream).inc()
 
     def fell_back(self, route: str) -> None:
         """A request goes to a fallback of that route."""
-        self._fallbacks.labels(route).inc()
+        self._engines.fallbacks.labels(route).inc()
 
     def resumed(self, route: str, outcome: Literal["resumed", "failed", "abandoned"]) -> None:
         """An answer broke off, and another engine went on with it; or none did, or it was not waited for."""
-        self._resumes.labels(route, outcome).inc()
+        self._engines.resumes.labels(route, outcome).inc()
 
     def upstream_state(self, name: str, state: State) -> None:
         """This worker sees that upstream so from now on."""
         for each in STATES:
-            self._states.labels(name, each).set(each == state)
+            self._engines.states.labels(name, each).set(each == state)
 
     def slots(self, upstream: str, slots: int, used: int, waiting: int) -> None:
         """The engine's slots, and how many requests of this worker's have one or wait for one."""
-        self._slots.labels(upstream).set(slots)
-        self._slots_used.labels(upstream).set(used)
-        self._depth.labels(upstream).set(waiting)
+        self._engines.slots.labels(upstream).set(slots)
+        self._engines.slots_used.labels(upstream).set(used)
+        self._engines.depth.labels(upstream).set(waiting)
 
     def queued(self, upstream: str, seconds: float) -> None:
         """A request waited for so long, and now has a slot or has given up."""
-        self._waits.labels(upstream).observe(seconds)
+        self._engines.waits.labels(upstream).observe(seconds)
 
     def turned_away(self, upstream: str, reason: str) -> None:
         """A request can't have a slot."""
-        self._turned_away.labels(upstream, reason).inc()
+        self._engines.turned_away.labels(upstream, reason).inc()
+
+    def near_quota(self, quota: str, percent: int, keys: int) -> None:
+        """So many keys have used so much of that quota, as far as this worker knows."""
+        self._operators.near.labels(quota, str(percent)).set(keys)
+
+    def store_trouble(self, *, present: bool) -> None:
+        """Whether this worker cannot save usage. Any thread may say so."""
+        self._operators.store_trouble.set(present)
 
     def usage_dropped(self, count: int) -> None:
         """Any thread may say so."""
-        self._usage_dropped.inc(count)
+        self._operators.usage_dropped.inc(count)
 
     def log_line_dropped(self) -> None:
         """Any thread may say so."""
-        self._dropped.inc()
+        self._operators.lines_dropped.inc()
 
-    def _of(self, kind: str, model: str, arm: str | None) -> "_Series":
-        series = self._series.get((kind, model, arm))
+    def spans_dropped(self, count: int) -> None:
+        """Any thread may say so."""
+        self._operators.spans_dropped.inc(count)
+
+    def _at(self, engine: str) -> Histogram:
+        found = self._worked.get(engine)
+        if found is None:
+            found = self._worked[engine] = self._engines.worked.labels(engine)
+        return found
+
+    def _of(self, kind: str, api: str, model: str, arm: str | None) -> "_Series":
+        series = self._series.get((kind, api, model, arm))
         if series is None:
             if len(self._series) >= MAX_SERIES and model != OTHER:
-                return self._of(kind, OTHER, None)
-            series = self._series[kind, model, arm] = _Series(self, kind, model, arm or "")
+                return self._of(kind, api, OTHER, None)
+            series = self._series[kind, api, model, arm] = _Series(self._exchanges, (kind, api, model, arm or ""))
         return series
 
 
 class _Series:
-    """The labelled children of one kind, model and arm, made when first used."""
+    """The labelled children of one kind, API, model and arm, made when first used."""
 
-    def __init__(self, metrics: Metrics, kind: str, model: str, arm: str) -> None:
-        self._labels = labels = kind, model, arm
-        self._requests = metrics.requests
+    def __init__(self, of_it: Exchanges, labels: tuple[str, str, str, str]) -> None:
+        self.labels = labels
+        self._requests = of_it.requests
         self._outcomes: dict[str, Counter] = {}
-        if model == UNKNOWN:
+        if labels[2] == UNKNOWN:
             return  # refused requests have an outcome and nothing else
-        self.in_flight = metrics.in_flight.labels(*labels)
-        self.duration = metrics.duration.labels(*labels)
-        self.first_token = metrics.first_token.labels(*labels)
-        self.per_token = metrics.per_token.labels(*labels)
-        self.tokens_in = metrics.tokens.labels(*labels, "input")
-        self.tokens_out = metrics.tokens.labels(*labels, "output")
-        self.broken = metrics.broken.labels(*labels)
+        self.in_flight = of_it.in_flight.labels(*labels)
+        self.duration = of_it.duration.labels(*labels)
+        self.first_token = of_it.first_token.labels(*labels)
+        self.per_token = of_it.per_token.labels(*labels)
+        self.tokens_in = of_it.tokens.labels(*labels, "input")
+        self.tokens_out = of_it.tokens.labels(*labels, "output")
+        self.broken = of_it.broken.labels(*labels)
+        self.own = of_it.own.labels(labels[1])
 
     def outcome(self, name: str) -> Counter:
         counter = self._outcomes.get(name)
         if counter is None:
-            counter = self._outcomes[name] = self._requests.labels(*self._labels, name)
+            counter = self._outcomes[name] = self._requests.labels(*self.labels, name)
         return counter

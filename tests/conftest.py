@@ -1,4 +1,4 @@
-"""Fixtures. A gateway and an engine are real processes, shared by the tests that leave them as they are."""
+"""Fixtures. A gateway and an engine are real processes, shared by the tests that do not change them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,21 +7,24 @@ from uuid import uuid4
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.processes import FakeEngine, GatewayProcess, fake_engine, running_gateway
+pytest.register_assert_rewrite("tests.support")  # a failed assertion there shows as much as one in a test
+
+from tests.support.processes import FakeEngine, GatewayProcess, fake_engine, running_gateway  # noqa: E402
 
 STACK = "tests/stack/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins. Images are built (tests/bundle) when the real engine of tests/stack needs no core any
-    more: beside that it was silent for minutes."""
+    """Run the slowest tests first. Images are built (tests/bundle) after the real engine of tests/stack no longer needs
+    CPU, because it was silent for minutes beside a build."""
     items.sort(key=lambda item: (not item.nodeid.startswith(STACK), item.nodeid.startswith("tests/bundle/")))
 
 
 class Scheduling(LoadScopeScheduling):
-    """What runs in one process: a file's tests, which share fixtures; and all of tests/stack, with its containers.
+    """Decide which tests run in one process: the tests of a file, which share fixtures; and all of tests/stack, with
+    its containers.
 
-    By xdist_group marks it could be said shorter, but xdist 3.8 loses them with pytest 9.2.
+    xdist_group marks would be shorter, but xdist 3.8 loses them with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -54,9 +57,9 @@ breaker: {{failures: 1000}}
 
 @pytest.fixture(scope="session")
 def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """Two workers, an alias, and patience short enough to be tried."""
+    """A gateway with two workers, an alias, and timeouts that are short enough to be tested."""
     log = tmp_path_factory.mktemp("gateway") / "log"
-    # Tests break this engine on purpose, over and over: a breaker would protect it from the next test.
+    # No breaker, because tests break this engine on purpose, and it would be closed to the next test.
     file = tmp_path_factory.mktemp("config") / "stack.yaml"
     file.write_text(CONFIG.format(url=engine.url))
     settings = {
@@ -74,5 +77,5 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def mark() -> str:
-    """A name for this test's own requests, to find them again at the engine."""
+    """A name for this test's own requests, to find them at the engine."""
     return uuid4().hex

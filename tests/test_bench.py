@@ -1,4 +1,4 @@
-"""`make bench-quick` runs and its run is valid; what it measures is judged by readers, not here."""
+"""`make bench-quick` runs, and its run is valid. Its figures are for readers to judge."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 def test_bench_quick_measures_and_checks_every_answer(tmp_path: Path) -> None:
@@ -28,8 +28,9 @@ def test_bench_quick_measures_and_checks_every_answer(tmp_path: Path) -> None:
     assert all(subject in text for subject in ("nginx", "direct", "gateway"))
 
 
-def test_bench_budget_tells_what_limits_and_usage_cost() -> None:
-    command = [sys.executable, "-m", "bench.budget", "--rounds", "1"]
+@pytest.mark.parametrize("module", ["budget", "telemetry"])
+def test_what_a_part_of_the_gateway_costs_is_told(module: str) -> None:
+    command = [sys.executable, "-m", f"bench.{module}", "--rounds", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     if "not found" in done.stderr:
         pytest.skip(done.stderr)

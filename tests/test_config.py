@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from gateway import config
 from gateway.settings import Settings, SettingsError
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 EXAMPLE = ROOT / "config/stack.example.yaml"
 
@@ -40,7 +40,7 @@ def test_the_example_is_valid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert "engine-key" not in repr(loaded)
 
 
-def test_a_directory_in_its_place_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_in_place_of_stack_yaml_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACK_API_KEYS_FILE", str(tmp_path / "none"))
-    with pytest.raises(SettingsError, match="Is a directory"):
+    with pytest.raises(SettingsError, match=r"is not a file\. Put a stack\.yaml there"):
         config.load(Settings(stack_config=tmp_path))

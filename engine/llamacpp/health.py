@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Healthy once the model is loaded: only then does llama.cpp answer 200 here. Anything else raises, so status 1."""
+"""Exit 0 if llama.cpp has loaded its model: only then it answers 200 here. Anything else raises, so the status is 1."""
 
 import urllib.request
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Fetches LLM_MODEL into the volume the engine serves from. Exit status 0, or 1 and a sentence.
+"""Fetch LLM_MODEL into the volume from which the engine serves. Exits 0, or 1 with a message.
 
-Ollama downloads, checks and resumes; this drives its API. With --present, says how many bytes an earlier run left.
+Ollama downloads, checks and resumes, and this program drives its API. With --present, it prints how many bytes an
+earlier run has left.
 """
 
 import http.client
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,41 +25,56 @@ from provisioning import FULL_DISK, SILENCE, Report, provision, provisioned
 API = "http://" + os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
 BLOBS = Path.home() / ".ollama/models/blobs"
 
-# What Ollama's messages mean. The first that fits counts; the bool says whether another attempt may help.
+# The meaning of Ollama's messages. The first match counts, and the bool says whether another attempt may help.
 MEANINGS = (
     ("no space left", FULL_DISK, False),
     ("file does not exist", "Ollama's library has no such model: correct LLM_MODEL", False),
-    ("invalid model name", "this is no name of an Ollama model: correct LLM_MODEL", False),
-    ("newer version of Ollama", "it needs a newer Ollama: set OLLAMA_IMAGE to one", False),
-    ("pull model manifest: 40", "its library does not hand it out: correct LLM_MODEL", False),
-    ("ollama serve", "Ollama did not start: 'docker compose logs provision' says why; put that right", False),
-    ("", "the download broke off: check this machine's way to Ollama's library", True),
+    ("invalid model name", "this is not a name of an Ollama model: correct LLM_MODEL", False),
+    ("newer version of Ollama", "the model needs a newer Ollama: set OLLAMA_IMAGE to a newer version", False),
+    ("pull model manifest: 40", "Ollama's library refuses this model: correct LLM_MODEL", False),
+    (
+        "digest mismatch",
+        "the download differs from what the library announced: look for a proxy that changes downloads",
+        True,
+    ),
+    ("ollama serve", "Ollama did not start: see 'docker compose logs provision', and fix the cause", False),
+    ("", "the download broke off: check this machine's connection to Ollama's library", True),
 )
 
 
 class PullError(Exception):
-    """One attempt failed; the message is Ollama's, or the connection's."""
+    """Say that one attempt failed. The message is Ollama's, or the connection's."""
 
 
 def main() -> int:
-    """Bring the model onto the volume. Returns the exit status."""
+    """Fetch the model onto the volume. Returns the exit status."""
     model = os.environ["LLM_MODEL"]
     if sys.argv[1:] == ["--present"]:
-        print("all" if provisioned(model) else sum(file.stat().st_blocks * 512 for file in BLOBS.glob("*-partial")))
+        print("all" if provisioned(model) else kept())
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that serving() ends in order
     return provision(model, fetch, meaning)
 
 
+def kept() -> int:
+    """Return the number of bytes that Ollama will not fetch again, by its notes about the parts of downloads. If Ollama
+    is killed, it makes no notes, and fetches the running parts again, whatever is on the disk."""
+    size = 0
+    for note in BLOBS.glob("*-partial-*"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            size += json.loads(note.read_text())["Completed"]
+    return size
+
+
 def meaning(complaint: Exception) -> tuple[str, bool]:
-    """A sentence for a person, and whether another attempt may help."""
+    """Return a message for a person, and whether another attempt may help."""
     return next((sentence, again) for part, sentence, again in MEANINGS if part in str(complaint))
 
 
 def fetch(report: Report) -> None:
-    """One attempt. Raises PullError."""
+    """Make one attempt. Raises PullError."""
     with serving():
-        if report.model in present():
+        if canonical(report.model) in present():
             report.say("already here")
         else:
             pull(report)
@@ -66,14 +82,14 @@ def fetch(report: Report) -> None:
 
 @contextmanager
 def serving() -> Iterator[None]:
-    """A server of Ollama's, for as long as it takes."""
+    """Run a server of Ollama's during the block."""
     with tempfile.TemporaryFile() as said, subprocess.Popen(["ollama", "serve"], stderr=said) as server:  # noqa: S607
         try:
             wait_for(server, said)
             yield
         except BaseException:
-            # Ollama notes how far each part of a download is when the caller hangs up, which is now, not when it is
-            # stopped: without this second most of what is here would be fetched once more.
+            # Ollama notes the progress of each part when the caller disconnects, which is now, and not when it is
+            # stopped. Without this second, most of the download would be fetched again.
             time.sleep(1)
             raise
         finally:
@@ -99,10 +115,15 @@ def wait_for(server: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
 
 
 def present() -> set[str]:
-    """The models on the volume, with and without the tag that may be left out."""
+    """The canonical names of the models on the volume."""
     with call("/api/tags") as answer:
-        names = {entry["name"] for entry in json.load(answer)["models"]}
-    return names | {name.removesuffix(":latest") for name in names}
+        return {canonical(entry["name"]) for entry in json.load(answer)["models"]}
+
+
+def canonical(name: str) -> str:
+    """Return the canonical form of a name: Ollama ignores case, and adds `latest`."""
+    name = name.lower()
+    return name if ":" in name.rpartition("/")[2] else name + ":latest"
 
 
 def pull(report: Report) -> None:
@@ -118,10 +139,8 @@ def pull(report: Report) -> None:
                 completed, total = (sum(column) for column in zip(*layers.values(), strict=True))
                 if completed != report.completed:
                     advanced = time.monotonic()
-                elif (
-                    time.monotonic() - advanced > SILENCE
-                ):  # where nothing comes in, Ollama says the same over and over
-                    raise PullError(f"not a byte in {SILENCE:.0f} s")
+                elif time.monotonic() - advanced > SILENCE:  # without progress, Ollama repeats the same message
+                    raise PullError(f"no byte arrived in {SILENCE:.0f} s")
                 report.fetching(completed, total)
                 continue
             report.say(event.get("status", ""))

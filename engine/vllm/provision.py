@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Fetches LLM_MODEL into the volume the engine serves from. Exit status 0, or 1 and a sentence.
+"""Fetch LLM_MODEL into the volume from which the engine serves. Exits 0, or 1 with a message.
 
-huggingface_hub, which vLLM's image carries, knows the hub's addresses, errors and redirects. To keep what an
-interrupted download has is ours: newer versions of the library (2.4 does) begin every unfinished file anew. With
---present, says how many bytes an earlier run left.
+huggingface_hub, which vLLM's image contains, knows the hub's addresses, errors and redirects. This program itself keeps
+the bytes of an interrupted download, because newer versions of the library (2.4, for example) begin every unfinished
+file again. With --present, it prints how many bytes an earlier run has left.
 """
 
 import hashlib
@@ -24,38 +24,38 @@ from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 from provisioning import WRITE_EVERY, Report, provision, provisioned, weights
 
 TOKEN = Path(os.environ.get("HF_TOKEN_PATH", "/run/secrets/hf_token"))
-ELSEWHERE = ["original/*", "metal/*"]  # the same weights once more, in forms vLLM does not read
-AT_ONCE = 4  # files
+ELSEWHERE = ["original/*", "metal/*"]  # the same weights in forms that vLLM does not read
+AT_ONCE = 4  # files that are fetched at the same time
 
 
 def main() -> int:
-    """Bring the model onto the volume. Returns the exit status."""
+    """Fetch the model onto the volume. Returns the exit status."""
     model = os.environ["LLM_MODEL"]
     if sys.argv[1:] == ["--present"]:
         print("all" if provisioned(model) else here(model))
         return 0
-    disable_progress_bars()  # a bar is no line in a log
+    disable_progress_bars()  # a progress bar does not belong in a log
     return provision(model, fetch, meaning)
 
 
 def meaning(complaint: Exception) -> tuple[str, bool]:
-    """A sentence for a person, and whether another attempt may help."""
+    """Return a message for a person, and whether another attempt may help."""
     if isinstance(complaint, GatedRepoError):
         return (
-            "its owner asks who you are: request access on its page and put the file of a token into HF_TOKEN_FILE, "
-            "or set LLM_MODEL to one that needs none, such as Qwen/Qwen3-8B"
+            "the model needs its owner's permission: request a token on its page and set HF_TOKEN_FILE to its file, "
+            "or set LLM_MODEL to a model that needs no token, such as Qwen/Qwen3-8B"
         ), False
     if isinstance(complaint, RepositoryNotFoundError | HFValidationError):
         return "the hub has no such model: correct LLM_MODEL", False
     if getattr(getattr(complaint, "response", None), "status_code", None) == 401:
-        return "the hub does not accept the token in the file of HF_TOKEN_FILE: put a valid one there", False
+        return "the hub does not accept the token in the file that HF_TOKEN_FILE names: put a valid token there", False
     if getattr(complaint, "filename", None) == str(TOKEN):
-        return f"the file of HF_TOKEN_FILE can't be read by uid {os.getuid()}: chmod it", False
-    return "the download broke off: check this machine's way to the model hub", True
+        return f"uid {os.getuid()} cannot read the file that HF_TOKEN_FILE names: change its mode with chmod", False
+    return "the download broke off: check this machine's connection to the model hub", True
 
 
 def fetch(report: Report) -> None:
-    """One attempt. Raises what the hub's library raises, and OSError."""
+    """Make one attempt. Raises what the hub's library raises, and OSError."""
     token = TOKEN.read_text().strip() or None
     every = HfApi(token=token).model_info(report.model, files_metadata=True).siblings or []
     files = [file for file in every if not any(fnmatch(file.rfilename, form) for form in ELSEWHERE)]
@@ -66,7 +66,8 @@ def fetch(report: Report) -> None:
 
 
 def bring(model: str, file: Any, headers: dict[str, str]) -> None:
-    """One file, from where an earlier run was interrupted. What is here is named by its content."""
+    """Fetch one file, from where an earlier run was interrupted. A file on the volume has its content's digest as its
+    name."""
     blob = blobs(model) / (file.lfs.sha256 if file.lfs else file.blob_id)
     blob.parent.mkdir(parents=True, exist_ok=True)
     if not blob.exists():
@@ -77,7 +78,7 @@ def bring(model: str, file: Any, headers: dict[str, str]) -> None:
                 http_get(url, out, resume_size=out.tell(), headers=headers, expected_size=file.size)
         if file.lfs and digest(part) != file.lfs.sha256:
             part.unlink()
-            raise OSError(f"{file.rfilename} came with other content than the hub says")
+            raise OSError(f"{file.rfilename} arrived with different content than the hub announced")
         part.rename(blob)
     name = weights(model) / file.rfilename
     name.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def digest(file: Path) -> str:
 
 @contextmanager
 def telling(report: Report, total: int) -> Iterator[None]:
-    """Meanwhile, says how far it is."""
+    """Report the progress during the block."""
     done = threading.Event()
 
     def tell() -> None:
@@ -111,10 +112,10 @@ def telling(report: Report, total: int) -> Iterator[None]:
 
 
 def here(model: str) -> int:
-    """The bytes of the model on the volume, whole files and parts."""
+    """Return the number of the model's bytes on the volume, in complete files and in parts."""
     size = 0
     for file in blobs(model).glob("*"):
-        with suppress(FileNotFoundError):  # it has just been given its final name
+        with suppress(FileNotFoundError):  # the file has just got its final name
             size += file.stat().st_blocks * 512
     return size
 

@@ -1,22 +1,61 @@
 #!/usr/bin/env python3
-"""Waits until provision.py says that the model is on the volume, then becomes `vllm serve`, arguments passed on."""
+"""Wait until provision.py reports that the model is on the volume, then become `vllm serve`. Arguments are passed on.
+
+Without a parser, vLLM refuses every request with tools. TOOL_PARSER names a parser; "auto" takes the model's parser
+from parsers.tsv, and "none" takes none. REASONING_PARSER names the parser that separates reasoning from the answer.
+EXTRA_ARGS are further options, split as a shell does. They come last, so they override the others.
+"""
 
 import os
+import shlex
 import sys
 import time
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 from provisioning import provisioned, weights
+
+PARSERS = Path(__file__).with_name("parsers.tsv")
 
 
 def main() -> None:
     model = os.environ["LLM_MODEL"]
     if not provisioned(model):
-        print(f"waiting for the model {model}: see the log of 'provision'")
+        print(f"waiting for the model {model}: see the log of 'provision'", flush=True)
     while not provisioned(model):
         time.sleep(1)
-    # The directory, not the name: a name would be looked up in the hub's cache, by rules that change between versions.
-    options = [f"--served-model-name={model}", "--host=0.0.0.0", "--port=8000", *sys.argv[1:]]
+    # The directory is passed, and not the name, because the name would be looked up in the hub's cache, by rules that
+    # change between versions.
+    options = [f"--served-model-name={model}", "--host=0.0.0.0", "--port=8000", *parsing(model), *sys.argv[1:]]
+    options += shlex.split(os.environ.get("EXTRA_ARGS", ""))
     os.execvp("vllm", ["vllm", "serve", str(weights(model)), *options])  # noqa: S606, S607 - where PATH has it
+
+
+def parsing(model: str) -> list[str]:
+    """Return the options for tools and reasoning, and log them."""
+    tools, thinking = os.environ.get("TOOL_PARSER", "auto"), os.environ.get("REASONING_PARSER", "none")
+    if tools == "auto":
+        tools = parser(model)
+    options = []
+    if tools == "none":
+        print(
+            f"no tool parser for {model}: requests with tools are refused; set VLLM_TOOL_PARSER to a parser", flush=True
+        )
+    else:
+        print(f"the tool parser for {model} is {tools}", flush=True)
+        options += ["--enable-auto-tool-choice", f"--tool-call-parser={tools}"]
+    if thinking != "none":
+        options.append(f"--reasoning-parser={thinking}")
+    return options
+
+
+def parser(model: str) -> str:
+    """Return the parser of the first pattern that matches the model's name, or "none"."""
+    name = model.rpartition("/")[2].lower()
+    lines = (line for line in PARSERS.read_text().splitlines() if not line.startswith("#"))
+    rows = (line.split("\t") for line in lines)
+    found = next((tools for pattern, tools in rows if fnmatchcase(name, pattern)), "-")
+    return "none" if found == "-" else found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The address the gateway is published at: its parts, who holds it, and asking it something.
+# The address at which the gateway is published: its parts, the program that holds it, and requests to it.
 
 # '127.0.0.1:9000' → host=127.0.0.1 port=9000; '[::1]:9000' → host=[::1]. $2 is the setting, STACK_PUBLISH unless given.
 split_address() {
@@ -12,12 +12,12 @@ split_address() {
     "" | *[!0-9]*) host= ;;
   esac
   [ -n "$host" ] && [ "$port" -le 65535 ] ||
-    die "${2:-STACK_PUBLISH}=$1 is not an address and a port: use one such as 127.0.0.1:9000, or 0.0.0.0:9000 for every interface."
+    die "${2:-STACK_PUBLISH}=$1 is not an address and a port: use for example 127.0.0.1:9000, or 0.0.0.0:9000 for every interface."
 }
 
 on_loopback() { case $host in 127.* | "[::1]") ;; *) return 1 ;; esac; }
 
-# Where a program on this machine reaches what is published at $host: an address that means "all" is no destination.
+# The address at which a program on this machine reaches the gateway: one that means "all" is not a destination.
 reachable_host() {
   case $host in
     0.0.0.0) echo 127.0.0.1 ;;
@@ -26,7 +26,7 @@ reachable_host() {
   esac
 }
 
-# Stops where another program holds $port. Our own gateway may: then this is not the first `make up`.
+# Stops if another program holds $port. The stack's own gateway may hold it, after an earlier `make up`.
 need_free_port() {
   local own holder
   [ "$port" = 0 ] && return # any free one
@@ -34,10 +34,10 @@ need_free_port() {
   [ "${own##*:}" = "$port" ] && return
   holder=$(port_holder)
   [ -z "$holder" ] ||
-    die "Port $port is taken by $holder: stop that, or put another address into .env, such as STACK_PUBLISH=$host:$((port + 1)), then run this again."
+    die "Port $port is taken by $holder: stop that program, or put another address into .env, such as STACK_PUBLISH=$host:$((port + 1)), then run this again."
 }
 
-# Who listens at $host:$port: a container, a program, or nothing.
+# Prints what listens at $host:$port: a container, a program, or nothing.
 port_holder() {
   local program container
   if command -v ss >/dev/null; then
@@ -59,8 +59,8 @@ listener() {
     { print "another program"; exit }'
 }
 
-# The status and body of GET $1 at the gateway, in one line; nothing when it does not answer. Bash's own sockets: neither
-# curl nor Python need be on this machine.
+# Prints the status and body of GET $1 at the gateway in one line, or nothing if it does not answer. Uses Bash's own sockets,
+# so this machine needs neither curl nor Python.
 get() {
   (
     exec 3<>"/dev/tcp/$(reachable_host | tr -d '[]')/$port" || exit 0

@@ -1,8 +1,11 @@
 # shellcheck shell=bash
-# Docker and its Compose plugin: there, usable and new enough, or one sentence that says what to do.
+# Docker and its Compose plugin: checks that they are installed, usable and new enough, or stops with a message.
 
-# Named here because the base image, the Compose plugin and the fallback all speak of it.
+# Named here because the base image, the Compose plugin and the fallback use it.
 base_image=stack-base:trixie
+
+# Compose takes an empty value for the name of a file.
+[ -n "${COMPOSE_FILE-unset}" ] || unset COMPOSE_FILE
 
 need_docker() {
   command -v docker >/dev/null ||
@@ -11,13 +14,13 @@ need_docker() {
   complaint=$(docker version 2>&1 >/dev/null) && return
   case $complaint in
     *"permission denied"*)
-      die "You may not talk to the Docker daemon: run 'sudo usermod -aG docker $(id -un)', log out and in, then run this again." ;;
+      die "You are not allowed to use the Docker daemon: run 'sudo usermod -aG docker $(id -un)', log out and in, then run this again." ;;
     *)
       die "The Docker daemon does not answer${DOCKER_HOST:+ at DOCKER_HOST=$DOCKER_HOST}: start it (Docker Desktop, or 'sudo systemctl start docker'), then run this again." ;;
   esac
 }
 
-# 2.24 is the first Compose that knows !reset and !override, which the engine overrides are made of.
+# Compose 2.24 is the first with !reset and !override, which the engines' overrides use.
 need_compose() {
   compose_is_new_enough && return
   if can_build_base; then
@@ -36,10 +39,10 @@ compose_is_new_enough() {
     awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && $2 >= 24)) }'
 }
 
-# mmdebstrap and apt are Debian's, and making a root file system needs root.
+# mmdebstrap and apt are programs of Debian, and only root can create a root file system.
 can_build_base() { [ -e /etc/debian_version ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
-# Debian 13's packages hold the two plugins as single programs that also run on older systems.
+# Debian 13's packages have the two plugins as single programs, which also run on older systems.
 install_compose() {
   local plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins container
   say "Docker Compose 2.24 is missing here: installing Debian 13's into $plugins"

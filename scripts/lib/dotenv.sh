@@ -1,17 +1,86 @@
 # shellcheck shell=bash
-# .env: what `make up` decided and what the user set. Compose reads it; here it is checked and single lines are rewritten.
+# .env: the choices of `make up` and the user's settings. Only Compose reads the file, here too, so quotes, comments, `export`,
+# `$` and line ends mean what they mean to Compose. These functions check .env and rewrite single lines.
 
-# Stops at a name that nothing reads: a setting with a typo would otherwise be a setting without effect.
+# The four settings whose values are secrets. A `$` in a secret is hardly ever meant as a variable.
+secrets="STACK_API_KEYS STACK_ADMIN_KEYS STACK_STORE_URL LLM_API_KEY"
+
+# Stops at a file that Compose cannot read, at a name that nothing reads (otherwise a setting with a typo would have no
+# effect), and at a secret that Compose reads differently from how it is written.
 check_dotenv() {
   [ -e .env ] || return 0
-  local known unknown
+  local values known unknown
+  values=$(dotenv_values .env) || exit
   known=$(sed -nE 's/^#([A-Z][A-Z0-9_]*)=.*/\1/p' .env.example)
-  unknown=$(sed -nE 's/^ *(export )? *((STACK|LLM|OLLAMA|VLLM|HF)_[A-Za-z0-9_]*) *=.*/\2/p' .env |
-    grep -vxF "$known" | head -n 1) || return 0
-  die ".env sets $unknown, which nothing reads: did you mean $(closest "$unknown" "$known")? (.env.example lists every name.)"
+  unknown=$(sed -nE 's/^ *"((STACK|LLM|OLLAMA|VLLM|LLAMA|HF|OTEL|PROMETHEUS|ALERTMANAGER|GRAFANA)_[A-Za-z0-9_]*)": .*/\1/p' <<<"$values" |
+    grep -vxF "$known" | head -n 1) || true
+  [ -z "$unknown" ] ||
+    die ".env sets $unknown, which nothing reads: did you mean $(closest "$unknown" "$known")? (.env.example lists every name.)"
+  ! grep -qF '$' .env || need_whole_secrets "$values"
 }
 
-# The name in the list $2 that takes the fewest edits to become $1.
+# Compares each secret with the text in .env, as if `$` had no meaning. $1 are the values that Compose reads.
+need_whole_secrets() {
+  local mark=$'\x01' copy plain name value written
+  copy=$(mktemp) # 0600
+  tr '$' "$mark" <.env >"$copy"
+  plain=$(dotenv_values "$copy" 2>/dev/null) || plain=$1
+  rm -f "$copy"
+  for name in $secrets; do
+    value=$(value_of "$name" <<<"$1")
+    written=$(value_of "$name" <<<"$plain")
+    [ "$value" = "${written//$mark/\$}" ] && continue # within single quotes, or not a name after it
+    written=${written//$mark$mark/\$} written=${written//\\$mark/\$} written=${written//$mark/\$}
+    [ "$value" = "$written" ] ||
+      die "$name in .env contains a \$, which begins the name of a variable (${#written} characters are written, and Compose reads ${#value}): write \$\$ for each \$, or put single quotes around the value."
+  done
+}
+
+# The value that .env gives to $1, or nothing.
+dotenv() { [ ! -e .env ] || dotenv_values .env | value_of "$1"; }
+
+# The value of $1 for Compose: the shell's, if $1 is set there, otherwise .env's.
+setting() { compose_config "x-value: {$1: \"\${$1-}\"}" | value_of "$1"; }
+
+# All values of the file $1, as Compose reads such files: JSON, each in a line `"NAME": "value"`.
+dotenv_values() {
+  compose_config "services: {it: {image: it, env_file: ['$1']}}" |
+    sed -n '/^ *"environment": {$/,/^ *}/ { /^ *"[^"]*": ["n]/p; }'
+}
+
+# What Compose makes of the text $1 as the only compose file.
+compose_config() {
+  local said
+  said=$(docker compose --project-name it --project-directory . --file - config --format json <<<"$1" 2>&1) ||
+    die "Compose cannot read .env (${said##*$'\n'}): correct that line, then run this again."
+  printf '%s\n' "$said"
+}
+
+# The first value of $1 in the JSON on standard input, without its escapes. Compose writes a `$` as `$$`.
+value_of() {
+  awk -v name="$1" '
+    !done && match($0, "^ *\"" name "\": ") {
+      done = 1 # reads on, because a closed pipe would stop the writer
+      text = substr($0, RLENGTH + 1)
+      sub(/,$/, "", text)
+      if (text == "null") next
+      if (text ~ /^"/) text = substr(text, 2, length(text) - 2)
+      while (i++ < length(text)) {
+        one = substr(text, i, 1)
+        if (one == "\\") {
+          one = substr(text, ++i, 1)
+          if (one == "n") one = "\n"
+          if (one == "t") one = "\t"
+          if (one == "u") { one = character[substr(text, i + 1, 4)]; i += 4 }
+        } else if (one == "$" && substr(text, i + 1, 1) == "$") i++
+        value = value one
+      }
+      print value
+    }
+    BEGIN { character["003c"] = "<"; character["003e"] = ">"; character["0026"] = "&"; character["0001"] = "\001" }'
+}
+
+# Prints the name in the list $2 that needs the fewest edits to become $1.
 closest() {
   awk -v wanted="$1" '
     function least(a, b) { return a < b ? a : b }
@@ -27,20 +96,35 @@ closest() {
     END { print best }' <<<"$2"
 }
 
-# The value .env gives to $1, or nothing.
-dotenv() {
-  [ -e .env ] || return 0
-  sed -nE "s/^ *(export )?$1=//p" .env | tail -n 1 | sed -E "s/^(['\"])(.*)\1\$/\2/"
+# Sets $1 to $2 in .env, if the value differs. Rewrites the line or appends one, and keeps all other bytes. The file is complete
+# at any moment. Its mode is 0600, because it may hold keys.
+record() {
+  local file new before after
+  [ -e .env ] || printf '# Written by make up. .env.example lists everything that can stand here.\n' >.env
+  before=$(dotenv_values .env) || exit
+  [ "$(value_of "$1" <<<"$before")" != "$2" ] || return 0
+  file=$(readlink -f .env)
+  new=$(mktemp "$file.XXXXXX") # 0600, and in the same directory, so that mv replaces the file in one step
+  # shellcheck disable=SC2064 # this file's name
+  trap "rm -f '$new'" EXIT
+  NAME=$1 VALUE=$(in_quotes "$2") awk '
+    $0 ~ "^[ \t]*(export[ \t]+)?" ENVIRON["NAME"] "[ \t]*[=:]" { if (!done) print ENVIRON["NAME"] "=" ENVIRON["VALUE"]; done = 1; next }
+    { print }
+    END { if (!done) print ENVIRON["NAME"] "=" ENVIRON["VALUE"] }' "$file" >"$new"
+  after=$(dotenv_values "$new") || exit
+  [ "$(value_of "$1" <<<"$after")" = "$2" ] && [ "$(others "$1" <<<"$before")" = "$(others "$1" <<<"$after")" ] ||
+    die "The line for $1 in .env could not be changed alone: put $1=$(in_quotes "$2") into it, then run this again."
+  mv "$new" "$file"
+  trap - EXIT
 }
 
-# Sets $1 to $2 in .env: rewrites that line or appends one, and keeps everything else. Mode 0600: it may hold keys.
-record() {
-  local new
-  [ -e .env ] || printf '# Written by make up. .env.example lists everything that can stand here.\n' >.env
-  new=$(mktemp .env.XXXXXX) # 0600, and in the same directory, so that mv replaces the file in one step
-  NAME=$1 VALUE=$2 awk '
-    $0 ~ "^ *(export )?" ENVIRON["NAME"] "=" { if (!done) print ENVIRON["NAME"] "=" ENVIRON["VALUE"]; done = 1; next }
-    { print }
-    END { if (!done) print ENVIRON["NAME"] "=" ENVIRON["VALUE"] }' .env >"$new"
-  mv "$new" .env
+# The lines of all names but $1.
+others() { grep -v "^ *\"$1\": " | sed 's/,$//'; }
+
+# Prints $1 as a value for .env, in single quotes if one of its characters could have a meaning there.
+in_quotes() {
+  case $1 in
+    *[!A-Za-z0-9_./:@,+=-]*) printf "'%s'" "$1" ;;
+    *) printf '%s' "$1" ;;
+  esac
 }

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Images: those that are here, those a registry has, and whether one answers at all.
+# Images: which ones this machine has, which ones a registry has, and whether a registry answers.
 
-probe_seconds=10 # a registry that has not said a word by then counts as none
+probe_seconds=10 # a registry that has not answered by then counts as unreachable
 
 has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# Whether image $1 is here or a registry begins to serve it. Ends the program where one answers with a refusal.
+# Whether this machine has image $1 or a registry begins to serve it. Stops if a registry refuses it.
 within_reach() {
   has_image "$1" && return
   [ "$(registry_of "$1")" = "${silent_registry:-}" ] && return 1
@@ -15,13 +15,13 @@ within_reach() {
   return 1
 }
 
-# Brings image $1, which is within reach, here.
+# Pulls image $1, unless this machine has it.
 pull() { has_image "$1" || docker pull "$1" || die "$1 could not be pulled: see the message above, then run this again."; }
 
-# Both. Returns 1 where no registry answers.
+# Pulls image $1 if a registry answers, and returns 1 otherwise.
 fetch() { within_reach "$1" && pull "$1"; }
 
-# Sees to it that the base of our own images is here, and exports its name: PYTHON_IMAGE's, or one built on this machine.
+# Gets the base of the stack's own images, and exports its name: PYTHON_IMAGE, or an image built on this machine.
 # shellcheck disable=SC2154 # base_image: lib/docker.sh
 bring_python_image() {
   PYTHON_IMAGE=$(resolved PYTHON_IMAGE)
@@ -32,8 +32,8 @@ bring_python_image() {
   export PYTHON_IMAGE
 }
 
-# Whether the registry begins to serve image $1 within probe_seconds. The pull that finds out is given up then: a
-# second one, whose progress bars can be seen, takes over what it had begun.
+# Whether the registry begins to serve image $1 within probe_seconds. The pull that finds this out is then stopped. A second
+# pull, with visible progress bars, continues it.
 answers() {
   local work pull status=0 tries=$((probe_seconds * 5)) refusal
   work=$(mktemp -d)
@@ -47,7 +47,7 @@ answers() {
   rm -rf "$work"
   case $refusal in
     *"manifest unknown"* | *"pull access denied"* | *unauthorized:* | *toomanyrequests* | *"no matching manifest"*)
-      die "The registry does not hand out $1 (${refusal#Error response from daemon: }): correct the name, or 'docker login', then run this again." ;;
+      die "The registry refuses $1 (${refusal#Error response from daemon: }): correct the name, or 'docker login', then run this again." ;;
   esac
   return $status
 }

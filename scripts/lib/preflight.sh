@@ -1,8 +1,12 @@
 # shellcheck shell=bash
-# Preflight: whether this machine can carry the engine and the model that were chosen. Nothing is changed. Each check
-# prints what it found, or ends with one sentence that says what to do.
+# Preflight: checks whether this machine can run the chosen engine and model, and changes nothing. Each check prints its
+# result, or stops with a message that says what to do.
 
-gpu_room=2  # GB on each GPU beside the weights: the context of a few conversations, and what a computation needs
+monitoring_user=65534 # of Prometheus's and Alertmanager's images: compose.monitoring.yaml
+gateway_user=10001 # of the gateway's image
+vllm_user=2000 # of vLLM's
+
+gpu_room=2  # GB on each GPU beside the weights, for the context of a few conversations and for computation
 ram_room=1  # GB of memory beside Ollama's weights
 vllm_ram=4  # GB of memory for vLLM itself, and
 worker_ram=2 # GB for each GPU's process
@@ -10,14 +14,14 @@ worker_ram=2 # GB for each GPU's process
 # Every check that applies to the engine, the most fundamental first.
 # shellcheck disable=SC2154 # engine: lib/stack.sh
 preflight_checks() {
-  echo need_new_docker need_port need_secret_files
+  echo need_new_docker need_port need_secret_files need_config
   case $engine in
     ollama) echo need_ram need_disk ;;
-    vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_ram need_token need_disk ;;
+    vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_ram need_token need_disk tell_tools ;;
   esac
 }
 
-# Sets what the checks are about: model, weights (GB, or nothing where that can't even be estimated), and how it is known.
+# Sets the variables of the checks: model, weights (GB, or nothing if they cannot be estimated), and the source of the size.
 # shellcheck disable=SC2154 # merged: lib/stack.sh
 weigh_model() {
   model=$(resolved LLM_MODEL)
@@ -26,22 +30,25 @@ weigh_model() {
     weights=$(estimate) source="estimated from its name"
   fi
   present=$(present)
-  # Not count: with chosen GPUs there are ids instead; with neither nothing is reserved, and nothing looked at.
+  # With particular GPUs there are ids instead of a count. Without both, no GPU is reserved, and none is checked.
   gpus=$(resolved count)
-  [ -n "$gpus" ] || gpus=$(sed -n '/^ *device_ids:/,/^ *[a-z_]*:/ s/^ *- .*/x/p' <<<"$merged" | grep -c x) || true
+  [ -n "$gpus" ] || gpus=$(sed -n '/"device_ids": \[/,/\]/ s/^ *"[^"]*",*$/x/p' <<<"$merged" | grep -c x) || true
 }
 
-# Column $1 of the model's line in engine/models.tsv: its own, or one that its name begins like.
+# Prints column $1 of the model's line in engine/models.tsv: the line with its name, or with the beginning of its name.
 listed() {
-  awk -F '\t' -v engine="$engine" -v model="${model%:latest}" -v column="$1" '
+  awk -F '\t' -v engine="$engine" -v model="$(known_as "$model")" -v column="$1" '
     $1 != engine { next }
     $2 == model { exact = $column }
     $2 ~ /\*$/ && index(model, substr($2, 1, length($2) - 1)) == 1 { alike = $column }
     END { print exact != "" ? exact : alike }' engine/models.tsv
 }
 
-# GB from the number of parameters in the name ("8b", "135M", "8x7b") and the bytes each takes: two as vLLM loads them,
-# 0.7 as Ollama packs them, unless the name says otherwise.
+# Prints the name $1 in the form of engine/models.tsv: for Ollama without the tag latest, and in small letters.
+known_as() { if [ "$engine" = ollama ]; then tr '[:upper:]' '[:lower:]' <<<"${1%:latest}"; else echo "$1"; fi; }
+
+# Estimates the GB from the number of parameters in the name ("8b", "135M", "8x7b") and the bytes of each: two in vLLM, 0.7
+# in Ollama's format, unless the name says otherwise.
 estimate() {
   awk -v engine="$engine" -v name="$(tr '[:upper:]' '[:lower:]' <<<"$model")" 'BEGIN {
     bytes = engine == "ollama" ? 0.7 : 2
@@ -59,10 +66,10 @@ estimate() {
   }'
 }
 
-# What an earlier run left of the model on the volume: a number of bytes, or "all". The provisioner itself knows.
+# Prints how much of the model an earlier run left on the volume: a number of bytes, or "all". The provisioner reports it.
 present() {
   local project
-  project=$(sed -n 's/^name: //p' <<<"$merged")
+  project=$(resolved name)
   if docker volume inspect "${project}_$engine" >/dev/null 2>&1 && has_image "$project-provision"; then
     docker run --rm --network none --env LLM_MODEL="$model" --volume "${project}_$engine:/models:ro" \
       --entrypoint /opt/engine/provision "$project-provision" --present 2>/dev/null && return
@@ -81,36 +88,50 @@ need_new_docker() {
 need_port() {
   need_free_port
   # shellcheck disable=SC2154 # port: lib/address.sh
-  echo "port $port is free, or the stack's own"
+  echo "port $port is free, or used by this stack"
 }
 
 need_secret_files() {
-  need_secret_file stack_api_keys STACK_API_KEYS_FILE
-  need_secret_file stack_admin_keys STACK_ADMIN_KEYS_FILE
-  need_secret_file stack_store_url STACK_STORE_URL_FILE
-  need_secret_file hf_token HF_TOKEN_FILE
-  echo "every file that a setting names is there"
+  need_secret_file stack_api_keys STACK_API_KEYS_FILE "$gateway_user"
+  need_secret_file stack_admin_keys STACK_ADMIN_KEYS_FILE "$gateway_user"
+  need_secret_file stack_store_url STACK_STORE_URL_FILE "$gateway_user"
+  need_secret_file hf_token HF_TOKEN_FILE "$vllm_user"
+  need_secret_file alert_webhook STACK_ALERT_WEBHOOK_FILE "$monitoring_user"
+  echo "every file that a setting names exists, and its container may read it"
+}
+
+# `make up` makes the clone's own config/ readable (scripts/up). The modes of another directory are its owner's decision.
+need_config() {
+  local directory
+  directory=$(config_directory)
+  if [ -d "$directory" ] && [ "$directory" != "$PWD/config" ]; then
+    readable "$directory" "$gateway_user" ||
+      die "STACK_CONFIG_DIR names $directory, which the gateway's user ($gateway_user) may not enter: 'chmod a+x $directory', then run this again."
+  fi
+  [ ! -e "$directory/stack.yaml" ] || readable "$directory/stack.yaml" "$gateway_user" ||
+    die "The gateway's user ($gateway_user) may not read $directory/stack.yaml: 'chmod a+r $directory/stack.yaml', then run this again."
+  echo "the gateway may read $directory"
 }
 
 need_gpu() {
   local memory there
   unreserved && return
   command -v nvidia-smi >/dev/null ||
-    die "vLLM needs an NVIDIA GPU, and no driver is here (there is no nvidia-smi): install the driver (https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/), or run 'ENGINE=ollama make up', which needs no GPU."
+    die "vLLM needs an NVIDIA GPU, and this machine has no driver (there is no nvidia-smi): install the driver (https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/), or run 'ENGINE=ollama make up', which needs no GPU."
   memory=$(gpu_memory) ||
-    die "The NVIDIA driver does not answer (nvidia-smi says: ${memory%%$'\n'*}): install it again or restart the machine, then run this again."
+    die "The NVIDIA driver does not answer (nvidia-smi says: ${memory%%$'\n'*}): reinstall the driver or restart the machine, then run this again."
   there=$(grep -c . <<<"$memory")
   [ "$there" -ge "$gpus" ] ||
-    die "vLLM is to get $gpus GPUs (VLLM_GPU_COUNT), and this machine has $there: set VLLM_GPU_COUNT=$there."
+    die "VLLM_GPU_COUNT asks for $gpus GPUs, and this machine has $there: set VLLM_GPU_COUNT=$there."
   echo "GPUs: $there here, $gpus for vLLM"
 }
 
-# Docker hands GPUs out through NVIDIA's container toolkit: a runtime of its own, CDI, or the hook that --gpus looks for.
+# Docker gives GPUs to containers through NVIDIA's container toolkit: a runtime, CDI, or the hook that --gpus uses.
 need_gpu_runtime() {
   unreserved && return
   docker info --format '{{json .}}' | grep -qE '"nvidia"|nvidia\.com/gpu' || command -v nvidia-container-runtime-hook >/dev/null ||
-    die "Docker can't hand out GPUs: install the NVIDIA Container Toolkit (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html), run 'sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker', then run this again."
-  echo "Docker can hand out GPUs"
+    die "Docker cannot give GPUs to containers: install the NVIDIA Container Toolkit (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html), run 'sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker', then run this again."
+  echo "Docker can give GPUs to containers"
 }
 
 need_gpu_memory() {
@@ -118,13 +139,13 @@ need_gpu_memory() {
   unreserved && return
   weighed || return 0
   smallest=$(gpu_memory 2>/dev/null | sort -n | head -n 1) || return 0 # need_gpu has said why
-  part=$(sed -nE 's/^ *- --gpu-memory-utilization=//p' <<<"$merged")
-  over=$(sed -nE 's/^ *- --tensor-parallel-size=//p' <<<"$merged")
+  part=$(argument gpu-memory-utilization)
+  over=$(argument tensor-parallel-size)
   have=$(calculate "$smallest * 1.048576 / 1000 * $part")
   need=$(calculate "$weights / $over + $gpu_room")
   enough "$have" "$need" ||
     die "$model needs about $need GB on each of $over GPU(s) ($weights GB of weights, $source, and $gpu_room GB to work in), and vLLM may take $have GB ($part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(smaller "$(calculate "($have - $gpu_room) * $over")"), or spread it over more GPUs (VLLM_GPU_COUNT)."
-  echo "GPU memory: about $need GB needed on each of $over GPU(s) for $model ($source), $have GB there"
+  echo "GPU memory: about $need GB needed on each of $over GPU(s) for $model ($source), $have GB available"
 }
 
 need_ram() {
@@ -139,53 +160,80 @@ need_ram() {
     spare=$(calculate "$have - $ram_room")
     die "$model needs about $need GB of memory ($weights GB of weights, $source, and $ram_room GB to work in), and Docker has $have GB: $(smaller "$spare"), or give Docker more memory."
   fi
-  echo "memory: about $need GB needed for $engine with $model ($source), $have GB there"
+  echo "memory: about $need GB needed for $engine with $model ($source), $have GB available"
 }
 
 need_token() {
   local file
   file=$(secret_file hf_token)
   if [ "$(listed 4)" = token ] && [ "$present" != all ] && [ ! -s "$file" ]; then
-    die "$model is handed out only to those its owner has let in: request access at https://huggingface.co/$model and put the file of a token into HF_TOKEN_FILE, or set LLM_MODEL=Qwen/Qwen3-8B, which needs none."
+    die "$model needs its owner's permission: request access at https://huggingface.co/$model and set HF_TOKEN_FILE to a file with your token, or set LLM_MODEL=Qwen/Qwen3-8B, which needs no token."
   fi
-  echo "model hub: no token is missing for $model, as far as is known"
+  echo "model hub: as far as is known, $model needs no further token"
+}
+
+# This check never fails. It tells the operator in advance if vLLM will refuse requests with tools.
+tell_tools() {
+  local parser
+  parser=$(resolved TOOL_PARSER)
+  [ "$parser" != auto ] || parser=$(tool_parser)
+  case $parser in
+    none | -) echo "tools: no parser is known for $model, so requests with tools will be refused (400); set VLLM_TOOL_PARSER to one of vLLM's parsers" ;;
+    *) echo "tools: vLLM reads tool calls with its parser $parser (VLLM_TOOL_PARSER=$(resolved TOOL_PARSER))" ;;
+  esac
+}
+
+# The parser of the first pattern in engine/vllm/parsers.tsv that fits the model, as engine/vllm/serve.py finds it.
+tool_parser() {
+  local name pattern parser
+  name=$(tr '[:upper:]' '[:lower:]' <<<"${model##*/}")
+  while IFS=$'\t' read -r pattern parser; do
+    # shellcheck disable=SC2053 # a pattern
+    [[ $pattern != "#"* && $name == $pattern ]] || continue
+    echo "$parser"
+    return
+  done <engine/vllm/parsers.tsv
+  echo none
 }
 
 need_disk() {
   local root have need
   if [ "$present" = all ]; then
-    echo "disk: $model is here already"
+    echo "disk: $model is already on this machine"
     return
   fi
   weighed || return 0
   root=$(docker info --format '{{.DockerRootDir}}')
   if ! [ -d "$root" ]; then
-    echo "disk: Docker keeps its volumes in a machine of its own, whose disk was not looked at; $model takes about $weights GB ($source)"
+    echo "disk: Docker keeps its volumes in a virtual machine, whose disk was not checked; $model needs about $weights GB ($source)"
     return
   fi
   have=$(calculate "$(df -Pk "$root" | awk 'NR == 2 { print $4 }') * 1024 / 1e9")
   need=$(calculate "$weights - $present / 1e9")
   enough "$have" "$need" ||
-    die "$model needs about $need GB of disk ($source), and $have GB are free where Docker keeps its volumes ($root): make room there ('docker system df' shows what Docker itself holds), or $(smaller "$have")."
+    die "$model needs about $need GB of disk ($source), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$have")."
   echo "disk: about $need GB needed for $model ($source), $have GB free in $root"
 }
 
-# Whether the model's size is known; says so where it isn't.
+# Whether the model's size is known. Prints a message if not.
 weighed() {
   [ -n "$weights" ] && return
-  echo "the size of $model is not known, and its name does not say it: what it needs was not looked at"
+  echo "the size of $model is unknown, and its name has no number, so this was not checked"
   return 1
 }
 
 unreserved() {
   [ "$gpus" -gt 0 ] && return 1
-  echo "no GPU is reserved: none was looked for"
+  echo "no GPU is reserved, so none was checked"
 }
 
-# The memory of each GPU in MiB, one a line; what nvidia-smi says otherwise.
+# The value of the option $1 in the engine's command.
+argument() { sed -nE "s/^ *\"--$1=(.*)\",?\$/\1/p" <<<"$merged" | tail -n 1; }
+
+# Prints the memory of each GPU in MiB, one per line, or the message of nvidia-smi if it fails.
 gpu_memory() { nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>&1; }
 
-# "set LLM_MODEL to a smaller one, such as …": the largest that is known to weigh at most $1 GB and asks for no token.
+# Prints "set LLM_MODEL to a smaller one, such as …" with the largest known model of at most $1 GB that needs no token.
 smaller() {
   awk -F '\t' -v engine="$engine" -v most="$1" '
     $1 == engine && $3 + 0 > best + 0 && $3 + 0 <= most + 0 && $4 != "token" { best = $3; name = $2 }

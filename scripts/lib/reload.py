@@ -1,6 +1,6 @@
-"""Runs a command, and starts it anew whenever a Python file below a directory changes: reload.py DIRECTORY COMMAND …
+"""Run a command, and restart it when a Python file below a directory changes: reload.py DIRECTORY COMMAND …
 
-Until SIGTERM. A command that ends by itself is started again at the next change.
+Runs until SIGTERM. A command that ends by itself is started again at the next change.
 """
 
 import signal
@@ -9,7 +9,7 @@ import sys
 
 from watchfiles import PythonFilter, watch
 
-PATIENCE = 10  # seconds a command may take to stop
+PATIENCE = 10  # seconds for a command to stop
 
 
 def main() -> None:
@@ -18,11 +18,11 @@ def main() -> None:
     process = subprocess.Popen(command)  # noqa: S603
     try:
         for changes in watch(directory, watch_filter=PythonFilter()):
-            print(f"==> {', '.join(sorted({path for _, path in changes}))}: starting anew", flush=True)
+            print(f"==> {', '.join(sorted({path for _, path in changes}))}: restarting", flush=True)
             stop(process)
             process = subprocess.Popen(command)  # noqa: S603
     except KeyboardInterrupt:
-        pass  # how `watch` reports every signal
+        pass  # `watch` raises this at every signal
     finally:
         stop(process)
 

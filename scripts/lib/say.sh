@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How the scripts speak: one line for what they do, one sentence when they stop.
+# The output of the scripts: one line for each step, and one message when they stop.
 
 say() { printf '==> %s\n' "$*"; }
 

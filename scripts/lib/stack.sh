@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Which engine the stack has, and what Compose makes of all settings together.
+# The stack's engine, and the configuration that Compose makes from all settings.
 
-# The files that make up the stack with engine $1.
+# Prints the compose files of the stack with engine $1.
 compose_files() {
   case $1 in
     ollama) echo compose.yaml ;;
@@ -11,10 +11,10 @@ compose_files() {
   esac
 }
 
-# The files that Compose uses without further word: an earlier choice, perhaps with the user's own overrides, or nothing.
-recorded_files() { echo "${COMPOSE_FILE:-$(dotenv COMPOSE_FILE)}"; }
+# Prints the compose files of an earlier choice, perhaps with the user's own overrides, or nothing.
+recorded_files() { setting COMPOSE_FILE; }
 
-# The engine of the files $1, or nothing for none.
+# Prints the engine of the compose files $1, or nothing if there are none.
 engine_of() {
   case $1 in
     *compose.gpu.yaml*) echo vllm ;;
@@ -23,38 +23,72 @@ engine_of() {
   esac
 }
 
-# Sets the engine, the words in which it was chosen (none: nobody chose), and the address; see use_engine.
+# Prints the compose files $1 with the monitoring as the user chose it: MONITORING=on or off. Otherwise it stays as it is in the
+# files $2, those of the earlier choice.
+with_monitoring() {
+  local file=compose.monitoring.yaml files=:$1: choice=${MONITORING:-}
+  [ -n "$choice" ] || case :$2: in *:$file:*) choice=on ;; *) choice=off ;; esac
+  files=${files//:$file:/:}
+  files=${files#:} files=${files%:}
+  case $choice in
+    on) echo "$files:$file" ;;
+    off) echo "$files" ;;
+    *) die "MONITORING=$choice is not known: use on or off." ;;
+  esac
+}
+
+# Whether the monitoring is a part of the stack.
+monitored() { case :$COMPOSE_FILE: in *:compose.monitoring.yaml:*) return 0 ;; *) return 1 ;; esac; }
+
+# Sets the engine, the user's choice of it (empty if there was none), and the address; see use_engine.
 choose_engine() {
-  local address=${STACK_PUBLISH:-$(dotenv STACK_PUBLISH)}
-  [ -z "$address" ] || split_address "$address" # Compose would refuse it too, in its own words
+  local address files
+  address=$(setting STACK_PUBLISH)
+  files=$(recorded_files)
+  [ -z "$address" ] || split_address "$address" # before Compose refuses it with a message of its own
   # shellcheck disable=SC2034 # scripts/up
-  chosen=${ENGINE:-$(engine_of "$(recorded_files)")}
+  chosen=${ENGINE:-$(engine_of "$files")}
   engine=${chosen:-ollama}
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
 }
 
-# From here on `docker compose` in this script speaks of the stack with engine $1.
+# From here on, `docker compose` in this script uses the stack with engine $1.
 use_engine() {
-  local files
-  files=$(recorded_files)
+  local files recorded
+  recorded=$(recorded_files)
+  files=$recorded
   [ "$(engine_of "$files")" = "$1" ] || files=$(compose_files "$1")
-  export COMPOSE_FILE=$files
-  merged=$(docker compose config 2>&1) || die "Compose does not accept the settings: $merged."
+  COMPOSE_FILE=$(with_monitoring "$files" "$recorded")
+  export COMPOSE_FILE
+  merged=$(docker compose config --format json 2>&1) || die "Compose does not accept the settings: $merged."
 }
 
-# The first value of $1 in the merged configuration: what the shell, .env and the files' defaults come to.
-resolved() {
-  sed -nE "s/^ *$1: //p" <<<"$merged" | head -n 1 | sed -E "s/^(['\"])(.*)\1\$/\2/; s/\\\$\\\$/\\\$/g; s/^null\$//"
-}
+# Prints the first value of $1 in the merged configuration: the shell, .env and the files' defaults.
+resolved() { value_of "$1" <<<"$merged"; }
 
-# Docker's own words for a secret's missing file do not name the setting.
+# Docker's own message about a missing secret file does not name the setting.
 need_secret_file() {
   local file
   file=$(secret_file "$1")
-  [ -z "$file" ] || [ -e "$file" ] ||
-    die "$2 names $file, which does not exist: correct it in .env, or take the line out."
+  [ -n "$file" ] || return 0
+  [ -e "$file" ] ||
+    die "$2 names $file, which does not exist: correct the line in .env, or remove it."
+  readable "$file" "$3" ||
+    die "$2 names $file, which the container's user ($3) may not read: 'chmod a+r $file', then run this again."
 }
 
+# Whether the user $2 of a container may read the file $1, or enter the directory $1. On Docker Desktop any user may read any
+# file.
+readable() {
+  local all=4 own=400 group=40
+  [ -d "$1" ] && all=1 own=100 group=10
+  [ "$(uname -s)" != Linux ] ||
+    [ -n "$(find -L "$1" -prune \( -perm -$all -o -user "$2" -perm -$own -o -group "$2" -perm -$group \))" ]
+}
+
+# The directory on this machine that the gateway sees as /etc/stack.
+config_directory() { grep -B 2 '"target": "/etc/stack"' <<<"$merged" | value_of source; }
+
 # The file on this machine that the secret $1 comes from.
-secret_file() { sed -n "/^secrets:/,\$ { /^  $1:/,/file:/ s/^ *file: //p; }" <<<"$merged" | head -n 1; }
+secret_file() { sed -n "/^  \"secrets\": {/,\$ { /^    \"$1\": {/,/}/p; }" <<<"$merged" | value_of file; }

@@ -3,16 +3,14 @@ whom, how containers are confined, and that nothing of another engine is left ov
 
 import json
 import re
-import subprocess
-from typing import Any
 
 import pytest
 
 from gateway.settings import Settings
-from tests.bundle.conftest import OVERRIDES, ROOT, clean_environment
+from tests.support.clone import OVERRIDES, Config, merged
+from tests.support.processes import ROOT
 
 ENGINES = sorted(OVERRIDES)
-Config = dict[str, Any]
 
 # Chosen GPUs: the override of the README, word for word.
 (CHOSEN_GPUS,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -26,6 +24,7 @@ SETTINGS = {
         "OLLAMA_NUM_PARALLEL": "4",
         "OLLAMA_CONTEXT_LENGTH": "8192",
         "OLLAMA_KEEP_ALIVE": "-1",
+        "LLAMA_ARG_THREADS": "2",
         "VLLM_GPU_COUNT": "4",
         "VLLM_TENSOR_PARALLEL_SIZE": "2",
         "VLLM_MAX_MODEL_LEN": "4096",
@@ -33,23 +32,17 @@ SETTINGS = {
         "VLLM_MAX_NUM_SEQS": "16",
         "VLLM_MAX_NUM_QUEUED_REQS": "32",
         "VLLM_SHM_SIZE": "16g",
+        "VLLM_TOOL_PARSER": "hermes",
+        "VLLM_REASONING_PARSER": "qwen3",
+        "VLLM_EXTRA_ARGS": "--dtype=half",
     },
     "mirrors": {
         "PYTHON_IMAGE": "mirror.example/python:3.13.16",
-        "OLLAMA_IMAGE": "mirror.example:5000/ollama:0.32.6",
-        "VLLM_IMAGE": "mirror.example/vllm:v0.30.0",
+        "OLLAMA_IMAGE": "mirror.example:5000/ollama:0.32.15",
+        "VLLM_IMAGE": "mirror.example/vllm:v0.32.0",
     },
 }
 COMBINATIONS = [*((engine, name) for engine in ENGINES for name in SETTINGS), ("vllm", "chosen GPUs")]
-
-
-def merged(engine: str, *overrides: str, **env: str) -> Config:
-    """The configuration as in a fresh clone: no .env, nothing set."""
-    files = [option for file in ["compose.yaml", *OVERRIDES[engine], *overrides] for option in ("-f", file)]
-    command = ["docker", "compose", "--env-file", "/dev/null", *files, "config", "--format", "json"]
-    answer = subprocess.run(command, cwd=ROOT, env=clean_environment(**env), capture_output=True, check=True)
-    config: Config = json.loads(answer.stdout)
-    return config
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=" ".join)
@@ -71,13 +64,13 @@ def test_only_the_gateway_is_published(config: Config) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_it_is_published_on_loopback_unless_something_else_is_said(engine: str) -> None:
+def test_the_gateway_is_published_on_loopback_by_default(engine: str) -> None:
     (port,) = merged(engine)["services"]["gateway"]["ports"]
     assert (port["host_ip"], port["published"]) == ("127.0.0.1", "9000")
 
 
-def test_nothing_is_left_over(config: Config) -> None:
-    """Whatever is declared is used, and no word of an engine that is not there."""
+def test_an_override_leaves_no_volume_secret_or_network_unused(config: Config) -> None:
+    """Every declared one is used, and nothing names an engine that is not there."""
     for kind in ("networks", "volumes", "secrets"):
         used: set[str] = set()
         for service in config["services"].values():
@@ -120,7 +113,7 @@ def test_the_gateway_reads_progress_and_only_the_provisioner_writes_it(config: C
 
 
 def test_a_secret_from_another_file_recreates_its_container(config: Config) -> None:
-    """Compose itself does not look at where a secret comes from."""
+    """Compose itself does not compare the files of secrets."""
     files = {name: secret["file"].rpartition("/")[2] for name, secret in config["secrets"].items()}
     for service in config["services"].values():
         for secret in service.get("secrets", ()):
@@ -133,7 +126,9 @@ def test_one_variable_tells_docker_and_the_gateway_where_it_is_published() -> No
     assert (gateway["ports"][0]["host_ip"], gateway["ports"][0]["published"]) == ("0.0.0.0", "9100")
 
 
-def test_the_engine_is_only_on_the_private_network_and_the_provisioner_only_on_the_way_out(config: Config) -> None:
+def test_the_engine_has_only_the_private_network_and_the_provisioner_only_the_one_with_a_route_out(
+    config: Config,
+) -> None:
     networks = {name: set(service["networks"]) for name, service in config["services"].items()}
     assert networks["gateway"] == {"edge", "backend", "metrics"}
     assert networks["engine"] == {"backend"}
@@ -198,7 +193,7 @@ def test_the_dockerfiles_own_defaults_are_those_of_the_compose_files() -> None:
     assert {name: len(images) for name, images in said.items()} == dict.fromkeys(said, 1), said
 
 
-def test_the_gateway_is_given_longer_to_stop_than_it_may_take(config: Config) -> None:
+def test_docker_waits_longer_than_the_gateway_may_take_to_stop(config: Config) -> None:
     period = config["services"]["gateway"]["stop_grace_period"]
     minutes, seconds = re.fullmatch(r"(\d+)m(\d+)s", period).groups()  # type: ignore[union-attr]
     longest = sum(_upper_bound(name) for name in ("stack_drain_delay", "stack_grace"))
@@ -210,7 +205,7 @@ def _upper_bound(name: str) -> float:
     return float(bounds[0])
 
 
-def test_the_gateway_goes_before_the_engine_and_does_not_wait_for_its_health(config: Config) -> None:
+def test_the_gateway_stops_before_the_engine_and_does_not_wait_for_its_health(config: Config) -> None:
     """`down` stops dependents first: running answers end while the engine still makes them."""
     depends = config["services"]["gateway"]["depends_on"]
     assert {name: rule["condition"] for name, rule in depends.items()} == {"engine": "service_started"}
@@ -256,7 +251,7 @@ def test_the_tiny_engine_answers_to_the_other_engines_default_models() -> None:
     }
 
 
-def test_the_tiny_stack_has_no_provisioner_and_no_way_out() -> None:
+def test_the_tiny_stack_has_no_provisioner_and_no_network_with_a_route_out() -> None:
     config = merged("tiny")
     assert set(config["services"]) == {"gateway", "engine"}
     assert set(config["networks"]) == {"edge", "backend", "metrics"}
@@ -292,7 +287,7 @@ def test_ollamas_own_settings_reach_it() -> None:
     assert {name for name in SETTINGS["engine"] if name.startswith("OLLAMA")} <= set(environment)
 
 
-def test_only_who_fetches_gets_the_token() -> None:
+def test_only_the_provisioner_gets_the_token() -> None:
     services = merged("vllm", HF_TOKEN_FILE="token")["services"]
     holding = {
         name for name, it in services.items() if any(secret["source"] == "hf_token" for secret in it.get("secrets", ()))

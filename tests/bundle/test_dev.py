@@ -1,4 +1,4 @@
-"""`make dev`: gateway and engine as plain processes, no container; a saved file is in force a moment later."""
+"""`make dev`: gateway and engine as plain processes without a container. A saved file is in force a moment later."""
 
 import re
 import signal
@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.bundle.conftest import ROOT, Tree, clean_environment
-from tests.processes import MESSAGES, FakeEngine, free_port, wait_for
+from tests.support.clone import Tree, clean_environment
+from tests.support.processes import MESSAGES, ROOT, FakeEngine, free_port, wait_for
 
 AUTH = {"Authorization": "Bearer dev-key"}
 

@@ -3,8 +3,8 @@
 import re
 
 from gateway.settings import Settings
-from tests.bundle.conftest import ROOT
-from tests.bundle.test_compose import merged
+from tests.support.clone import merged
+from tests.support.processes import ROOT
 
 TEXT = (ROOT / ".env.example").read_text()
 NAMES = re.findall(r"^#([A-Z][A-Z0-9_]*)=", TEXT, re.MULTILINE)
@@ -19,12 +19,12 @@ def used_in_compose_files() -> set[str]:
     return used
 
 
-def test_it_names_every_setting_once_and_nothing_else() -> None:
+def test_env_example_names_every_setting_exactly_once() -> None:
     fields = {name.upper() for name in Settings.model_fields}
     assert sorted(NAMES) == sorted(fields | used_in_compose_files() | {"COMPOSE_FILE"})
 
 
-def test_copied_as_it_is_it_changes_nothing() -> None:
+def test_env_example_copied_to_dotenv_changes_nothing() -> None:
     assert not re.findall(r"^[^#\n].*$", TEXT, re.MULTILINE)
 
 
@@ -35,7 +35,7 @@ def test_every_setting_is_explained() -> None:
             assert block.startswith("# "), block
 
 
-def test_the_defaults_it_states_are_the_real_ones() -> None:
+def test_env_example_states_the_real_defaults() -> None:
     stated = dict(re.findall(r"^#([A-Z][A-Z0-9_]*)=(.*)$", TEXT, re.MULTILINE))
     used = {}
     for file in ROOT.glob("compose*.yaml"):

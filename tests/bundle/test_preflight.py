@@ -6,51 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundle.conftest import Tree, write_program
-from tests.bundle.test_sentences import refuses
-
-GB = 10**9
-
-
-class Machine:
-    """Programs that describe a machine: roomy until a test takes something away. Docker itself is this machine's."""
-
-    def __init__(self, programs: Path, image: str) -> None:
-        self.programs = programs
-        self.environment = {
-            "OLLAMA_IMAGE": image,
-            "VLLM_IMAGE": image,
-            "PATH": str(programs),
-            "STACK_PUBLISH": "127.0.0.1:0",
-        }
-        self.docker()
-        self.disk(free=500 * GB)
-        self.gpus(81920)
-
-    def docker(self, *, memory: int = 64 * GB, runtimes: str = '{"nvidia":{}}', version: str = "28.0.1") -> None:
-        real = shutil.which("docker")
-        write_program(
-            self.programs / "docker",
-            f"""case "$*" in
-            "info --format {{{{.MemTotal}}}}") echo {memory} ;;
-            "info --format {{{{.DockerRootDir}}}}") echo / ;;
-            "info --format {{{{json .}}}}") echo '{{"Runtimes":{runtimes}}}' ;;
-            "version --format {{{{.Server.Version}}}}") echo {version} ;;
-            *) exec {real} "$@" ;;
-            esac
-            """,
-        )
-
-    def disk(self, *, free: int) -> None:
-        write_program(self.programs / "df", f"echo heading; echo /dev/disk 1000000000 0 {free // 1024} 1% /\n")
-
-    def gpus(self, *mebibytes: int) -> None:
-        write_program(self.programs / "nvidia-smi", "".join(f"echo {size}\n" for size in mebibytes))
-
-
-@pytest.fixture
-def machine(programs: Path, python_image: str) -> Machine:
-    return Machine(programs, python_image)
+from tests.support.clone import Tree, refuses, write_program
+from tests.support.machine import GB, Machine
 
 
 def test_the_docker_engine_is_too_old(tree: Tree, machine: Machine) -> None:
@@ -92,7 +49,7 @@ def test_the_disk_is_too_small_for_the_model(tree: Tree, machine: Machine) -> No
     refuses(
         tree,
         "llama3.1:8b needs about 4.9 GB of disk (known size), and 3.0 GB are free where Docker keeps its volumes (/)",
-        "make room there",
+        "free some space there",
         "set LLM_MODEL to a smaller one, such as qwen3:4b (2.5 GB)",
         ENGINE="ollama",
         **machine.environment,
@@ -124,7 +81,7 @@ def test_docker_can_not_hand_out_gpus(tree: Tree, machine: Machine) -> None:
 
 def test_fewer_gpus_than_asked_for(tree: Tree, machine: Machine) -> None:
     refuses(
-        tree, "2 GPUs (VLLM_GPU_COUNT), and this machine has 1: set VLLM_GPU_COUNT=1",
+        tree, "VLLM_GPU_COUNT asks for 2 GPUs, and this machine has 1: set VLLM_GPU_COUNT=1",
         ENGINE="vllm", VLLM_GPU_COUNT="2", **machine.environment,
     )  # fmt: skip
 
@@ -143,11 +100,11 @@ def test_gpu_memory_is_too_small_for_the_model(tree: Tree, machine: Machine) -> 
     )
 
 
-def test_two_gpus_carry_what_one_can_not(tree: Tree, machine: Machine) -> None:
+def test_two_gpus_hold_a_model_that_one_gpu_cannot(tree: Tree, machine: Machine) -> None:
     machine.gpus(16384, 16384)
     settings = {"ENGINE": "vllm", "LLM_MODEL": "Qwen/Qwen3-8B", "VLLM_GPU_COUNT": "2"}
     ran = tree.run("scripts/doctor", **settings, **machine.environment)
-    assert "about 10.2 GB needed on each of 2 GPU(s) for Qwen/Qwen3-8B (known size), 15.5 GB there" in ran.stdout
+    assert "about 10.2 GB needed on each of 2 GPU(s) for Qwen/Qwen3-8B (known size), 15.5 GB available" in ran.stdout
     assert ran.returncode == 0, ran.stdout
 
 
@@ -159,7 +116,7 @@ def test_chosen_gpus_are_counted_too(tree: Tree, machine: Machine) -> None:
     )
     files = "compose.yaml:compose.gpu.yaml:compose.mine.yaml"
     ran = tree.run("scripts/doctor", COMPOSE_FILE=files, LLM_MODEL="Qwen/Qwen3-8B", **machine.environment)
-    assert "vLLM is to get 2 GPUs" in ran.stdout
+    assert "VLLM_GPU_COUNT asks for 2 GPUs" in ran.stdout
 
 
 def test_memory_is_too_small_for_vllm_itself(tree: Tree, machine: Machine) -> None:
@@ -173,7 +130,7 @@ def test_memory_is_too_small_for_vllm_itself(tree: Tree, machine: Machine) -> No
 @pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B-Instruct", "google/gemma-3-4b-it", "meta-llama/New-1B"])
 def test_a_gated_model_without_a_token(tree: Tree, machine: Machine, model: str) -> None:
     refuses(
-        tree, f"{model} is handed out only to those", "HF_TOKEN_FILE", "LLM_MODEL=Qwen/Qwen3-8B, which needs none",
+        tree, f"{model} needs its owner's permission", "HF_TOKEN_FILE", "LLM_MODEL=Qwen/Qwen3-8B, which needs no token",
         ENGINE="vllm", LLM_MODEL=model, **machine.environment,
     )  # fmt: skip
 
@@ -193,10 +150,16 @@ def test_doctor_says_everything_at_once_and_changes_nothing(tree: Tree, machine:
     files = sorted(tree.path.rglob("*"))
     ran = tree.run("scripts/doctor", ENGINE="vllm", **machine.environment)
     assert ran.returncode == 1
-    for part in ("Container Toolkit", "on each of 1 GPU", "vLLM needs about", "is handed out only", "GB of disk"):
+    for part in (
+        "Container Toolkit",
+        "on each of 1 GPU",
+        "vLLM needs about",
+        "needs its owner's permission",
+        "GB of disk",
+    ):
         assert sum(line.startswith("stack: ") and part in line for line in ran.stdout.splitlines()) == 1, ran.stdout
     assert "ok: GPUs: 1 here, 1 for vLLM" in ran.stdout
-    assert ran.stdout.splitlines()[-1] == "stack: 5 of the above must be put right before 'make up'."
+    assert ran.stdout.splitlines()[-1] == "stack: 5 of these checks failed. Fix each problem before 'make up'."
     assert sorted(tree.path.rglob("*")) == files
 
 
@@ -205,11 +168,11 @@ def test_doctor_finds_nothing_wrong(tree: Tree, machine: Machine, engine: str) -
     make = shutil.which("make") or "make"
     ran = tree.run(make, "--silent", "doctor", ENGINE=engine, **machine.environment)
     assert ran.returncode == 0, ran.stdout
-    assert ran.stdout.splitlines()[-1] == "==> nothing is in the way of 'make up'"
+    assert ran.stdout.splitlines()[-1] == "==> this machine is ready for 'make up'"
 
 
 def test_a_name_without_a_size_is_not_guessed_at(tree: Tree, machine: Machine) -> None:
     machine.docker(memory=GB)
     ran = tree.run("scripts/doctor", ENGINE="ollama", LLM_MODEL="mystery:latest", **machine.environment)
     assert ran.returncode == 0, ran.stdout
-    assert "the size of mystery:latest is not known, and its name does not say it" in ran.stdout
+    assert "the size of mystery:latest is unknown, and its name has no number" in ran.stdout

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.bundle.conftest import ROOT, clean_environment
-from tests.processes import free_port
+from tests.support.clone import clean_environment
+from tests.support.processes import ROOT, free_port
 
 HERE = Path(__file__).parent
 GATED = (
-    "its owner asks who you are: request access on its page and put the file of a token into HF_TOKEN_FILE, "
-    "or set LLM_MODEL to one that needs none, such as Qwen/Qwen3-8B"
+    "the model needs its owner's permission: request a token on its page and set HF_TOKEN_FILE to its file, "
+    "or set LLM_MODEL to a model that needs no token, such as Qwen/Qwen3-8B"
 )
 MISSING = "the hub has no such model: correct LLM_MODEL"
-FULL = "the disk is full: make room where Docker keeps its volumes"
+FULL = "the disk is full: free some space where Docker keeps its volumes"
 
 
 @dataclass
@@ -95,7 +95,9 @@ class Provisioner:
 
 @pytest.fixture
 def ollama(tmp_path: Path) -> Provisioner:
-    return Provisioner("ollama", tmp_path)
+    # Beside the stand-in's program has to be frames.py, as in its image.
+    beside = os.pathsep.join(str(ROOT / it) for it in ("engine", "tests/support/fakes"))
+    return Provisioner("ollama", tmp_path, {"PYTHONPATH": beside})
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +122,15 @@ def test_ollama_a_download_that_breaks_off_goes_on_where_it_stopped(ollama: Prov
     lines = ran.stdout.splitlines()
     assert lines[:2] == [f"{model}: pulling manifest", f"{model}: 1.00 of 5.00 GB (20%)"]
     (interruption,) = (index for index, line in enumerate(lines) if f"{model}: interrupted (" in line)
-    assert lines[interruption].endswith("going on in 0.1 s")
+    assert lines[interruption].endswith("continuing in 0.1 s")
     assert lines[interruption + 1 :][:2] == [f"{model}: pulling manifest", f"{model}: 3.00 of 5.00 GB (60%)"]
     assert ollama.ended_well(model)
 
 
-def test_ollama_a_library_that_does_not_say_a_word_is_asked_again(ollama: Provisioner) -> None:
+def test_ollama_a_silent_library_is_asked_again(ollama: Provisioner) -> None:
     ran = ollama.run("mute:1")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "mute:1: interrupted (timed out); going on in 0.1 s" in ran.stdout.splitlines()
+    assert "mute:1: interrupted (timed out); continuing in 0.1 s" in ran.stdout.splitlines()
 
 
 def test_ollama_a_download_that_is_stopped_goes_on_where_it_was(ollama: Provisioner) -> None:
@@ -136,6 +138,23 @@ def test_ollama_a_download_that_is_stopped_goes_on_where_it_was(ollama: Provisio
     assert ollama.run_and_stop("held:1", "1.00 of 5.00 GB") == 143
     assert "held:1: 3.00 of 5.00 GB (60%)" in ollama.run("held:1").stdout.splitlines()
     assert ollama.ended_well("held:1")
+
+
+@pytest.mark.parametrize(("first", "then"), [("some", "some:latest"), ("some:latest", "some"), ("some:1", "SOME:1")])
+def test_ollama_a_model_under_another_of_its_names_is_not_fetched_again(
+    ollama: Provisioner, first: str, then: str
+) -> None:
+    assert "GB" in ollama.run(first).stdout
+    assert ollama.run(then).stdout == f"{then}: already here\n"
+    assert ollama.ended_well(then)
+
+
+def test_ollama_bytes_without_a_note_after_a_kill_are_not_counted(ollama: Provisioner) -> None:
+    ollama.run_and_stop("held:1", "1.00 of 5.00 GB")
+    for note in ollama.home.glob(".ollama/models/blobs/*-partial-0"):
+        note.unlink()
+    assert list(ollama.home.glob(".ollama/models/blobs/*-partial"))
+    assert ollama.run("held:1", "--present").stdout == "0\n"
 
 
 def test_ollama_a_second_run_fetches_nothing(ollama: Provisioner) -> None:
@@ -150,24 +169,33 @@ def test_ollama_a_second_run_fetches_nothing(ollama: Provisioner) -> None:
     ("model", "reason"),
     [
         ("missing:1", "Ollama's library has no such model: correct LLM_MODEL"),
-        ("newer:1", "it needs a newer Ollama: set OLLAMA_IMAGE to one"),
-        ("private/some:1", "its library does not hand it out: correct LLM_MODEL"),
-        ("offline:1", "the download broke off: check this machine's way to Ollama's library"),
+        ("newer:1", "the model needs a newer Ollama: set OLLAMA_IMAGE to a newer version"),
+        ("private/some:1", "Ollama's library refuses this model: correct LLM_MODEL"),
+        ("offline:1", "the download broke off: check this machine's connection to Ollama's library"),
     ],
 )
-def test_ollama_ends_with_a_sentence(ollama: Provisioner, model: str, reason: str) -> None:
+def test_ollama_a_failure_ends_with_a_message(ollama: Provisioner, model: str, reason: str) -> None:
     ran = ollama.run(model)
     assert ollama.failed(ran, model, reason)
     assert ("interrupted" in ran.stdout) == (model == "offline:1")  # where patience does not help, there is none
     assert not (ollama.home / "provisioned").exists()
 
 
+def test_ollama_a_download_with_wrong_content_is_not_repeated_for_ever(ollama: Provisioner) -> None:
+    """Each round brings all of it, and is told of a little more or less of it than the one before."""
+    ran = ollama.run("altered:1", PROVISION_ATTEMPTS="3")
+    assert ollama.failed(
+        ran,
+        "altered:1",
+        "the download differs from what the library announced: look for a proxy that changes downloads",
+    )
+    assert ran.stdout.count("interrupted (digest mismatch") == 3
+
+
 def test_ollama_that_does_not_start(ollama: Provisioner, tmp_path: Path) -> None:
     (tmp_path / ".ollama").write_text("no directory")
     ran = ollama.run("some:1")
-    assert ollama.failed(
-        ran, "some:1", "Ollama did not start: 'docker compose logs provision' says why; put that right"
-    )
+    assert ollama.failed(ran, "some:1", "Ollama did not start: see 'docker compose logs provision', and fix the cause")
     assert "FileExistsError" in ran.stdout
 
 
@@ -212,17 +240,17 @@ def test_vllm_a_download_that_is_stopped_goes_on_where_it_was(vllm: Provisioner)
     [
         ("missing/model", MISSING),
         ("llama3.1:8b", MISSING),
-        ("org/wrong", "the download broke off: check this machine's way to the model hub"),
+        ("org/wrong", "the download broke off: check this machine's connection to the model hub"),
         ("org/gated", GATED),
     ],
 )
-def test_vllm_ends_with_a_sentence(vllm: Provisioner, model: str, reason: str) -> None:
+def test_vllm_a_failure_ends_with_a_message(vllm: Provisioner, model: str, reason: str) -> None:
     assert vllm.failed(vllm.run(model), model, reason)
 
 
-def test_vllm_without_a_way_to_the_hub(vllm: Provisioner) -> None:
+def test_vllm_an_unreachable_hub_is_reported(vllm: Provisioner) -> None:
     ran = vllm.run("org/some", HF_ENDPOINT="http://127.0.0.1:9")
-    assert vllm.failed(ran, "org/some", "the download broke off: check this machine's way to the model hub")
+    assert vllm.failed(ran, "org/some", "the download broke off: check this machine's connection to the model hub")
     assert "org/some: interrupted (" in ran.stdout
 
 
@@ -233,16 +261,17 @@ def test_vllm_a_token_opens_a_gated_model(vllm: Provisioner, tmp_path: Path) -> 
 
     token.write_text("hf_wrong\n")
     wrong = vllm.run("org/other", HF_TOKEN_PATH=str(token))
-    reason = "the hub does not accept the token in the file of HF_TOKEN_FILE: put a valid one there"
+    reason = "the hub does not accept the token in the file that HF_TOKEN_FILE names: put a valid token there"
     assert vllm.failed(wrong, "org/other", reason)
     assert "hf_wrong" not in wrong.stdout
 
     missing = vllm.run("org/other", HF_TOKEN_PATH=str(tmp_path / "nothing"))
-    assert vllm.failed(missing, "org/other", f"the file of HF_TOKEN_FILE can't be read by uid {os.getuid()}: chmod it")
+    reason = f"uid {os.getuid()} cannot read the file that HF_TOKEN_FILE names: change its mode with chmod"
+    assert vllm.failed(missing, "org/other", reason)
 
 
 @pytest.mark.parametrize(("engine", "size", "model"), [("ollama", "16k", "some:1"), ("vllm", "30m", "org/some")])
-def test_a_full_disk_ends_with_a_sentence(
+def test_a_full_disk_ends_with_a_message(
     engine: str, size: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """The one on which the sentence is written, too."""

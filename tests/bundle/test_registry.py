@@ -1,4 +1,4 @@
-"""A registry that answers is waited for, however slow; one that refuses is believed; one that is silent is none."""
+"""Registries: a slow one is waited for, a refusal is final, and a silent one counts as unreachable."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.bundle.conftest import Tree
+from tests.support.clone import Tree
 
 SLOWLY = 3.0  # seconds for the one layer: longer than the tests' probe
 
@@ -127,15 +127,15 @@ def test_an_image_that_is_here_is_not_asked_for(tree: Tree, python_image: str) -
     assert fetch(tree, python_image).stdout == ""
 
 
-def test_a_registry_without_the_image_is_believed(tree: Tree, registry: Registry) -> None:
+def test_a_registry_that_refuses_the_image_is_reported_with_its_reason(tree: Tree, registry: Registry) -> None:
     ran = fetch(tree, f"{registry.address}/team/image:2")
     assert ran.returncode == 1
-    assert f"stack: The registry does not hand out {registry.address}/team/image:2" in ran.stdout
+    assert f"stack: The registry refuses {registry.address}/team/image:2" in ran.stdout
     assert "manifest unknown" in ran.stdout
 
 
 @pytest.mark.parametrize("host", ["black_hole", "closed_port"])
-def test_nobody_answers(tree: Tree, host: str, request: pytest.FixtureRequest) -> None:
+def test_an_unreachable_registry_is_reported(tree: Tree, host: str, request: pytest.FixtureRequest) -> None:
     address: str = request.getfixturevalue(host)
     began = time.monotonic()
     assert "nobody answers" in fetch(tree, f"{address}/team/image:1").stdout

@@ -1,4 +1,4 @@
-"""Where something can't be had, `make up` stops with one sentence that says what to do, before it changed anything."""
+"""If something is missing, `make up` stops before it changes anything, with one sentence that says what to do."""
 
 import shutil
 import socket
@@ -7,20 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundle.conftest import Tree, write_program
-
-
-def refuses(tree: Tree, *parts: str, **env: str) -> None:
-    """`make up` fails, its last line is a sentence with these parts, and nothing was recorded."""
-    before = tree.dotenv.read_text() if tree.dotenv.exists() else None
-    ran = tree.run("scripts/up", **env)
-    last = ran.stdout.rstrip().splitlines()[-1]
-    assert ran.returncode == 1, ran.stdout
-    assert last.startswith("stack: "), ran.stdout
-    assert last.endswith((".", ".)")), last
-    for part in parts:
-        assert part in last, last
-    assert (tree.dotenv.read_text() if tree.dotenv.exists() else None) == before
+from tests.support.clone import Tree, refuses, write_program
 
 
 def test_docker_is_not_installed(tree: Tree, programs: Path) -> None:
@@ -32,15 +19,16 @@ def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
     refuses(tree, "does not answer", socket_path, "systemctl start docker", DOCKER_HOST=socket_path)
 
 
-def test_docker_is_not_for_this_user(tree: Tree, programs: Path) -> None:
+def test_this_user_may_not_use_docker(tree: Tree, programs: Path) -> None:
     denied = "permission denied while trying to connect to the Docker daemon socket"
     write_program(programs / "docker", f"echo {denied} >&2; exit 1\n")
-    refuses(tree, "may not talk to the Docker daemon", "usermod -aG docker", PATH=str(programs))
+    refuses(tree, "not allowed to use the Docker daemon", "usermod -aG docker", PATH=str(programs))
 
 
 @pytest.fixture
 def not_root(programs: Path) -> str:
-    """A PATH with this machine's docker for a user who, asked, isn't root, and so can't install or build a base."""
+    """A PATH with this machine's docker, for a user who is not root and so can neither install packages nor build a
+    base image."""
     write_program(programs / "id", "echo 1000\n")
     docker = shutil.which("docker")
     assert docker
@@ -56,7 +44,7 @@ def test_compose_is_too_old(tree: Tree, not_root: str) -> None:
 
 
 def test_no_registry_and_no_way_to_build_a_base_image(tree: Tree, not_root: str, closed_port: str) -> None:
-    """Only where the base image isn't there already, so with a Docker that never heard of it."""
+    """With a Docker that does not have the base image yet."""
     docker = Path(not_root) / "docker"
     real = docker.resolve()
     write_program(docker, f'case "$*" in "image inspect stack-base"*) exit 1 ;; esac\nexec {real} "$@"\n')
@@ -74,7 +62,7 @@ def test_the_engine_asked_for_has_no_registry(tree: Tree, closed_port: str, engi
     refuses(tree, image, "docker load", variable, "ENGINE=tiny make up", ENGINE=engine, **{variable: image})
 
 
-def test_an_engine_chosen_earlier_is_not_given_up_either(tree: Tree, closed_port: str) -> None:
+def test_an_engine_chosen_earlier_is_not_replaced_by_the_tiny_one(tree: Tree, closed_port: str) -> None:
     tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml\nOLLAMA_IMAGE={closed_port}/ollama:1.2.3\n")
     refuses(tree, "No registry answers", "ENGINE=tiny make up")
     tree.dotenv.unlink()
@@ -94,12 +82,30 @@ def test_the_port_is_taken_by_a_program(tree: Tree, taken_port: int, host: str) 
 
 
 @pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
-def test_an_address_that_is_none(tree: Tree, address: str) -> None:
+def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
 
 
 def test_a_secret_file_that_is_not_there(tree: Tree) -> None:
     refuses(tree, "STACK_API_KEYS_FILE names", "no/such/file, which does not exist", STACK_API_KEYS_FILE="no/such/file")
+
+
+@pytest.mark.parametrize("name", ["STACK_API_KEYS_FILE", "STACK_ADMIN_KEYS_FILE", "STACK_STORE_URL_FILE"])
+def test_a_secret_file_that_the_gateways_user_may_not_read(tree: Tree, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    refuses(tree, f"{name} names {secret}", "user (10001) may not read: 'chmod a+r", **{name: str(secret)})
+
+
+def test_a_configuration_that_the_gateways_user_may_not_read(tree: Tree, tmp_path: Path) -> None:
+    """`make up` makes the clone's own config/ readable. A directory that a user has named, or a file that a user has
+    put there, is refused."""
+    file = tree.path / "config/stack.yaml"
+    file.touch(mode=0o600)
+    refuses(tree, f"may not read {file}: 'chmod a+r {file}'")
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    refuses(tree, f"STACK_CONFIG_DIR names {other}", f"'chmod a+x {other}'", STACK_CONFIG_DIR=str(other))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +125,11 @@ def test_a_setting_with_a_typo(tree: Tree, line: str, name: str, meant: str) -> 
 
 def test_chat_without_a_question_and_without_a_stack(tree: Tree) -> None:
     assert 'make chat Q="' in tree.run("scripts/chat").stdout
-    assert "The stack is not up: run 'make up' first." in tree.run("scripts/chat", "Hello?").stdout
+    assert "The stack is not running: run 'make up' first." in tree.run("scripts/chat", "Hello?").stdout
 
 
 def test_chat_hands_the_question_over_as_typed(tree: Tree, programs: Path) -> None:
-    """Quotes, dollar signs and spaces: neither make nor the shell takes them for its own."""
+    """Quotes, dollar signs and spaces have no meaning to make or the shell."""
     write_program(
         programs / "docker",
         """case "$1 $2" in
@@ -136,3 +142,12 @@ def test_chat_hands_the_question_over_as_typed(tree: Tree, programs: Path) -> No
     question = """What's  2+2, if a "cup" costs $5 or `ten`?"""
     make = shutil.which("make") or "make"
     assert tree.run(make, "--silent", "chat", f"Q={question}", PATH=str(programs)).stdout == question + "\n"
+
+
+def test_the_suite_many_times_ends_at_the_first_that_fails(tree: Tree) -> None:
+    """A program takes the place of the suite. Its third run fails. The CPU load ends with the script."""
+    write_program(tree.path / "scripts/test", 'echo run >>runs; [ "$(grep -c run runs)" -lt 3 ]\n')
+    ran = tree.run("scripts/soak", "suite", "2", "--busy")
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "==> checks and tests passed 2 times in a row")
+    ran = tree.run("scripts/soak", "suite", "2")
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (1, "stack: Round 1 of 2 failed: see the messages above.")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundle.conftest import Tree
-from tests.bundle.engines import Engine, ask, engine_image, error_of, log_of, running_up, wait_until_healthy
-from tests.processes import wait_for
+from tests.support.clone import Tree
+from tests.support.engines import Engine, ask, engine_image, error_of, log_of, running_up, wait_until_healthy
+from tests.support.processes import wait_for
 
 CHAT = "/v1/chat/completions"
+TOOLS = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]}
 QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 20}
 # Docker refuses a reservation of GPUs on a machine that has none. And the model hub is a container on the way out.
 HERE_AND_NOW = """
@@ -30,7 +31,8 @@ def vllm(python_image: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def settings(tree: Tree, vllm: Engine, python_image: str) -> dict[str, str]:
-    common = {"VLLM_IMAGE": vllm.image, "STACK_PUBLISH": "127.0.0.1:0"}
+    # The gateway is started anew for each change: no load balancer has to hear of it before.
+    common = {"VLLM_IMAGE": vllm.image, "STACK_PUBLISH": "127.0.0.1:0", "STACK_DRAIN_DELAY": "0"}
     if vllm.real:
         return common | {"COMPOSE_FILE": "compose.yaml:compose.gpu.yaml"}
     (tree.path / "here.yaml").write_text(HERE_AND_NOW)
@@ -38,7 +40,9 @@ def settings(tree: Tree, vllm: Engine, python_image: str) -> dict[str, str]:
     return common | {"COMPOSE_FILE": files, "PYTHON_IMAGE": python_image}
 
 
-def test_from_nothing_to_an_answer_and_once_more(tree: Tree, vllm: Engine, settings: dict[str, str]) -> None:
+def test_make_up_fetches_the_model_once_and_the_second_run_fetches_nothing(
+    tree: Tree, vllm: Engine, settings: dict[str, str]
+) -> None:
     settings |= {"LLM_MODEL": vllm.model}
     ran = tree.run("scripts/up", **settings)
     assert ran.returncode == 0, ran.stdout
@@ -48,22 +52,30 @@ def test_from_nothing_to_an_answer_and_once_more(tree: Tree, vllm: Engine, setti
     assert status == 200, answer
     assert answer["choices"][0]["message"]["content"]
 
+    if not vllm.real:  # no parser is known for its name
+        assert "requests with tools will be refused (400); set VLLM_TOOL_PARSER to one of" in ran.stdout
+        status, answer = ask(tree, CHAT, QUESTION | TOOLS, **settings)
+        assert (status, answer["error"]["param"]) == (400, "tools"), answer
+        assert "Ask its operator to set VLLM_TOOL_PARSER" in answer["error"]["message"]
+
     who = tree.run("docker", "compose", "exec", "-T", "engine", "id", "-u", **settings)
     assert who.stdout.strip() == "2000"
     wait_until_healthy(tree, "engine", **settings)
 
     down = tree.run("scripts/down", **settings)
     assert down.returncode == 0, down.stdout
-    assert f"disk: {vllm.model} is here already" in tree.run("scripts/doctor", **settings).stdout
-    again = tree.run("scripts/up", **settings)
+    assert f"disk: {vllm.model} is already on this machine" in tree.run("scripts/doctor", **settings).stdout
+    again = tree.run("scripts/up", VLLM_TOOL_PARSER="hermes", **settings)
     assert again.returncode == 0, again.stdout
+    assert "tools: vLLM reads tool calls with its parser hermes" in again.stdout
+    assert ask(tree, CHAT, QUESTION | TOOLS, **settings)[0] == 200
     assert log_of(tree, "provision", **settings) == f"{vllm.model}: already here\n"
     assert ask(tree, CHAT, QUESTION, **settings)[0] == 200
     if not vllm.real:
         assert "compiled kernels found" in log_of(tree, "engine", **settings)
 
 
-def test_progress_is_seen_everywhere_and_an_interrupted_download_goes_on(
+def test_progress_is_reported_everywhere_and_an_interrupted_download_continues(
     tree: Tree, vllm: Engine, settings: dict[str, str]
 ) -> None:
     if vllm.real:
@@ -88,7 +100,7 @@ def test_progress_is_seen_everywhere_and_an_interrupted_download_goes_on(
     assert "waiting for the model org/held: see the log of 'provision'" in log_of(tree, "engine", **settings)
 
 
-def test_a_model_with_an_owner_who_asks(tree: Tree, vllm: Engine, settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_gated_model_needs_a_token(tree: Tree, vllm: Engine, settings: dict[str, str], tmp_path: Path) -> None:
     """Without a token a sentence, in readyz too; with it, from a file that is mounted as a secret, an answer."""
     if vllm.real:
         pytest.skip("needs a token of somebody's")
@@ -96,7 +108,7 @@ def test_a_model_with_an_owner_who_asks(tree: Tree, vllm: Engine, settings: dict
     ran = tree.run("scripts/up", **settings)
     assert ran.returncode == 1
     sentence = error_of(tree, "/readyz", **settings)[3]
-    assert sentence.startswith("The model org/gated could not be fetched: its owner asks who you are")
+    assert sentence.startswith("The model org/gated could not be fetched: the model needs its owner's permission")
     assert f"stack: {sentence}" in ran.stdout.splitlines()[-1]
 
     token = tmp_path / "token"

@@ -1,13 +1,14 @@
 """What a caller sees: answers, errors, names and headers."""
 
 import json
+import re
 import socket
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.processes import AUTH, MESSAGES, FakeEngine, GatewayProcess, running_gateway
+from tests.support.processes import AUTH, MESSAGES, FakeEngine, GatewayProcess, running_gateway
 
 CHAT = "/v1/chat/completions"
 
@@ -138,7 +139,8 @@ BAD = [
 @pytest.mark.parametrize(("body", "param"), BAD, ids=[repr(body[:24]) for body, _ in BAD])
 def test_bad_bodies_name_the_field(gateway: GatewayProcess, body: bytes, param: str | None) -> None:
     with gateway.client() as client:
-        error = assert_envelope(client.post(CHAT, content=body), 400, "invalid_request_error", None)
+        answer = client.post(CHAT, content=body)
+    error = assert_envelope(answer, 400, "invalid_request_error", "too_many_values" if len(body) > 100_000 else None)
     assert error["param"] == param
 
 
@@ -158,14 +160,16 @@ def test_bodies_over_the_cap_are_refused_declared_or_not(gateway: GatewayProcess
         assert_envelope(client.post(CHAT, content=big), 413, "invalid_request_error", "request_too_large")
         pieces = (big[start : start + 65536] for start in range(0, len(big), 65536))  # chunked: no length declared
         assert_envelope(client.post(CHAT, content=pieces), 413, "invalid_request_error", "request_too_large")
-        answer = client.post(CHAT, content=b"x", headers={"content-encoding": "gzip"})
+        answer = client.post(CHAT, content=b"x", headers={"content-encoding": "br"})
         assert_envelope(answer, 415, "invalid_request_error", "unsupported_encoding")
 
 
 def test_a_declared_body_over_the_cap_is_refused_before_it_is_sent(gateway: GatewayProcess) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: {AUTH['authorization']}\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as raw:
-        raw.sendall(f"{head}content-length: 2000000\r\nexpect: 100-continue\r\n\r\n".encode())
+        raw.sendall(
+            f"{head}content-type: application/json\r\ncontent-length: 2000000\r\nexpect: 100-continue\r\n\r\n".encode()
+        )
         assert raw.recv(64).startswith(b"HTTP/1.1 413 ")  # and no "100 Continue"
 
 
@@ -181,7 +185,7 @@ def test_a_declared_body_over_the_cap_is_refused_before_it_is_sent(gateway: Gate
         (None, False),
     ],
 )
-def test_request_id_comes_back_and_reaches_the_engine(
+def test_a_callers_request_id_comes_back_and_does_not_reach_the_engine(
     gateway: GatewayProcess, engine: FakeEngine, mark: str, sent: str | None, kept: bool
 ) -> None:
     headers = {} if sent is None else {"x-request-id": sent.encode()}
@@ -189,7 +193,30 @@ def test_request_id_comes_back_and_reaches_the_engine(
         answer = client.post(CHAT, json={"messages": MESSAGES, "user": mark}, headers=headers)
     returned = answer.headers["x-request-id"]
     assert (returned == sent) == kept
-    assert engine.wait_seen(mark)["headers"]["x-request-id"] == returned
+    at_engine = engine.wait_seen(mark)["headers"]["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", at_engine), "128 bits that nobody can guess"
+    assert at_engine != returned
+    assert gateway.lines(returned)[-2]["engine_request_id"] == at_engine
+    if not kept:
+        assert re.fullmatch("req_[0-9a-f]{32}", returned)
+
+
+def test_each_attempt_at_an_engine_has_an_id_of_its_own(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
+    fails = {"messages": MESSAGES, "user": mark, "script": [["json", [500, {"error": "no"}]]]}
+    with gateway.client() as client:
+        for _ in range(2):
+            client.post(CHAT, json=fails, headers={"x-request-id": "the-same"})
+    ids = [it["headers"]["x-request-id"] for it in engine.seen(mark)]
+    assert len(ids) >= 3, "it is asked again"
+    assert len(set(ids)) == len(ids)
+    assert "the-same" not in ids
+
+
+def test_request_ids_that_the_gateway_makes_have_nothing_in_common(gateway: GatewayProcess) -> None:
+    with gateway.client() as client:
+        ids = [client.get("/v1/models").headers["x-request-id"].removeprefix("req_") for _ in range(20)]
+    for place in range(0, 32, 8):
+        assert len({it[place : place + 8] for it in ids}) == 20
 
 
 def test_callers_headers_stay_here(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
@@ -312,6 +339,13 @@ def test_allowed_hosts_and_cors_are_opt_in(gateway: GatewayProcess, engine: Fake
         assert error.headers["access-control-allow-origin"] == "https://app.example"  # a page may read the error
 
 
+def test_the_schema_tells_a_form_and_a_sound(gateway: GatewayProcess) -> None:
+    with gateway.client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    assert paths["/v1/audio/transcriptions"]["post"]["requestBody"]["content"].keys() == {"multipart/form-data"}
+    assert paths["/v1/audio/speech"]["post"]["responses"]["200"]["content"].keys() == {"audio/*"}
+
+
 def test_health_names_the_backend_and_asks_nobody(gateway: GatewayProcess, engine: FakeEngine) -> None:
     answer = httpx.get(gateway.url + "/health").json()
     assert answer["status"] == "ok"
@@ -324,12 +358,23 @@ def test_schema_and_docs_work_offline(gateway: GatewayProcess) -> None:
         page = client.get("/docs").text
         assert "cdn" not in page.lower()
         for source in ("/docs/static/swagger-ui-bundle.js", "/docs/static/swagger-ui.css"):
-            assert source in page
+            assert source.removeprefix("/") in page
             assert client.get(source).status_code == 200
     assert set(schema["paths"]) == {
         CHAT,
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
+        "/v1/audio/transcriptions",
+        "/v1/audio/speech",
+        "/v1/responses",
+        "/v1/responses/input_tokens",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/input_items",
         "/v1/models",
         "/v1/models/{model}",
         "/health",

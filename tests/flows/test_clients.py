@@ -1,4 +1,4 @@
-"""Clients as users have them: the official openai package, our thin LLM, `python -m gateway.chat`."""
+"""Clients as users have them: the official openai package, the gateway's own LLM, and `python -m gateway.cli.chat`."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from gateway.llm import LLM, LLMConfig, LLMError, config_from_env
-from tests.processes import KEY, MESSAGES, ROOT, FakeEngine, GatewayProcess, environment, fake_engine
+from tests.support.processes import KEY, MESSAGES, ROOT, FakeEngine, GatewayProcess, environment, fake_engine
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def test_llm_says_what_went_wrong(gateway: GatewayProcess, engine: FakeEngine) -
     with LLM(LLMConfig(engine.url + "/v1", "fake-model", timeout=30)) as direct:
         with pytest.raises(LLMError, match="before the answer was complete"):
             asyncio.run(collect(direct, script=[["role"], ["token", "x"], ["end"]]))
-        with pytest.raises(LLMError, match="broke off"):
+        with pytest.raises(LLMError, match="connection broke"):
             asyncio.run(collect(direct, script=[["role"], ["token", "x"], ["close"]]))
         with pytest.raises(LLMError, match="out of memory"):
             asyncio.run(collect(direct, script=[["event", {"error": "out of memory"}], ["end"]]))
     with (
         LLM(LLMConfig("http://127.0.0.1:1/v1", "m", timeout=1)) as nobody,
-        pytest.raises(LLMError, match="can't be reached"),
+        pytest.raises(LLMError, match="is unreachable"),
     ):
         nobody.chat(MESSAGES)
 
@@ -99,12 +99,14 @@ def test_config_from_env(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_TIMEOUT", "5")
     monkeypatch.setenv("LLM_API_KEY", "k")
     assert config_from_env() == LLMConfig("http://127.0.0.1:9000/v1", "m", 5.0, "k")
+    with LLM() as llm:
+        assert llm.config == config_from_env()
     assert "k'" not in repr(config_from_env())
 
 
 def chat(gateway_port: int, *arguments: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
     env = environment("http://127.0.0.1:1", STACK_BIND=f"127.0.0.1:{gateway_port}", STACK_API_KEYS=key)
-    command = [sys.executable, "-m", "gateway.chat", *arguments]
+    command = [sys.executable, "-m", "gateway.cli.chat", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -113,10 +115,10 @@ def test_the_chat_command_streams_an_answer(gateway: GatewayProcess) -> None:
     assert (done.returncode, done.stdout) == (0, "one two three\n"), done.stderr
     wrong = chat(gateway.port, "Hi", key="wrong-key")
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith("The API key is not known here.")
+    assert wrong.stderr.startswith("Incorrect API key provided")
     with fake_engine() as nothing:
         nothing.process.kill()
     gone = chat(int(nothing.url.rpartition(":")[2]), "Hi")
     assert gone.returncode == 1
-    assert "can't be reached" in gone.stderr
+    assert "is unreachable" in gone.stderr
     assert "Traceback" not in gone.stderr

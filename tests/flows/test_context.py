@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.flows.conftest import ENGINES
-from tests.processes import (
+from tests.support.fakes.dialects import ENGINES
+from tests.support.processes import (
     AUTH,
     FakeEngine,
     GatewayProcess,
@@ -34,9 +34,10 @@ def http(before_all: GatewayProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture(autouse=True)
 def as_ever(fakes: dict[str, FakeEngine]) -> None:
-    """A test that changes more than refusals does so for a model of its own: the gateway remembers what it was told."""
+    """Reset the engines. A test that changes more than refusals uses a model of its own, because the gateway remembers
+    what an engine reported."""
     for fake in fakes.values():
-        fake.set(context=1000, numbers=True, counts=True, slow=0)
+        fake.set(context=1000, numbers=True, counts=True, clips=True, slow=0)
     fakes["ollama"].set(loaded=True, system="")
 
 
@@ -49,7 +50,7 @@ def too_long(http: httpx.Client, model: str, words: int, **more: Any) -> httpx.R
 
 
 def said(answer: httpx.Response) -> dict[str, Any]:
-    """The error of an answer that is what it should be for a prompt that is too long."""
+    """Return the error of an answer, which must be the one for a prompt that is too long."""
     error: dict[str, Any] = answer.json()["error"]
     assert (answer.status_code, error["type"], error["code"]) == (
         400,
@@ -65,7 +66,7 @@ def told(limit: int, field: str, tokens: int) -> str:
 
 @BOTH
 @pytest.mark.parametrize("engine", ENGINES)
-def test_both_numbers(http: httpx.Client, engine: str, stream: bool) -> None:
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(http: httpx.Client, engine: str, stream: bool) -> None:
     error = said(too_long(http, engine, 1500, stream=stream))
     assert error["param"] == "messages"
     assert error["message"].startswith(told(1000, "messages", 1501))
@@ -73,15 +74,19 @@ def test_both_numbers(http: httpx.Client, engine: str, stream: bool) -> None:
 
 @BOTH
 @pytest.mark.parametrize("engine", ENGINES)
-def test_of_completions(http: httpx.Client, engine: str, stream: bool) -> None:
+def test_a_completion_that_is_too_long_is_refused_with_both_numbers(
+    http: httpx.Client, engine: str, stream: bool
+) -> None:
     error = said(http.post(COMPLETIONS, json={"model": engine, "prompt": "a " * 1500, "stream": stream}))
     assert error["param"] == "prompt"
     assert error["message"].startswith(told(1000, "prompt", 1500))
 
 
 @pytest.mark.parametrize(("engine", "limit"), [("ollama", 1000), ("vllm", 1000), ("llamacpp", 512)])
-def test_of_embeddings(http: httpx.Client, engine: str, limit: int) -> None:
-    """llama.cpp's limit is that of a batch; it says so with a 500."""
+def test_an_embedding_that_is_too_long_is_refused_with_both_numbers(
+    http: httpx.Client, engine: str, limit: int
+) -> None:
+    """llama.cpp's limit is that of a batch, and it answers with a 500."""
     error = said(http.post(EMBEDDINGS, json={"model": engine, "input": "a " * 1500}))
     assert error["param"] == "input"
     assert error["message"].startswith(told(limit, "input", 1500))
@@ -89,8 +94,10 @@ def test_of_embeddings(http: httpx.Client, engine: str, limit: int) -> None:
 
 @BOTH
 @pytest.mark.parametrize("engine", ENGINES)
-def test_one_that_just_fits_passes(http: httpx.Client, fakes: dict[str, FakeEngine], engine: str, stream: bool) -> None:
-    """Whatever its bytes say: they are twice the context's tokens. llama.cpp keeps one for the answer."""
+def test_a_prompt_that_just_fits_passes(
+    http: httpx.Client, fakes: dict[str, FakeEngine], engine: str, stream: bool
+) -> None:
+    """The prompt has twice as many bytes as the context has tokens. llama.cpp keeps one token for the answer."""
     words = 998 if engine == "llamacpp" else 999
     answer = too_long(http, engine, words, stream=stream)
     assert answer.status_code == 200
@@ -103,14 +110,12 @@ def test_one_that_just_fits_passes(http: httpx.Client, fakes: dict[str, FakeEngi
 # -- Ollama, which would cut ------------------------------------------------------------------------------------------
 
 
-def test_a_short_prompt_costs_nothing(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+def test_a_short_prompt_is_not_checked_at_the_engine(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     assert too_long(http, "ollama", 10).status_code == 200
     assert fakes["ollama"].asked("/api/chat") == []
 
 
-def test_a_doubtful_one_is_shown_first_and_then_read_as_a_whole(
-    http: httpx.Client, fakes: dict[str, FakeEngine]
-) -> None:
+def test_a_prompt_that_might_not_fit_is_checked_first(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     answer = too_long(http, "ollama", 900, seed=7)
     assert answer.json()["usage"]["prompt_tokens"] == 901
     (shown,) = fakes["ollama"].asked("/api/chat")
@@ -126,14 +131,14 @@ def test_a_doubtful_one_is_shown_first_and_then_read_as_a_whole(
 
 @BOTH
 def test_old_messages_are_not_dropped(http: httpx.Client, fakes: dict[str, FakeEngine], stream: bool) -> None:
-    """Each fits by itself; Ollama would leave out the first, and answer."""
+    """Each message fits by itself. Ollama would leave out the first one and answer."""
     messages = [user(600), {"role": "assistant", "content": "b " * 300}, user(300)]
     error = said(http.post(CHAT, json={"model": "ollama", "messages": messages, "stream": stream}))
     assert error["message"].startswith(told(1000, "messages", 1203))
     assert fakes["ollama"].asked(CHAT) == []
 
 
-def test_a_conversation_is_shown_as_ollama_would_have_it(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+def test_the_check_sends_a_conversation_in_ollamas_own_form(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     image = base64.b64encode(b"\xff\xd8\xff").decode()
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -159,8 +164,8 @@ def test_a_conversation_is_shown_as_ollama_would_have_it(http: httpx.Client, fak
     ]
 
 
-@pytest.mark.parametrize("content", [5, [{"type": "input_audio"}], [{"no": "type"}], [5], None])
-def test_what_ollama_would_not_understand_is_its_own_to_refuse(
+@pytest.mark.parametrize("content", [5, [{"type": "input_audio"}], [{"type": "text"}], {"a": 1}, None])
+def test_a_conversation_that_ollama_cannot_read_is_not_checked(
     http: httpx.Client, fakes: dict[str, FakeEngine], content: Any
 ) -> None:
     messages = [user(900), {"role": "user", "content": content}]
@@ -168,7 +173,7 @@ def test_what_ollama_would_not_understand_is_its_own_to_refuse(
     assert len(fakes["ollama"].asked(CHAT)) == 1
 
 
-def test_only_the_long_inputs_of_an_embedding_are_shown(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+def test_only_the_long_inputs_of_an_embedding_are_checked(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     texts = ["a " * 300, "a " * 900, "a"]
     assert http.post(EMBEDDINGS, json={"model": "ollama", "input": texts}).status_code == 200
     (shown,) = fakes["ollama"].asked("/api/embed")
@@ -176,28 +181,28 @@ def test_only_the_long_inputs_of_an_embedding_are_shown(http: httpx.Client, fake
 
 
 def test_the_models_own_system_prompt_counts(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
-    """A Modelfile's: short as the request is, it doesn't fit behind that."""
+    """The system prompt of a Modelfile: behind it, even a short request does not fit."""
     fakes["ollama"].set(system="b " * 950)
     assert said(too_long(http, "own-system", 60))["message"].startswith(told(1000, "messages", 1011))
     assert too_long(http, "own-system", 49).status_code == 200
 
 
-def test_a_model_that_is_not_loaded_is_loaded_to_know(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+def test_a_model_that_is_not_loaded_is_loaded_for_the_check(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     fakes["ollama"].set(loaded=False)
     assert too_long(http, "unloaded", 1).status_code == 200
     assert [it["body"] for it in fakes["ollama"].asked("/api/chat")] == [{"model": "unloaded", "stream": False}]
 
 
-def test_a_smaller_context_is_noticed(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
-    """An engine that was restarted with other settings: within seconds, though the prompt is short."""
+def test_a_context_that_has_become_smaller_is_noticed(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    """An engine is restarted with other settings. The gateway notices within seconds, although the prompt is short."""
     assert too_long(http, "small", 230).status_code == 200
     fakes["ollama"].set(context=200)
     answer = wait_for(lambda: (it := too_long(http, "small", 230)).status_code == 400 and it, deadline=5 * 5.0)
     assert said(answer)["message"].startswith(told(200, "messages", 231))
 
 
-def test_it_is_remembered_while_the_engine_is_away(tmp_path: Path) -> None:
-    """Nothing but the engine's absence is told, and what is too long stays so."""
+def test_the_context_is_remembered_while_the_engine_is_unreachable(tmp_path: Path) -> None:
+    """Only the engine's absence is reported, and a prompt that is too long is still refused."""
     port = free_port()
     url, settings = f"http://127.0.0.1:{port}", {"LLM_BACKEND": "ollama", "STACK_WORKERS": "1"}
     with running_gateway(tmp_path / "log", url, **settings) as gateway, gateway.client() as http:
@@ -210,8 +215,10 @@ def test_it_is_remembered_while_the_engine_is_away(tmp_path: Path) -> None:
             assert said(again)["message"].startswith(told(1000, "messages", 1501))
 
 
-def test_an_ollama_that_names_no_numbers(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
-    """Before 0.30."""
+def test_an_ollama_that_reports_no_numbers_is_refused_without_them(
+    http: httpx.Client, fakes: dict[str, FakeEngine]
+) -> None:
+    """Ollama before 0.30."""
     fakes["ollama"].set(numbers=False)
     assert (
         "1000 tokens. However, your messages resulted in more than 1000 tokens."
@@ -219,8 +226,8 @@ def test_an_ollama_that_names_no_numbers(http: httpx.Client, fakes: dict[str, Fa
     )
 
 
-def test_a_client_that_leaves_meanwhile(before_all: GatewayProcess, fakes: dict[str, FakeEngine]) -> None:
-    """Nobody waits for what is shown to the engine any longer."""
+def test_a_client_that_disconnects_ends_the_check(before_all: GatewayProcess, fakes: dict[str, FakeEngine]) -> None:
+    """The check of the prompt ends with its client."""
     fakes["ollama"].set(slow=60)
     body = {"model": "ollama", "messages": [user(900)]}
     headers = AUTH | {"x-request-id": "leaves-meanwhile"}
@@ -240,20 +247,25 @@ def test_a_client_that_leaves_meanwhile(before_all: GatewayProcess, fakes: dict[
 # -- vLLM and llama.cpp, which refuse by themselves --------------------------------------------------------------------
 
 
-def test_without_a_tokenizer_vllms_own_words(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+def test_without_a_tokenizer_vllms_own_message_is_passed_on(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     fakes["vllm"].set(counts=False)
     message = said(too_long(http, "vllm", 1500))["message"]
     assert "maximum context length is 1000 tokens" in message
     assert "at least 1001 input tokens" in message
 
 
-def test_a_prompt_that_fits_without_its_answer_is_vllms_to_explain(http: httpx.Client) -> None:
+def test_a_prompt_that_fits_without_its_answer_keeps_vllms_message(
+    http: httpx.Client, fakes: dict[str, FakeEngine]
+) -> None:
+    """vLLM 0.30 refuses it. Since 0.32 it answers with as many tokens as there is room for."""
+    assert http.post(CHAT, json={"model": "vllm", "messages": [user(500)], "max_tokens": 600}).status_code == 200
+    fakes["vllm"].set(clips=False)
     message = said(too_long(http, "vllm", 500, max_tokens=600))["message"]
     assert "you requested 600 output tokens" in message
 
 
-def test_much_too_long_is_not_counted(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
-    """The number isn't worth the work."""
+def test_a_prompt_that_is_many_times_too_long_is_not_counted(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    """The number is not worth the work."""
     assert "at least 1001 input tokens" in said(too_long(http, "vllm", 50_000))["message"]
     assert fakes["vllm"].asked("/tokenize") == []
 
@@ -277,14 +289,19 @@ SHAPES: dict[str, Any] = {
     "Ollama, its own": NESTED + '"exceed_context_size_error"}}',
     "Ollama on a Mac": {"message": "input length (9 tokens) exceeds the model's maximum context length (8 tokens)"},
     "vLLM": {"message": "This model's maximum context length is 8 tokens. However …", "code": 400},
+    "vLLM, in characters": {
+        "message": "This model's maximum context length is 8 tokens. However, your prompt contains 100148 characters "
+        "(more than 648 characters, which is the upper bound for 8 input tokens). Please reduce the length …",
+        "code": 400,
+    },
     "vLLM, older": {"message": "You passed 9 input tokens … the model's context length is only 8 tokens", "code": 400},
 }
 
 
 @BOTH
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_it_is_one(http: httpx.Client, shape: str, stream: bool) -> None:
-    """As a refusal, and as a stream's first event; some of these tell no status then."""
+def test_every_form_of_a_context_error_becomes_the_same_error(http: httpx.Client, shape: str, stream: bool) -> None:
+    """As a refusal, and as a stream's first event; some of these have no status there."""
     error = SHAPES[shape]
     if stream and isinstance(error, dict):
         script = [["event", {"error": error | {"code": 400}}]]
@@ -292,3 +309,27 @@ def test_every_shape_of_it_is_one(http: httpx.Client, shape: str, stream: bool) 
         script = [["json", [400, {"error": error}]]]
     answer = too_long(http, "vllm", 1, stream=True, script=script)
     assert "8 tokens" in said(answer)["message"]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_prompt_of_all_tokens_leaves_none_for_an_answer(
+    http: httpx.Client, fakes: dict[str, FakeEngine], counts: bool
+) -> None:
+    """vLLM then reports max_tokens, although the request has none; llama.cpp and Ollama report equal numbers."""
+    fakes["vllm"].set(counts=counts)
+    message = "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"
+    script = [["json", [400, {"error": {"message": message, "code": 400}}]]]
+    answer = too_long(http, "vllm", 999, stream=True, script=script)
+    if counts:
+        assert said(answer)["message"].startswith(told(1000, "messages", 1000))
+    else:
+        assert "1000 tokens. However, your messages resulted in at least 1000 tokens." in said(answer)["message"]
+    assert said(too_long(http, "llamacpp", 999))["message"].startswith(told(1000, "messages", 1000))
+
+
+def test_what_vllm_tells_in_characters_is_told_in_tokens(http: httpx.Client) -> None:
+    shape = SHAPES["vLLM, in characters"]
+    script = [["json", [400, {"error": shape}]]]
+    message = said(too_long(http, "vllm", 900, stream=True, script=script))["message"]
+    assert "However, your messages resulted in more than 8 tokens." in message
+    assert "characters" not in message

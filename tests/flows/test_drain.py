@@ -1,58 +1,22 @@
-"""Reloading loses nothing, and a stop is heard. (Answers while stopping: test_faults.py.)"""
+"""Reloads lose nothing, and a stop is noticed. (Answers during a stop: test_events.py.)"""
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from tests.processes import MESSAGES, FakeEngine, GatewayProcess, events, running_gateway, wait_for
+from gateway.admission.retry_after import ENGINES
+from tests.support.processes import AUTH, MESSAGES, FakeEngine, running_gateway, wait_for
+from tests.support.streams import gated
 
 CHAT = "/v1/chat/completions"
-
-
-class Stream(threading.Thread):
-    """A streaming request in a thread: what it has got so far, and how it ended."""
-
-    def __init__(self, gateway: GatewayProcess, script: list[Any], mark: str) -> None:
-        super().__init__(daemon=True)
-        self.body = {"messages": MESSAGES, "stream": True, "user": mark, "script": script}
-        self.gateway = gateway
-        self.text = ""
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with self.gateway.client() as client, client.stream("POST", CHAT, json=self.body) as answer:
-                for piece in answer.iter_text():
-                    self.text += piece
-        except httpx.HTTPError as exc:
-            self.error = exc
-
-    def chunks(self) -> list[Any]:
-        self.join(60)
-        assert not self.is_alive()
-        assert self.error is None, self.error
-        return events(self.text)
-
-
-def gated(mark: str) -> list[Any]:
-    return [["role"], ["token", "before "], ["gate", mark], ["token", "after"], ["finish", "stop"], ["done"], ["end"]]
-
-
-@contextmanager
-def streams_under_way(gateway: GatewayProcess, mark: str, count: int = 10) -> Iterator[list[Stream]]:
-    streams = [Stream(gateway, gated(mark), mark) for _ in range(count)]
-    wait_for(lambda: all("before" in stream.text for stream in streams))
-    yield streams
+MOST_ENGINES = 32  # that a stack.yaml may name
+RELOADS = ENGINES // MOST_ENGINES  # one more than their names have room for
 
 
 def test_a_stop_is_heard_by_workers_that_are_still_starting(engine: FakeEngine, tmp_path: Path) -> None:
-    """Where it hit a finalizer, or came between the fork and the worker's own handlers, it was lost."""
+    """The signal was lost if it hit a finalizer, or came between the fork and the worker's own handlers."""
     settings = {"STACK_WORKERS": "8", "STACK_GRACE": "60"}
     with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
         assert gateway.stop(deadline=30) == 0
@@ -90,7 +54,8 @@ def test_sighup_takes_new_keys_and_keeps_streams(engine: FakeEngine, tmp_path: P
 
 
 def test_reloads_under_load_lose_no_request(engine: FakeEngine, tmp_path: Path) -> None:
-    """Each request on a connection of its own: one that a stopping worker has just accepted is the dangerous one."""
+    """Each request has a connection of its own, because the critical one is a connection that a stopping worker has
+    just accepted."""
     with running_gateway(tmp_path / "log", engine.url) as gateway:
         stop = threading.Event()
         outcomes: list[int | str] = []
@@ -115,3 +80,33 @@ def test_reloads_under_load_lose_no_request(engine: FakeEngine, tmp_path: Path) 
         for thread in threads:
             thread.join()
         assert set(outcomes) == {200}
+
+
+def renamed(engine: FakeEngine, generation: int) -> str:
+    """Return a stack.yaml with the largest number of engines, whose names no other generation has."""
+    names = [f"generation-{generation}-engine-{number}" for number in range(MOST_ENGINES)]
+    engines = "".join(f"  {name}: {{dialect: vllm, slots: 1, base_url: '{engine.url}'}}\n" for name in names)
+    models = "".join(
+        f"  model-{number}: {{targets: [{{engine: {name}, model: fake-model}}]}}\n" for number, name in enumerate(names)
+    )
+    return f"engines:\n{engines}models:\n{models}default_model: model-0\n"
+
+
+def test_reloads_with_every_engine_renamed_leave_a_gateway_that_serves(engine: FakeEngine, tmp_path: Path) -> None:
+    """There are more names in all than there is space for."""
+    config = tmp_path / "stack.yaml"
+    config.write_text(renamed(engine, 0))
+    with (
+        running_gateway(tmp_path / "log", engine.url, STACK_CONFIG=str(config)) as gateway,
+        httpx.Client(base_url=gateway.url, headers={**AUTH, "connection": "close"}, timeout=60) as client,
+    ):
+        for generation in range(RELOADS + 1):
+            if generation:
+                old = set(gateway.workers())
+                config.write_text(renamed(engine, generation))
+                gateway.process.send_signal(signal.SIGHUP)
+                wait_for(lambda old=old: len(gateway.workers()) == 2 and not old & set(gateway.workers()), deadline=100)
+            for number in (0, MOST_ENGINES // 2, MOST_ENGINES - 1):
+                answer = client.post(CHAT, json={"model": f"model-{number}", "messages": MESSAGES})
+                assert answer.status_code == 200, answer.text
+        assert gateway.process.poll() is None

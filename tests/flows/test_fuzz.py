@@ -1,7 +1,6 @@
 """The JSON entrance under what no one thought of: any bytes, any JSON, any request with one field replaced. It answers
 with 200 or with a 4xx in our envelope; a 5xx is a bug."""
 
-import json
 from typing import Any
 
 import httpx
@@ -9,15 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.processes import MESSAGES, GatewayProcess
+from tests.support.any_json import JSON, written
+from tests.support.processes import MESSAGES, GatewayProcess
 
 BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
-JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12,
-)
 SOUND: dict[str, Any] = {
     "model": "fake-model",
     "messages": MESSAGES,
@@ -43,10 +38,6 @@ def ask(client: httpx.Client, path: str, content: bytes) -> None:
     assert answer.status_code == 200 or 400 <= answer.status_code < 500, (answer.status_code, answer.text)
     if answer.status_code != 200:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
-def written(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
 
 
 @given(path=PATHS, content=st.binary(max_size=200))

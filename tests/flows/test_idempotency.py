@@ -1,4 +1,4 @@
-"""Idempotency-Key: who asks twice gets the one answer, from its beginning, on any worker."""
+"""Idempotency-Key: a repeated request gets the one answer from its beginning, on any worker."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.processes import (
+from tests.support.processes import (
     AUTH,
     KEY,
     MESSAGES,
@@ -23,9 +22,12 @@ from tests.processes import (
     events,
     fake_engine,
     free_port,
+    only,
+    post,
     running_gateway,
     text_of,
     wait_for,
+    was_cut,
 )
 
 CHAT = "/v1/chat/completions"
@@ -39,7 +41,8 @@ def own(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def ask(gateway: GatewayProcess, name: str, body: dict[str, Any], path: str = CHAT, key: str = KEY) -> httpx.Response:
     headers = {"authorization": f"Bearer {key}", "idempotency-key": name}
-    return httpx.post(gateway.url + path, json=body, headers=headers, timeout=60)
+    with gateway.client() as client:
+        return post(client, path, json=body, headers=headers, timeout=60)
 
 
 def gated(mark: str) -> dict[str, Any]:
@@ -50,20 +53,6 @@ def gated(mark: str) -> dict[str, Any]:
 
 def plain(mark: str, **fields: Any) -> dict[str, Any]:
     return {"messages": MESSAGES, "user": mark, **fields}
-
-
-@contextmanager
-def only(gateway: GatewayProcess, worker: int) -> Iterator[None]:
-    """Meanwhile this worker alone takes connections."""
-    others = [it for it in gateway.workers() if it != worker]
-    for other in others:
-        os.kill(other, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for other in others:
-            with suppress(ProcessLookupError):  # a test killed it
-                os.kill(other, signal.SIGCONT)
 
 
 class Cut:
@@ -79,7 +68,13 @@ class Cut:
         assert " two" in next(line for line in self._lines if " two" in line)
 
     def rest(self) -> list[Any]:
-        return events("\n".join(self._lines))
+        """What comes until the stream ends; of one that is cut, None at the end."""
+        found = []
+        try:
+            found += self._lines
+        except httpx.RemoteProtocolError:
+            return [*events("\n".join(found)), None]
+        return events("\n".join(found))
 
     def hang_up(self) -> None:
         self.answer.close()
@@ -197,7 +192,7 @@ def test_a_failure_is_not_kept(tmp_path: Path, mark: str) -> None:
             wait_for(lambda: ask(gateway, mark, plain(mark)).status_code == 200)
             assert len(engine.seen(mark)) == 1
             for _ in range(2):
-                assert "error" in events(ask(gateway, mark + "b", broken).text)[-2]
+                assert "error" in events(ask(gateway, mark + "b", broken).text)[-1]
             assert len(engine.seen(mark)) == 3
 
 
@@ -213,7 +208,7 @@ def test_an_answer_that_nobody_comes_back_for_is_stopped(engine: FakeEngine, tmp
 
 
 def ask_later(gateway: GatewayProcess, mark: str) -> httpx.Response:
-    """Each look keeps the answer for longer, so that looking has to pause."""
+    """Ask with a pause between two looks, because each look keeps the answer for longer."""
     threading.Event().wait(2)
     return ask(gateway, mark, plain(mark))
 
@@ -228,7 +223,7 @@ def test_the_death_of_its_worker_ends_an_answer_honestly(engine: FakeEngine, tmp
             os.kill(one, signal.SIGKILL)
             rest = joined.rest()
             joined.hang_up()
-        assert [rest[-2]["error"]["code"], rest[-1]] == ["answer_lost", "[DONE]"]
+        assert [rest[-2]["error"]["code"], rest[-1]] == ["answer_lost", None]
         first.hang_up()
         engine.release(mark)
         assert text_of(events(ask(gateway, mark, gated(mark)).text)) == "one two three"  # made anew
@@ -236,27 +231,47 @@ def test_the_death_of_its_worker_ends_an_answer_honestly(engine: FakeEngine, tmp
 
 
 def test_what_is_kept_is_bounded(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
-    directory = tmp_path / "tmp"
-    directory.mkdir()
-    settings = {"STACK_IDEMPOTENCY_BYTES": "200000", "TMPDIR": str(directory)}
+    answers = tmp_path / "data" / "answers"
+    settings = {"STACK_IDEMPOTENCY_BYTES": "200000", "STACK_DATA_DIR": str(tmp_path / "data")}
     with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
-        answers = next(directory.glob("stack-*/answers"))
         assert answers.stat().st_mode & 0o777 == 0o700
         for number in range(20):
             large = [["role"], ["tokens", [100, 200]], ["finish", "stop"], ["done"], ["end"]]
             name = f"{mark}{number}"
             assert ask(gateway, name, plain(name, stream=True, script=large)).status_code == 200
             assert sum(it.stat().st_size for it in answers.iterdir()) < 200_000
+            assert {it.stat().st_mode & 0o777 for it in answers.iterdir()} == {0o600}
         assert "idempotent-replayed" in ask(gateway, name, plain(name, stream=True, script=large)).headers
         # one alone that is too large: an error, streaming or not
         huge = [["role"], ["tokens", [1000, 200]], ["finish", "stop"], ["done"], ["end"]]
-        chunks = events(ask(gateway, mark, plain(mark, stream=True, script=huge)).text)
-        assert [chunks[-2]["error"]["code"], chunks[-1]] == ["idempotency_full", "[DONE]"]
+        answer = ask(gateway, mark, plain(mark, stream=True, script=huge))
+        assert (events(answer.text)[-1]["error"]["code"], was_cut(answer)) == ("idempotency_full", True)
         body = {"choices": [], "pad": "x" * 150_000}
         answer = ask(gateway, mark, plain(mark, script=[["json", [200, body]]]))
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "idempotency_full")
         assert gateway.stop() == 0
     assert not answers.exists()
+
+
+def test_a_keys_answers_take_no_room_of_anothers(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+    """In number and in bytes: beyond its own share, a key loses its own oldest answers."""
+    second = "sk-second-0123456789abcdef"
+    with running_gateway(tmp_path / "log", engine.url, STACK_IDEMPOTENCY_BYTES="1000000", STACK_WORKERS="1") as gateway:
+        assert ask(gateway, mark, plain(mark), key=second).status_code == 200
+        headers = AUTH | {"idempotency-key": ""}
+        with httpx.Client(base_url=gateway.url, timeout=60) as client:
+            for number in range(1100):
+                headers["idempotency-key"] = f"cheap-{number}"
+                client.post(CHAT, json={"messages": MESSAGES}, headers=headers).raise_for_status()
+        again = ask(gateway, "cheap-1099", {"messages": MESSAGES})
+        assert again.headers["idempotent-replayed"] == "true"
+        large = [["role"], ["tokens", [200, 200]], ["finish", "stop"], ["done"], ["end"]]
+        for number in range(40):
+            name = f"large-{number}"
+            assert ask(gateway, name, plain(name, stream=True, script=large)).status_code == 200
+        assert ask(gateway, mark, plain(mark), key=second).headers["idempotent-replayed"] == "true"
+        assert "idempotent-replayed" not in ask(gateway, "cheap-0", {"messages": MESSAGES}).headers
+    assert len(engine.seen(mark)) == 1
 
 
 def test_a_client_that_hangs_up_without_a_name_stops_its_answer_as_ever(

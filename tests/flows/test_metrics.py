@@ -1,26 +1,29 @@
-"""/metrics: right over several workers, through their deaths and reloads, and nobody else's words in it."""
+"""/metrics: right over several workers, through their deaths and reloads, and without any words of callers or
+engines."""
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.flows.test_drain import Stream, streams_under_way
-from tests.processes import (
+from gateway import metrics
+from tests.support.metered import CHAT, Metered, metered
+from tests.support.processes import (
     AUTH,
     MESSAGES,
+    ROOT,
     FakeEngine,
-    GatewayProcess,
-    Samples,
     fake_engine,
     free_port,
     running_gateway,
@@ -28,43 +31,27 @@ from tests.processes import (
     text_of,
     wait_for,
 )
+from tests.support.streams import Stream, streams_under_way
 
-CHAT = "/v1/chat/completions"
 START = [["role"], ["token", "one"], ["token", " two"]]
 
 
-class Metered:
-    """A gateway whose metrics can be read."""
-
-    def __init__(self, gateway: GatewayProcess, port: int) -> None:
-        self.gateway = gateway
-        self.port = port
-
-    def scrape(self) -> Samples:
-        return scrape(self.port)
-
-    def wait(self, name: str, expected: float, **labels: str) -> None:
-        wait_for(lambda: self.scrape().total(name, **labels) == expected, message=f"{name} {labels} is not {expected}")
-
-    def ask(self, **fields: Any) -> httpx.Response:
-        """A request on a connection of its own, so that any worker may get it."""
-        return httpx.post(self.gateway.url + CHAT, json={"messages": MESSAGES} | fields, headers=AUTH, timeout=30)
-
-    def directory(self) -> Path:
-        """Where the workers count, as the kernel sees it."""
-        maps = Path(f"/proc/{self.gateway.workers()[0]}/maps").read_text()
-        return next(Path(line.split()[-1]).parent for line in maps.splitlines() if line.endswith(".db"))
-
-    def settled(self, old: set[int]) -> bool:
-        """Whether two workers are at work, none of them of the old ones."""
-        return len(self.gateway.workers()) == 2 and not old & set(self.gateway.workers())
-
-
 @contextmanager
-def metered(log: Path, engine_url: str, **settings: str) -> Iterator[Metered]:
-    port = free_port()
-    with running_gateway(log, engine_url, STACK_METRICS_BIND=f"127.0.0.1:{port}", **settings) as gateway:
-        yield Metered(gateway, port)
+def stopped(pids: set[int]) -> Iterator[None]:
+    """Have processes stand still until the block's end."""
+
+    def state(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    assert pids
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: {state(pid) for pid in pids} == {"T"})
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def stop_before_the_patience_ends(mark: str) -> list[Any]:
@@ -102,8 +89,12 @@ breaker: {{failures: 1000}}
 def test_two_workers_add_up(own: Metered) -> None:
     before = own.scrape()
     assert before.total("stack_upstream_workers", upstream="engine", state="closed") == 2
-    for number in range(60):
-        assert own.ask(stream=number % 2 == 0).status_code == 200
+    for pid in own.gateway.workers():  # one after the other has to serve 30 alone
+        with stopped(set(own.gateway.workers()) - {pid}):
+            for number in range(30):
+                assert own.ask(stream=number % 2 == 0).status_code == 200
+    responses = "stack_http_requests_total"  # the last that is counted of a request, after its last byte
+    own.wait(responses, before.total(responses, status="2xx") + 60, status="2xx")
     after = own.scrape()
 
     def grown(name: str, **labels: str) -> float:
@@ -201,6 +192,7 @@ def test_nothing_is_written_while_a_stream_goes_on(own: Metered, engine: FakeEng
     stream = Stream(own.gateway, [*script, ["done"], ["end"]], mark)
     files = sorted(own.directory().iterdir())
     wait_for(lambda: '"x"' in stream.text)
+    wait_for(lambda: own.scrape().total("stack_slots_used") == 1)  # told a moment later
     before = [file.read_bytes() for file in files]
     engine.release(mark)
     wait_for(lambda: stream.text.count("xxxxxxxxxx") == 500)
@@ -208,6 +200,32 @@ def test_nothing_is_written_while_a_stream_goes_on(own: Metered, engine: FakeEng
     engine.release(mark + "2")
     assert len(stream.chunks()) == 504
     wait_for(lambda: [file.read_bytes() for file in files] != before)
+
+
+def test_the_gateways_own_time_is_told_apart_from_the_engines(own: Metered) -> None:
+    before = own.scrape()
+    for stream in (True, False):
+        script = [["pause", 0.2], ["role"], ["token", "x"], ["finish", "stop"], ["done"], ["end"]]
+        whole = [["pause", 0.2], ["json", [200, {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}]]]
+        assert own.ask(stream=stream, script=script if stream else whole).status_code == 200
+    assert own.ask(script=[["json", [422, {}]]]).status_code == 422
+    after = own.scrape()
+
+    def grown(name: str, **labels: str) -> float:
+        return after.total(name, **labels) - before.total(name, **labels)
+
+    assert grown("stack_engine_seconds_count", upstream="engine") == 3
+    assert grown("stack_engine_seconds_sum", upstream="engine") >= 0.4
+    assert grown("stack_gateway_seconds_count", api="chat_completions") == 2, "of whole answers"
+    both = grown("stack_engine_seconds_sum") + grown("stack_gateway_seconds_sum")
+    assert 0 < both <= grown("stack_request_duration_seconds_sum")
+
+
+def test_every_metric_is_in_the_table_and_no_other() -> None:
+    sources = "".join((ROOT / "gateway" / it).read_text() for it in ("instruments.py", "server/facts.py"))
+    made = set(re.findall(r'"(stack_\w+)"', sources))
+    table = set(re.findall(r"^\| (stack_\w+) ", str(metrics.__doc__), re.MULTILINE))
+    assert {it.removesuffix("_total") for it in table} == made
 
 
 def test_no_words_of_callers_or_engines_become_labels(own: Metered) -> None:
@@ -218,7 +236,7 @@ def test_no_words_of_callers_or_engines_become_labels(own: Metered) -> None:
     own.ask(**fields, script=[["json", [422, error]]])
     own.ask(**fields, stream=True, script=[*START, ["event", error], ["end"]])
     headers = {"authorization": f"Bearer {canary}", "x-request-id": canary, "x-trace": canary, "user-agent": canary}
-    httpx.post(own.gateway.url + CHAT, content=canary, headers=headers)
+    httpx.post(own.gateway.url + CHAT, content=canary, headers=headers | {"content-type": "application/json"})
     httpx.get(f"{own.gateway.url}/{canary}?{canary}")
     httpx.request(canary.upper(), own.gateway.url + "/livez")
     assert "canary" not in own.scrape().text.lower()
@@ -286,8 +304,8 @@ def test_a_reload_keeps_counts_and_what_is_in_flight(engine: FakeEngine, tmp_pat
         own.wait("stack_requests_in_flight", 0)
         wait_for(lambda: len(own.gateway.workers()) == 2)
         own.wait("stack_upstream_workers", 2, state="closed")
-        slots = {file.name.rpartition("_")[2] for file in own.directory().iterdir()}
-        assert len(slots) <= 5, slots  # used again: there were ten workers
+        seats = {file.name.rpartition("_")[2] for file in own.directory().iterdir()}
+        assert len(seats) <= 5, seats  # used again: there were ten workers
 
 
 def test_twenty_kills_under_scrapes_lose_no_count_and_fail_no_scrape(engine: FakeEngine, tmp_path: Path) -> None:
@@ -300,7 +318,7 @@ def test_twenty_kills_under_scrapes_lose_no_count_and_fail_no_scrape(engine: Fak
             while not stop.is_set():
                 try:
                     own.scrape()
-                except (AssertionError, httpx.HTTPError, ValueError) as exc:
+                except (AssertionError, OSError, HTTPException, ValueError) as exc:
                     trouble.append(repr(exc))
 
         watcher = threading.Thread(target=watch)
@@ -310,6 +328,8 @@ def test_twenty_kills_under_scrapes_lose_no_count_and_fail_no_scrape(engine: Fak
             if number % 2:
                 wait_for(lambda: own.ask().status_code == 200)
                 answered += 1
+                # An answer is counted just after its last byte (its usage just before): that moment is not the subject.
+                wait_for(lambda: own.scrape().total("stack_requests_total", outcome="finished") >= answered)  # noqa: B023
             workers = own.gateway.workers()
             victim = workers[-1] if workers else 0
             if victim:
@@ -321,7 +341,7 @@ def test_twenty_kills_under_scrapes_lose_no_count_and_fail_no_scrape(engine: Fak
         assert trouble == []
         assert own.scrape().total("stack_requests_total", outcome="finished") >= answered
         assert own.scrape().total("stack_requests_in_flight") == 0
-        assert len(list(own.directory().iterdir())) <= 9  # three files each of two slots, or three for a moment
+        assert len(list(own.directory().iterdir())) <= 9  # three files each of two seats, or three for a moment
 
 
 def test_an_empty_file_fails_nothing(engine: FakeEngine, tmp_path: Path) -> None:
@@ -332,12 +352,12 @@ def test_an_empty_file_fails_nothing(engine: FakeEngine, tmp_path: Path) -> None
         for name in ("counter_9.db", "histogram_9.db", "gauge_livesum_9.db"):
             (directory / name).touch()
         assert own.scrape().total("stack_requests_total") == 1
-        # and one in a slot that is used: its next worker gives it a size and goes on
-        slot = directory / "counter_0.db"
+        # and one of a seat that is used: its next worker gives it a size and goes on
+        seat = directory / "counter_0.db"
         old = set(own.gateway.workers())
         for pid in old:
             os.kill(pid, signal.SIGKILL)
-        os.truncate(slot, 0)
+        os.truncate(seat, 0)
         wait_for(lambda: own.settled(old))
         wait_for(lambda: own.ask().status_code == 200)
         own.scrape()
@@ -352,8 +372,12 @@ def test_without_room_to_count_requests_go_on(engine: FakeEngine, tmp_path: Path
     with running_gateway(tmp_path / "log", engine.url, under=("prlimit", "--fsize=65536"), **settings) as gateway:
         with gateway.client() as client:
             assert client.post(CHAT, json={"messages": MESSAGES}).status_code == 200
-        assert scrape(port).all == []
-        assert any("no room for metrics" in line["msg"] for line in gateway.log())
+        assert {it.name for it in scrape(port).all} == {
+            "stack_build_info",
+            "stack_usage_journal_bytes",
+            "stack_usage_journal_limit_bytes",
+        }, "what the master knows"
+        assert any("no space for metrics" in line["msg"] for line in gateway.log())
 
 
 def test_a_port_that_is_taken_is_had_later(engine: FakeEngine, tmp_path: Path) -> None:
@@ -361,13 +385,13 @@ def test_a_port_that_is_taken_is_had_later(engine: FakeEngine, tmp_path: Path) -
         port = other.getsockname()[1]
         settings = {"STACK_METRICS_BIND": f"127.0.0.1:{port}", "STACK_WORKERS": "1"}
         with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
-            wait_for(lambda: any("can't listen" in line["msg"] for line in gateway.log()))
+            wait_for(lambda: any("cannot listen" in line["msg"] for line in gateway.log()))
             other.close()
 
             def answers() -> bool:
                 try:
                     return scrape(port).total("stack_upstream_workers") == 1
-                except httpx.TransportError:
+                except (OSError, HTTPException):
                     return False
 
             wait_for(answers)

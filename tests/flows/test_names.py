@@ -1,4 +1,4 @@
-"""A resolver that doesn't answer for one engine's name."""
+"""A resolver that does not answer for one engine's name."""
 
 import socket
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import AUTH, MESSAGES, FakeEngine, running_gateway
+from tests.support.processes import AUTH, MESSAGES, FakeEngine, running_gateway
 
 CONFIG = """
 engines:
@@ -44,7 +44,7 @@ def silent_resolver(tmp_path: Path) -> Iterator[tuple[str, ...]]:
         )
 
 
-def test_names_that_are_being_looked_up_hold_up_no_other(
+def test_a_slow_name_lookup_delays_no_other_engine(
     engine: FakeEngine, silent_resolver: tuple[str, ...], tmp_path: Path
 ) -> None:
     """There are few threads for lookups, and one is held until its lookup is given up, long after the request was."""

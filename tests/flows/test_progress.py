@@ -1,4 +1,4 @@
-"""While the model is being fetched, /readyz and the API say so, how far it is, and why it went wrong if it did."""
+"""While the model is being fetched, /readyz and the API report the progress, or the reason of a failure."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import MESSAGES, FakeEngine, GatewayProcess, free_port, running_gateway, wait_for
+from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, free_port, running_gateway, wait_for
 
 CHAT = "/v1/chat/completions"
 FETCHING = {"model": "fake-model", "state": "fetching", "completed": 1_230_000_000, "total": 4_920_000_000}
@@ -28,7 +28,7 @@ def error(answer: httpx.Response) -> tuple[int, str | None, str, str]:
 
 
 def readiness(gateway: GatewayProcess, code: str) -> tuple[int, str | None, str, str]:
-    """What /readyz says, once it says this: it asks the engine at most once a second."""
+    """Wait until /readyz has this code; return its answer. It asks the engine at most once a second."""
 
     def find() -> tuple[int, str | None, str, str] | None:
         said = error(httpx.get(gateway.url + "/readyz"))
@@ -52,7 +52,7 @@ def lonely(tmp_path: Path, report: Path) -> Any:
         yield gateway
 
 
-def test_from_nothing_known_to_fetching_to_failed(lonely: GatewayProcess, report: Path) -> None:
+def test_the_error_follows_the_provisioners_report(lonely: GatewayProcess, report: Path) -> None:
     with lonely.client() as http:
 
         def ask(**extra: Any) -> tuple[int, str | None, str, str]:
@@ -87,7 +87,7 @@ def test_from_nothing_known_to_fetching_to_failed(lonely: GatewayProcess, report
         _, _, code, sentence = ask()
         assert code == "model_unavailable"
         assert sentence.startswith(
-            "The fetching of the model fake-model stopped at 1.23 of 4.92 GB (25%): run 'make up'"
+            "The download of the model fake-model stopped at 1.23 of 4.92 GB (25%). Run 'make up'"
         )
 
 
@@ -95,13 +95,13 @@ def test_from_nothing_known_to_fetching_to_failed(lonely: GatewayProcess, report
     "useless",
     ["", "{", "[1]", "null", {"state": "fetching", "model": "older"}, {"state": "ready", "model": "fake-model"}],
 )
-def test_a_report_that_says_nothing_about_this_model(lonely: GatewayProcess, report: Path, useless: Any) -> None:
+def test_a_report_about_another_model_is_ignored(lonely: GatewayProcess, report: Path, useless: Any) -> None:
     write(report, useless)
     with lonely.client() as http:
         assert error(http.post(CHAT, json={"messages": MESSAGES}))[2] == "engine_unavailable"
 
 
-def test_an_engine_that_answers_is_believed_over_the_report(engine: FakeEngine, tmp_path: Path, report: Path) -> None:
+def test_a_working_engine_overrides_the_report(engine: FakeEngine, tmp_path: Path, report: Path) -> None:
     write(report, FETCHING)
     with (
         running_gateway(tmp_path / "log", engine.url, STACK_PROGRESS_FILE=str(report)) as gateway,
@@ -109,3 +109,19 @@ def test_an_engine_that_answers_is_believed_over_the_report(engine: FakeEngine, 
     ):
         assert http.get("/readyz").status_code == 200
         assert http.post(CHAT, json={"messages": MESSAGES}).status_code == 200
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a device", "a directory", "a large file"])
+def test_a_report_that_is_not_a_small_file_is_ignored(lonely: GatewayProcess, report: Path, what: str) -> None:
+    """The gateway continues: it does not wait for a pipe, and does not read a file without an end."""
+    if what == "a pipe":
+        os.mkfifo(report)
+    elif what == "a device":
+        report.symlink_to("/dev/zero")
+    elif what == "a directory":
+        report.mkdir()
+    else:
+        report.write_text(json.dumps(FETCHING) + " " * 100_000)
+    with lonely.client() as http:
+        for _ in range(3):
+            assert error(http.post(CHAT, json={"messages": MESSAGES}))[2] == "engine_unavailable"

@@ -13,14 +13,25 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.sse import Tap
-from tests.processes import AUTH, MESSAGES, FakeEngine, GatewayProcess, events, running_gateway, text_of, wait_for
+from gateway.relay.tap import Tap
+from tests.support.processes import (
+    AUTH,
+    MESSAGES,
+    FakeEngine,
+    GatewayProcess,
+    events,
+    post,
+    running_gateway,
+    text_of,
+    wait_for,
+)
 
 CHAT = "/v1/chat/completions"
 
 
 def test_a_connection_whose_request_is_still_being_written_is_not_used_again(tmp_path: Path) -> None:
-    """An engine that refuses a large body unread, keep-alive and all, left the next request behind that body."""
+    """An engine that refuses a large body without reading it, and keeps the connection, would read the next request
+    behind that body."""
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         ended = threading.Event()
@@ -65,7 +76,7 @@ def test_a_request_that_kills_connections_is_not_replayed_on_every_idle_one(
         assert len(engine.seen(mark + "!")) <= 4  # a dead idle connection, a new one; and both once more
 
 
-def test_a_client_that_reads_slowly_is_not_the_engines_silence(gateway: GatewayProcess, mark: str) -> None:
+def test_a_client_that_reads_slowly_does_not_look_like_a_silent_engine(gateway: GatewayProcess, mark: str) -> None:
     """The idle timeout is 2 s here; the client pauses for longer while the engine has more to say."""
     body = {
         "messages": MESSAGES,
@@ -79,7 +90,9 @@ def test_a_client_that_reads_slowly_is_not_the_engines_silence(gateway: GatewayP
     with socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", gateway.port))
-        raw.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        raw.sendall(
+            f"{head}content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content
+        )
         time.sleep(4)  # the pause itself is what is tested
         raw.settimeout(30)
         end = b""
@@ -93,12 +106,13 @@ def test_a_client_that_reads_slowly_is_not_the_engines_silence(gateway: GatewayP
 def test_a_client_that_leaves_after_a_large_body_is_noticed(
     gateway: GatewayProcess, engine: FakeEngine, mark: str, size: int
 ) -> None:
-    """Reading stops for a large body, and must go on after it: only who is read from can be seen to leave."""
+    """Reading stops for a large body and must continue after it, because only reading notices a disconnect."""
     script = [["gate", mark], ["json", [200, {"choices": []}]]]
     body = {"messages": [{"role": "user", "content": "x" * size}], "user": mark, "script": script}
     content = json.dumps(body).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: {AUTH['authorization']}\r\n"
-    head += f"x-request-id: {mark}\r\nexpect: 100-continue\r\ncontent-length: {len(content)}\r\n\r\n"
+    head += f"x-request-id: {mark}\r\nexpect: 100-continue\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(content)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as raw:
         raw.sendall(head.encode())
         assert b" 100 " in raw.recv(100)
@@ -165,7 +179,7 @@ def test_an_engines_key_that_would_break_a_header_is_refused(tmp_path: Path, key
         pass
 
 
-def test_a_chunk_after_the_finish_reason_is_no_new_beginning(gateway: GatewayProcess) -> None:
+def test_a_chunk_after_the_finish_reason_does_not_reopen_the_answer(gateway: GatewayProcess) -> None:
     late: Any = ["event", {"choices": [{"index": 0, "delta": {}, "finish_reason": None}], "usage": {"total_tokens": 1}}]
     script = [["role"], ["token", "x"], ["finish", "stop"], late, ["done"], ["end"]]
     with gateway.client() as client:
@@ -174,10 +188,10 @@ def test_a_chunk_after_the_finish_reason_is_no_new_beginning(gateway: GatewayPro
     assert "error" not in chunks[-2]
 
 
-def test_a_cut_before_the_second_choice_began_is_no_whole_answer(gateway: GatewayProcess) -> None:
+def test_a_stream_that_is_cut_before_the_second_choice_is_incomplete(gateway: GatewayProcess) -> None:
     body = {"messages": MESSAGES, "stream": True, "n": 2, "script": [["token", "x"], ["finish", "stop"], ["end"]]}
     with gateway.client() as client:
-        assert events(client.post(CHAT, json=body).text)[-2]["error"]["code"] == "engine_broken_stream"
+        assert events(post(client, CHAT, json=body).text)[-1]["error"]["code"] == "engine_broken_stream"
 
 
 def test_stream_means_nothing_to_embeddings(gateway: GatewayProcess) -> None:
@@ -192,7 +206,7 @@ def test_health_can_be_asked_with_head(gateway: GatewayProcess) -> None:
 
 
 def test_idle_connections_to_the_engine_do_not_pile_up(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
-    """After a burst of 20, a trickle of single requests: those not needed any more are closed."""
+    """After a burst of 20 requests come single ones. Connections that are no longer needed are closed."""
     with running_gateway(tmp_path / "log", engine.url, STACK_WORKERS="1") as gateway, ThreadPoolExecutor(20) as pool:
         held = {"messages": MESSAGES, "user": mark, "script": [["gate", mark], ["json", [200, {"choices": []}]]]}
         jobs = [pool.submit(httpx.post, gateway.url + CHAT, json=held, headers=AUTH, timeout=30) for _ in range(20)]

@@ -1,4 +1,4 @@
-"""Several engines: who is asked, in which order, how often, and when an engine is left alone."""
+"""Several engines: which one is asked, in which order, how often, and when an engine gets no requests."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import (
+from tests.support.processes import (
     AUTH,
     KEY,
     MESSAGES,
@@ -224,7 +224,7 @@ BAD_FILES = {
     "engines:\n  a:\n    dialect: vllm\n    base_url: nope\nmodels:\n"
     + ONE: "stack.yaml:4: engines.a.base_url: must look like",
     "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\n  a: {dialect: vllm, base_url: 'http://y:1'}\nmodels:\n"
-    + ONE: ("stack.yaml:3: 'a' is given twice"),
+    + ONE: ("stack.yaml:3: 'a' appears twice"),
     "engines:\n  b: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n"
     + ONE: "stack.yaml:4: models.m: there is no engine 'a'",
     "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n  m: {tragets: []}\ndefault_model: m": (
@@ -235,12 +235,12 @@ BAD_FILES = {
         "stack.yaml:5: default_model: there is no model or alias 'n'"
     ),
     "engines:\n  a: {dialect: vllm, base_url: 'http://x:1', api_key: sk-secret}\nmodels:\n"
-    + ONE: "stack.yaml:2: engines.a.api_key: keys don't belong into this file; use api_key_file",
+    + ONE: "stack.yaml:2: engines.a.api_key: a key must not be in this file; use api_key_file",
     "engines:\n  a:\n    dialect: vllm\n    base_url: 'http://x:1'\n    api_key_file: /nowhere\nmodels:\n"
-    + ONE: "stack.yaml:5: engines.a.api_key_file: can't be read",
-    "engines:\n  ? [a]\n  : b": "stack.yaml:2: a name can't be a list",
-    "engines: {}\ndefault_model: 2026-13-01": "stack.yaml:2: not valid YAML: this is no timestamp",
-    "engines: &a [*a]": "stack.yaml: an alias stands for what it is part of",
+    + ONE: "stack.yaml:5: engines.a.api_key_file: the file cannot be read",
+    "engines:\n  ? [a]\n  : b": "stack.yaml:2: a name cannot be a list",
+    "engines: {}\ndefault_model: 2026-13-01": "stack.yaml:2: not valid YAML: the value is not a timestamp",
+    "engines: &a [*a]": "stack.yaml: it has an alias (*name) inside its own anchor",
 }
 
 
@@ -281,7 +281,7 @@ def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
 
 
 def test_blocking_calls_to_a_deaf_engine_are_streamed_and_folded(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
-    """llama.cpp's server goes on with a blocking request whose client left; a stream it aborts."""
+    """llama.cpp's server continues a blocking request after its client has disconnected, but aborts a stream."""
     calls = [
         {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]},

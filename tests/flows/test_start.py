@@ -1,5 +1,6 @@
-"""Settings that can't be used stop the start with a sentence; those that can are put to use."""
+"""Invalid settings stop the start with a message, and valid ones take effect."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import KEY, ROOT, FakeEngine, environment, free_port, running_gateway
+from tests.support import forkserver
+from tests.support.processes import KEY, ROOT, FakeEngine, environment, free_port, running_gateway
 
 REFUSED = [
     ({"STACK_API_KEYS": "dev-key", "STACK_PUBLISH": "0.0.0.0:9000"}, "placeholder 'dev-key'"),
@@ -25,20 +27,21 @@ REFUSED = [
     ({"LLM_BASE_URL": "engine:8080"}, "LLM_BASE_URL: must look like http://host:port/v1"),
     ({"LLM_BASE_URL": "http://u:p@engine"}, "LLM_API_KEY"),
     ({"LLM_TIMEOUT": "nan"}, "LLM_TIMEOUT"),
-    ({"STACK_MODEL_ALIASES": "a"}, "'a' is not of the form alias=model"),
-    ({"STACK_MODEL_ALIASES": "a=b,a=c"}, "given twice"),
-    ({"STACK_MODEL_ALIASES": "a=b,b=c"}, "which is an alias itself"),
+    ({"STACK_MODEL_ALIASES": "a"}, "'a' must have the form alias=model"),
+    ({"STACK_MODEL_ALIASES": "a=b,a=c"}, "appears twice"),
+    ({"STACK_MODEL_ALIASES": "a=b,b=c"}, "an alias itself"),
     ({"STACK_STORE_URL": "mysql://u:p@host/db"}, "STACK_STORE_URL: must look like postgresql://"),
     ({"STACK_STORE_URL": "postgresql://u:p@host:port/db"}, "STACK_STORE_URL: must look like postgresql://"),
-    ({"STACK_DATA_DIR": "/proc/stack"}, "STACK_DATA_DIR: /proc/stack can't be written"),
-    ({"STACK_ADMIN_KEYS": "short", "STACK_PUBLISH": "0.0.0.0:9000"}, "STACK_ADMIN_KEYS: holds a short key"),
-    ({"STACK_ADMIN_KEYS": KEY}, "An admin key must be no other's"),
+    ({"STACK_DATA_DIR": "/proc/stack"}, "STACK_DATA_DIR: /proc/stack is not writable"),
+    ({"STACK_ADMIN_KEYS": "short", "STACK_PUBLISH": "0.0.0.0:9000"}, "STACK_ADMIN_KEYS: a key is too short"),
+    ({"STACK_ADMIN_KEYS": "fifteen-letters"}, "STACK_ADMIN_KEYS: a key is too short"),
+    ({"STACK_ADMIN_KEYS": KEY}, "a key is in STACK_API_KEYS too"),
     ({"STACK_API_KEYS": "schlüssel-0123456789"}, "printable ASCII"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "sentence"), REFUSED, ids=[str(settings) for settings, _ in REFUSED])
-def test_refused(settings: dict[str, str], sentence: str) -> None:
+def test_an_invalid_setting_is_refused_with_a_message(settings: dict[str, str], sentence: str) -> None:
     env = environment("http://127.0.0.1:1", **({"STACK_BIND": f"127.0.0.1:{free_port()}"} | settings))
     done = subprocess.run(
         [sys.executable, "-m", "gateway"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
@@ -68,3 +71,58 @@ def test_a_strong_key_beyond_loopback(engine: FakeEngine, tmp_path: Path) -> Non
             )
             assert answer.status_code == 200  # beyond loopback any Host is right unless a list is set
         assert not any("dev-key" in line["msg"] for line in gateway.log())
+
+
+CAPABILITIES = "-dac_override,-dac_read_search"  # by which root may read everything
+NOT_ALMIGHTY = ("setpriv", f"--bounding-set={CAPABILITIES}", f"--inh-caps={CAPABILITIES}")
+
+
+def unreadable(directory: Path) -> list[Path]:
+    """Return places for a stack.yaml that no user can read."""
+    loop, pipe, folder = directory / "loop", directory / "pipe", directory / "folder"
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    folder.mkdir()
+    return [loop, loop / "stack.yaml", pipe, folder, Path("/dev/zero"), directory / ("x" * 300)]
+
+
+def test_a_configuration_that_cannot_be_read_ends_with_a_message(tmp_path: Path) -> None:
+    for path in unreadable(tmp_path):
+        assert refusal(STACK_CONFIG=str(path)).startswith(f"stack cannot start:\n{path} "), path
+
+
+def test_a_configuration_that_is_not_for_the_gateways_user_says_what_to_do(tmp_path: Path) -> None:
+    """An unreadable directory, as `umask 077` makes it: nobody can say whether a stack.yaml is there."""
+    folder = tmp_path / "config"
+    folder.mkdir(mode=0)
+    said = refusal(*(NOT_ALMIGHTY if os.geteuid() == 0 else ()), STACK_CONFIG=str(folder / "stack.yaml"))
+    assert f"{folder}/stack.yaml cannot be read (Permission denied)" in said
+    assert "uid 10001" in said
+    assert "chmod a+rX" in said
+
+
+def refusal(*under: str, **settings: str) -> str:
+    """Return the message with which the gateway refuses to start, run by that command."""
+    env = environment("http://127.0.0.1:1", STACK_BIND=f"127.0.0.1:{free_port()}", **settings)
+    done = forkserver.run([*under, sys.executable, "-m", "gateway"], stdin="", cwd=ROOT, env=env)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", ["STACK_API_KEYS_FILE", "STACK_ADMIN_KEYS_FILE", "STACK_STORE_URL_FILE"])
+@pytest.mark.parametrize("device", ["", "/dev/zero"])
+def test_a_secret_in_a_pipe_or_a_device_is_refused(tmp_path: Path, name: str, device: str) -> None:
+    """The gateway would wait for it, or read without an end."""
+    file = tmp_path / "secret"
+    if device:
+        file.symlink_to(device)
+    else:
+        os.mkfifo(file)
+    env = environment("http://127.0.0.1:1", **{name: str(file)})
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert "not a regular file" in done.stderr

@@ -5,8 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import (
+from tests.support.processes import (
     MESSAGES,
+    ROOT,
     FakeEngine,
     GatewayProcess,
     events,
@@ -45,7 +46,7 @@ def test_usage_comes_only_when_asked_for_though_the_engine_is_always_asked(
         usage = [chunk for chunk in chunks if chunk != "[DONE]" and chunk.get("usage")]
         assert len(usage) == expected
         assert all(chunk["choices"] == [] and chunk["usage"]["total_tokens"] == 10 for chunk in usage)
-        assert engine.wait_seen(mark)["body"]["stream_options"] == {"include_usage": True}
+        assert engine.wait_seen(mark)["body"]["stream_options"]["include_usage"] is True
 
 
 def test_each_token_is_passed_on_when_it_is_made(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
@@ -66,6 +67,51 @@ def test_each_token_is_passed_on_when_it_is_made(gateway: GatewayProcess, engine
         assert '"B"' in next(line for line in lines if '"B"' in line)
         engine.release(mark + "2")
         assert list(lines)[-2:] == ["data: [DONE]", ""]
+
+
+# What llama.cpp (xllamacpp 2026.10.11549, SmolLM2-135M-Instruct) answered to a completion of two prompts.
+TWO_PROMPTS = (ROOT / "tests/recordings/llamacpp/completion-of-two-prompts.sse").read_text()
+
+
+def test_a_completion_of_two_prompts_has_a_choice_for_each(before_all: GatewayProcess) -> None:
+    """llama.cpp begins its stream with a null."""
+    body = {"model": "llamacpp", "prompt": ["One two three", "Hello my"], "max_tokens": 2}
+    script = {"script": [["text", TWO_PROMPTS], ["end"]]}
+    with before_all.client() as client:
+        blocking = client.post("/v1/completions", json=body | script)
+        stream = client.post("/v1/completions", json=body | script | {"stream": True})
+    assert (blocking.status_code, stream.status_code) == (200, 200)
+    assert [(it["index"], it["text"]) for it in blocking.json()["choices"]] == [(0, "-digit"), (1, " friend's")]
+    *chunks, done = events(stream.text)
+    assert done == "[DONE]"
+    choices = [choice for it in chunks for choice in it["choices"]]
+    for index, text in ((0, "-digit"), (1, " friend's")):
+        assert "".join(it["text"] for it in choices if it["index"] == index) == text
+        assert [it["finish_reason"] for it in choices if it["index"] == index][-1] == "length"
+
+
+def test_the_pieces_of_a_tool_call_without_an_index_are_one_call(before_all: GatewayProcess) -> None:
+    """Streamed, and folded for a blocking request."""
+
+    def piece(**call: Any) -> list[Any]:
+        return ["event", {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}]
+
+    script = [
+        piece(id="a", type="function", function={"name": "f", "arguments": ""}),
+        piece(function={"arguments": '{"x"'}),
+        piece(function={"arguments": ": 1}"}),
+        piece(id="b", type="function", function={"name": "g", "arguments": "{}"}),
+    ]
+    body = {"model": "llamacpp", "messages": MESSAGES, "script": [*script, ["finish", "tool_calls"], ["done"], ["end"]]}
+    with before_all.client() as client:
+        blocking = client.post(CHAT, json=body).json()
+        chunks = events(client.post(CHAT, json=body | {"stream": True}).text)
+    assert [it["function"] for it in blocking["choices"][0]["message"]["tool_calls"]] == [
+        {"name": "f", "arguments": '{"x": 1}'},
+        {"name": "g", "arguments": "{}"},
+    ]
+    calls = [it["choices"][0]["delta"]["tool_calls"][0]["index"] for it in chunks[:4]]
+    assert calls == [0, 0, 0, 1]
 
 
 JSON = '{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}'
@@ -113,7 +159,7 @@ def test_connections_to_the_engine_are_reused(engine: FakeEngine, tmp_path: Any)
         for _ in range(10):
             assert events(ask(gateway).text)[-1] == "[DONE]"
         # /_seen itself opens one connection each time it is asked
-        assert engine.all_seen()["connections"] - before <= 2
+        assert engine.all_seen()["connections"] - before <= 5, "ten answers, and the probes of other gateways"
 
 
 def test_readyz_tells_an_engine_that_is_loading(engine: FakeEngine, gateway: GatewayProcess) -> None:

@@ -12,11 +12,10 @@ import httpx
 import openai
 import pytest
 
-from tests.flows.test_parameters import TOOL
-from tests.processes import AUTH, KEY
-from tests.stack.conftest import Stack
+from tests.support.parameters import TOOL
+from tests.support.processes import AUTH, KEY
+from tests.support.stack import BUSY, QUESTION, Stack
 
-QUESTION: Any = [{"role": "user", "content": "Count from 1 to 5."}]
 MODEL = "SmolLM2-135M-Instruct"
 
 # The script a reader is given: base URL and key are all that tells it from one for OpenAI's own API.
@@ -48,10 +47,13 @@ def test_newcomers_curl_checks(stack: Stack) -> None:
     assert (health["status"], health["backend"]) == ("ok", "http://engine:8080/v1")
     url = f"{stack.url}/v1/chat/completions"
     body = json.dumps({"model": "llama3.1:8b", "messages": QUESTION})
-    wrong = curl("-w", "%{http_code}", "-H", "Authorization: Bearer wrong", "-d", body, url)
+    json_body = ("-H", "Content-Type: application/json", "-d", body)
+    wrong = curl("-w", "%{http_code}", "-H", "Authorization: Bearer wrong", *json_body, url)
     assert wrong.endswith("401")
     assert '"invalid_api_key"' in wrong
-    right = json.loads(curl("-H", f"Authorization: Bearer {KEY}", "-d", body, url))
+    forgotten = json.loads(curl("-H", f"Authorization: Bearer {KEY}", "-d", body, url))
+    assert "Content-Type: application/json" in forgotten["error"]["message"]
+    right = json.loads(curl("-H", f"Authorization: Bearer {KEY}", *json_body, url))
     assert right["choices"][0]["message"]["content"]
     assert right["model"] == MODEL  # what really answered
 
@@ -68,6 +70,15 @@ def test_a_stream_arrives_token_by_token(stack: Stack) -> None:
     assert arrivals[-1] - arrivals[0] > 0.3 * (ended - started)  # spread over the generation
 
 
+def test_a_completion_of_two_prompts_has_a_choice_for_each(stack: Stack) -> None:
+    client = openai.OpenAI(base_url=stack.url + "/v1", api_key=KEY)
+    asked: Any = {"model": MODEL, "prompt": ["One two three", "Hello my"], "max_tokens": 3}
+    assert [it.index for it in client.completions.create(**asked).choices] == [0, 1]
+    chunks = list(client.completions.create(**asked, stream=True))
+    ends = {choice.index: choice.finish_reason for it in chunks for choice in it.choices if choice.finish_reason}
+    assert ends == {0: "length", 1: "length"}
+
+
 def test_the_twenty_line_script_runs_unchanged(stack: Stack) -> None:
     env = {"BASE_URL": stack.url + "/v1", "API_KEY": KEY, "PATH": ""}
     done = subprocess.run(
@@ -81,7 +92,12 @@ def test_the_twenty_line_script_runs_unchanged(stack: Stack) -> None:
 def test_stream_ends_with_reason_and_usage(client: openai.OpenAI) -> None:
     chunks = list(
         client.chat.completions.create(
-            model="llama3.1:8b", messages=QUESTION, max_tokens=8, stream=True, stream_options={"include_usage": True}
+            model="llama3.1:8b",
+            messages=QUESTION,
+            max_tokens=8,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
         )
     )
     assert len({chunk.id for chunk in chunks}) == 1
@@ -149,7 +165,7 @@ def test_two_choices_and_logprobs(client: openai.OpenAI) -> None:
 
 
 def test_legacy_completions_and_models(client: openai.OpenAI) -> None:
-    assert client.completions.create(model=MODEL, prompt="One, two,", max_tokens=4).choices[0].text
+    assert client.completions.create(model=MODEL, prompt="One, two,", max_tokens=4, temperature=0).choices[0].text
     names = {model.id for model in client.models.list()}
     assert names == {MODEL, "llama3.1:8b", "meta-llama/Llama-3.1-8B-Instruct"}
     assert client.models.retrieve("meta-llama/Llama-3.1-8B-Instruct").id == "meta-llama/Llama-3.1-8B-Instruct"
@@ -164,59 +180,84 @@ def test_a_prompt_that_does_not_fit_is_400(client: openai.OpenAI, stream: bool) 
 
 
 ENGINES_OWN = """
-import sys, urllib.request
-url = "http://127.0.0.1:8080/v1/" + sys.argv[1]
-request = urllib.request.Request(url, sys.argv[2].encode(), {"content-type": "application/json"})
-print(urllib.request.urlopen(request, timeout=60).read().decode())
+import json, sys, urllib.request
+for body in json.loads(sys.argv[2]):
+    data = json.dumps(body).encode()
+    url = "http://127.0.0.1:8080/v1/" + sys.argv[1]
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    print(urllib.request.urlopen(request, timeout=60).read().decode())
 """
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a", "b"]}
+JSON = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}
+PLAIN: dict[str, Any] = {"messages": QUESTION}
 BEGUN = {"role": "assistant", "content": "One, two,"}
 PARTS = {"role": "assistant", "content": [{"type": "text", "text": "One,"}, {"type": "text", "text": "two,"}]}
-SAME = {
-    "plain": ("chat/completions", {"messages": QUESTION, "max_tokens": 20}),
-    "two choices": ("chat/completions", {"messages": QUESTION, "max_tokens": 10, "n": 2, "seed": 7}),
-    "logprobs": ("chat/completions", {"messages": QUESTION, "max_tokens": 5, "logprobs": True, "top_logprobs": 2}),
-    "a schema": (
-        "chat/completions",
-        {
-            "messages": QUESTION,
-            "max_tokens": 60,
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
-            },
-        },
-    ),
-    "tools": ("chat/completions", {"messages": QUESTION, "max_tokens": 8, "tools": [TOOL]}),
-    "tools, logprobs": ("chat/completions", {"messages": QUESTION, "max_tokens": 8, "tools": [TOOL], "logprobs": True}),
-    "tools, two logprobs": (
-        "chat/completions",
-        {"messages": QUESTION, "max_tokens": 8, "tools": [TOOL], "logprobs": True, "top_logprobs": 2},
-    ),
-    "a message begun": ("chat/completions", {"messages": [*QUESTION, BEGUN], "max_tokens": 8, "n": 2, "seed": 7}),
-    "a message begun, in parts": ("chat/completions", {"messages": [*QUESTION, PARTS], "max_tokens": 8}),
-    "legacy completion": ("completions", {"prompt": "One, two,", "max_tokens": 8}),
+EMPTY = {"grammar": 'root ::= ""'}
+BOTH = {"prompt": ["One, two,", "Red, green,"]}
+# The path and the fields; each is tried at several lengths.
+SAME: dict[str, tuple[str, dict[str, Any]]] = {
+    name: ("chat/completions", PLAIN | fields)
+    for name, fields in {
+        "plain": {},
+        "two choices": {"n": 2, "seed": 7},
+        "logprobs": {"logprobs": True, "top_logprobs": 2},
+        "a schema": JSON,
+        "two choices of a schema": JSON | {"n": 2, "seed": 7},
+        "a schema, logprobs": JSON | {"logprobs": True, "top_logprobs": 1},
+        "JSON": {"response_format": {"type": "json_object"}},
+        "tools": {"tools": [TOOL]},
+        "tools, logprobs": {"tools": [TOOL], "logprobs": True},
+        "tools, two logprobs": {"tools": [TOOL], "logprobs": True, "top_logprobs": 2},
+        "a message begun": {"messages": [*QUESTION, BEGUN], "n": 2, "seed": 7},
+        "a message begun, in parts": {"messages": [*QUESTION, PARTS]},
+        "an empty message begun": {"messages": [*QUESTION, BEGUN | {"content": ""}]},
+        "stop sequences": {"stop": [" 3", ", "]},
+        "two choices, stop sequences": {"stop": [" 3", ", "], "n": 2, "seed": 7},
+        "stopped at once": {"stop": ["1", "T", "I", "S", "C"]},
+        "nothing to say": EMPTY,
+    }.items()
+} | {
+    name: ("completions", {"prompt": "One, two,"} | fields)
+    for name, fields in {
+        "completion": {},
+        "a completion's logprobs": {"logprobs": 2},
+        "a completion's stop sequence": {"stop": [" "]},
+        "a completion's schema": {"json_schema": SCHEMA},
+        "a completion of nothing": EMPTY,
+        "two completions": {"n": 2, "seed": 7},
+        "two prompts": BOTH,
+    }.items()
 }
+LENGTHS = (1, 2, 3, 6, 20)
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_a_folded_answer_is_the_engines_own(stack: Stack, case: str) -> None:
-    """llama.cpp is deaf to the hang-up of a blocking request, so the gateway asks it for a stream and adds that
-    up. The sum is what the engine itself would have answered, but for id, times and timings."""
-    path, body = SAME[case]
-    body = body | {"temperature": 0}
+def test_a_blocking_answer_is_the_engines_own_at_every_length(stack: Stack, case: str) -> None:
+    """llama.cpp is deaf to the hang-up of a blocking request, so the gateway asks it for a stream, if that holds all of
+    the answer, and adds it up. What comes is what the engine itself would have answered, but for id, times, timings,
+    and usage where there are several choices: the engine tells the first one's."""
+    path, fields = SAME[case]
+    bodies = [fields | {"temperature": 0, "max_tokens": length} for length in LENGTHS]
     with stack.client() as http:
-        folded = http.post("/v1/" + path, json=body)
-    status, output = stack.container("engine").exec_run(["python", "-c", ENGINES_OWN, path, json.dumps(body)])
+        ours = [http.post("/v1/" + path, json=body).json() for body in bodies]
+    status, output = stack.container("engine").exec_run(["python", "-c", ENGINES_OWN, path, json.dumps(bodies)])
     assert status == 0, output
-    ours, own = folded.json(), json.loads(output)
-    for answer in (ours, own):
-        for name in ("id", "created", "timings"):
-            answer.pop(name, None)
-        answer["usage"].pop("prompt_tokens_details", None)  # how much of the prompt was cached
-    assert ours == own
+    for mine, line in zip(ours, output.decode().splitlines(), strict=True):
+        own = json.loads(line)
+        for answer in (mine, own):
+            for name in ("id", "created", "timings"):
+                answer.pop(name, None)
+            answer["usage"].pop("prompt_tokens_details", None)  # how much of the prompt was cached
+            for choice in answer["choices"]:
+                for call in choice.get("message", {}).get("tool_calls") or ():
+                    call.pop("id", None)
+        if len(own["choices"]) > 1:
+            made = mine.pop("usage")["completion_tokens"], own.pop("usage")["completion_tokens"]
+            assert made[0] > made[1]
+        assert mine == own
 
 
-def test_leaving_a_blocking_call_frees_the_engines_slot_too(stack: Stack) -> None:
+def test_a_disconnect_from_a_blocking_call_frees_the_engines_slot(stack: Stack) -> None:
     body = {"messages": [{"role": "user", "content": "Write a long story."}], "max_tokens": 3000, "ignore_eos": True}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(stack.url + "/v1/chat/completions", json=body, headers=AUTH, timeout=2)
@@ -225,13 +266,7 @@ def test_leaving_a_blocking_call_frees_the_engines_slot_too(stack: Stack) -> Non
         assert time.monotonic() < deadline
 
 
-BUSY = (
-    "import json, urllib.request as u;"
-    "print(sum(s['is_processing'] for s in json.load(u.urlopen('http://127.0.0.1:8080/slots'))))"
-)
-
-
-def test_leaving_frees_the_engines_slot(stack: Stack) -> None:
+def test_a_disconnect_frees_the_engines_slot(stack: Stack) -> None:
     """A stream that its client leaves is stopped on the engine: no slot is busy any more, long before 3000 tokens."""
     body = {"messages": [{"role": "user", "content": "Write a very long story."}], "stream": True, "max_tokens": 3000}
     body |= {"ignore_eos": True}
@@ -245,12 +280,12 @@ def test_leaving_frees_the_engines_slot(stack: Stack) -> None:
 
 
 def test_chat_command_in_the_container(stack: Stack) -> None:
-    status, output = stack.container("gateway").exec_run(["python", "-m", "gateway.chat", "What is 2+2?"])
+    status, output = stack.container("gateway").exec_run(["python", "-m", "gateway.cli.chat", "What is 2+2?"])
     assert status == 0
     assert output.decode().strip()
 
 
-def test_no_endpoint_of_the_engine_shines_through(stack: Stack) -> None:
+def test_no_other_endpoint_of_the_engine_is_reachable(stack: Stack) -> None:
     with stack.client() as http:
         for path in (
             "/slots",

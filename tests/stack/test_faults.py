@@ -3,12 +3,12 @@ answer or an honest error, and the next request works."""
 
 import time
 from collections.abc import Callable
+from uuid import uuid4
 
 import pytest
 
-from tests.processes import events, wait_for
-from tests.stack.conftest import Stack
-from tests.stack.test_restarts import Stream
+from tests.support.processes import events, wait_for
+from tests.support.stack import Stack, Stream
 
 CLIENTS = 10
 WITHIN = 5 * 20  # seconds: 15 of silence at most (LLM_IDLE_TIMEOUT here) and the rest of an answer, five times
@@ -50,14 +50,14 @@ def test_ten_streams_under_a_fault(stack: Stack, fault: Callable[[Stack], None])
         if text.startswith('{"error"'):  # it had not begun: an error with a status of its own
             continue
         chunks = events(text)
-        assert chunks[-1] == "[DONE]"
-        last = chunks[-2]
-        assert "error" in last or last["choices"][0]["finish_reason"] == "length"
+        assert "error" in chunks[-1] or (
+            chunks[-1] == "[DONE]" and chunks[-2]["choices"][0]["finish_reason"] == "length"
+        )
     assert wait_for(lambda: answers(stack), deadline=60)
 
 
 def test_an_engine_gone_and_back_with_another_address(stack: Stack) -> None:
-    """While it is gone its name does not resolve."""
+    """While it is gone its name does not resolve. A request that may not wait for it is told so at once."""
     engine = stack.container("engine")
     before = stack.address("engine", "backend")
     engine.stop(timeout=5)
@@ -73,12 +73,13 @@ def test_an_engine_gone_and_back_with_another_address(stack: Stack) -> None:
         for stream in (True, False):
             with stack.client() as client:
                 body = {"messages": [{"role": "user", "content": "Hi"}], "stream": stream}
-                answer = client.post("/v1/chat/completions", json=body)
+                answer = client.post("/v1/chat/completions", json=body, headers={"x-stack-resume": "off"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
         engine.start()
         assert wait_for(lambda: answers(stack), deadline=60)
         assert stack.address("engine", "backend") != before
     finally:
+        engine.start()
         other.remove(force=True)
 
 
@@ -87,7 +88,8 @@ def answers(stack: Stack) -> bool:
     stack.wait_until_ready()
     with stack.client() as client:
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-        return all(client.post("/v1/chat/completions", json=body).status_code == 200 for _ in range(4))
+        asked = [body | {"user": uuid4().hex} for _ in range(4)]  # each a request of its own, as in Stream
+        return all(client.post("/v1/chat/completions", json=it).status_code == 200 for it in asked)
 
 
 def test_a_disconnected_engine_leaves_no_client_hanging(stack: Stack) -> None:
@@ -97,7 +99,7 @@ def test_a_disconnected_engine_leaves_no_client_hanging(stack: Stack) -> None:
     stream = Stream(stack, 3000)
     network.disconnect(engine)
     try:
-        assert events(stream.wait())[-2]["error"]["code"] in ("engine_timeout", "engine_broken_stream")
+        assert events(stream.wait())[-1]["error"]["code"] in ("engine_timeout", "engine_broken_stream")
     finally:
         network.connect(engine, aliases=["engine"])
     assert wait_for(lambda: answers(stack), deadline=60)

@@ -12,9 +12,9 @@ import openai
 import pytest
 from docker.models.containers import Container
 
-from gateway import secret
-from tests.processes import ROOT, wait_for
-from tests.stack.conftest import Stack
+from gateway.keys import secret
+from tests.support.processes import ROOT, wait_for
+from tests.support.stack import Stack
 
 
 def run(container: Container, *words: str) -> tuple[int, str]:
@@ -79,7 +79,7 @@ def test_a_backup_is_a_file_of_this_machine(stack: Stack, tmp_path: Path) -> Non
     assert run(gateway, "keys", "delete", kept["key"]["id"], "--yes")[0] == 0
     wait_for(lambda: not answered(stack, kept["secret"]), deadline=5)
     refused = command("restore", "stack.backup")
-    assert (refused.returncode, "say --yes" in refused.stderr) == (1, True)
+    assert (refused.returncode, "use --yes" in refused.stderr) == (1, True)
     for words in (["restore", "nowhere", "--yes"], ["backup", "nowhere/x"]):
         refused = command(*words)
         assert (refused.returncode, "nowhere" in refused.stderr) == (1, True), refused.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.settings import Settings
-from tests.processes import KEY, ROOT
-from tests.stack.conftest import Stack
+from tests.support.processes import KEY, ROOT
+from tests.support.stack import Stack
 
 README = (ROOT / "README.md").read_text()
 
@@ -33,14 +33,25 @@ RUN_BY = {
 }
 
 
+LIMITED = [
+    ('"messages": [', '"max_tokens": 100, "messages": ['),  # curl
+    ("messages=question", "messages=question, max_tokens=100"),  # Python
+    ("messages: [", "max_tokens: 100, messages: ["),  # JavaScript
+]
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def run(stack: Stack, command: list[str], text: str) -> str:
-    """The tiny model may count to the end of its context, some 4000 tokens."""
+    """Run an example as it is but for the address, the key, and a limit: the tiny model may count to the end of its
+    context, some 4000 tokens."""
     text = text.replace("http://127.0.0.1:9000", stack.url).replace("dev-key", KEY)
-    done = subprocess.run([*command, text], capture_output=True, text=True, timeout=600, check=False)
+    for asked, limited in LIMITED:
+        text = text.replace(asked, limited)
+    assert "max_tokens" in text
+    done = subprocess.run([*command, text], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,6 +6,7 @@ slowed down, so that it does so where a test wants it to. Each has one thread: i
 machine is.
 """
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,10 @@ import httpx
 import pytest
 from docker.models.containers import Container
 
-from tests.processes import AUTH, KEY, events, text_of, wait_for
-from tests.stack.conftest import Stack
+from tests.support.faces import text_of as text_of_face
+from tests.support.mixed_answers import MixedAnswer
+from tests.support.processes import AUTH, KEY, events, text_of, wait_for
+from tests.support.stack import Stack
 
 CHAT = "/v1/chat/completions"
 CLIENTS = 10
@@ -33,7 +36,9 @@ CONFIG = """
 engines:
   mortal: {dialect: llamacpp, base_url: "http://mortal:8080/v1"}
   standby: {dialect: llamacpp, base_url: "http://standby:8080/v1"}
+  few: {dialect: llamacpp, slots: 4, base_url: "http://mortal:8080/v1"}
 models:
+  few: {targets: [{engine: few, model: SmolLM2-135M-Instruct}]}
   pair:
     targets: [{engine: mortal, model: SmolLM2-135M-Instruct}]
     fallbacks: [{engine: standby, model: SmolLM2-135M-Instruct}]
@@ -164,7 +169,7 @@ def pair(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sce
         }
         gateway = container(
             "gateway",
-            environment={"STACK_API_KEYS": KEY, "STACK_WORKERS": "1"},
+            environment={"STACK_API_KEYS": KEY, "STACK_WORKERS": "1", "STACK_QUEUE_TIMEOUT": "250"},
             network=f"{stack.project}_edge",
             ports={"9000/tcp": ("127.0.0.1", None)},
             volumes=[f"{config}:/etc/stack:ro"],
@@ -220,6 +225,42 @@ def test_ten_answers_outlive_two_deaths_of_their_only_engine(scene: Scene, whole
     assert sum(it.resumes == [": resumed 1", ": resumed 2"] for it in streams) > CLIENTS // 2
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_ten_answers_on_four_slots_outlive_their_only_engine(scene: Scene, whole: str, *, stream: bool) -> None:
+    """Six of them wait for a slot when it is killed, and three seconds more before it is started again."""
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        scene.slow(0.2)
+        streams = [scene.ask(model="few") for _ in range(4)]
+        wait_for(lambda: all(it.pieces >= 1 for it in streams), deadline=100)
+        body, url = request(model="few"), scene.url + CHAT
+        blocking = range(0 if stream else 6)
+        waiting = [pool.submit(httpx.post, url, json=body, headers=AUTH, timeout=120) for _ in blocking]
+        streams += [scene.ask(model="few") for _ in range(6 * stream)]
+        scene.mortal.kill()
+        threading.Event().wait(3)  # how long it stays down
+        assert not any(it.pieces for it in streams[4:])
+        scene.start()
+        assert [it.wait() for it in streams] == [whole] * len(streams)
+        answers = [it.result() for it in waiting]
+        assert [it.json()["choices"][0]["message"]["content"] for it in answers] == [whole] * len(answers)
+
+
+def test_twenty_answers_of_every_kind_outlive_their_only_engine(scene: Scene) -> None:
+    """JSON, forced tool calls and several choices, on four slots."""
+    scene.slow(0.4)
+    answers = [MixedAnswer(scene.url, number) for number in range(20)]
+    with ThreadPoolExecutor(len(answers)) as pool:
+        running = [pool.submit(it.run) for it in answers]
+        wait_for(lambda: sum(it.at_work for it in answers) == 4, deadline=200)  # none of them may be the reason
+        scene.mortal.kill()
+        scene.start()
+        for it in running:
+            it.result()
+    for answer in answers:
+        answer.check()
+    assert sum(": resumed 1" in it.raw for it in answers) >= 2
+
+
 @pytest.mark.parametrize("model", ["pair", "alone"])
 @pytest.mark.parametrize("pieces", [1, TOKENS - 1])
 def test_killed_after_the_first_token_and_before_the_last(scene: Scene, whole: str, pieces: int, model: str) -> None:
@@ -229,6 +270,41 @@ def test_killed_after_the_first_token_and_before_the_last(scene: Scene, whole: s
         scene.start()
     assert stream.wait() == whole
     assert stream.before_the_seam() == pieces
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "responses": ("/v1/responses", {"input": COUNT[0], "max_output_tokens": TOKENS}, "response.incomplete"),
+    "messages": (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": COUNT[0]}], "max_tokens": TOKENS},
+        "message_stop",
+    ),
+}
+
+
+@pytest.mark.parametrize("model", ["pair", "alone"])
+@pytest.mark.parametrize("api", OTHERS)
+def test_streams_of_the_other_apis_outlive_their_engine(scene: Scene, api: str, model: str) -> None:
+    path, asked, last = OTHERS[api]
+    body = asked | {"model": model, "temperature": 0, "stream": True}
+
+    def answer(at: int) -> list[dict[str, Any]]:
+        """Its events. The engine is killed after the event with that number."""
+        told: list[dict[str, Any]] = []
+        with httpx.stream("POST", scene.url + path, json=body, headers=AUTH, timeout=120) as response:
+            for line in response.iter_lines():
+                told += [json.loads(line.removeprefix("data: "))] if line.startswith("data: ") else []
+                if line.startswith("data: ") and len(told) == at:
+                    scene.mortal.kill()
+                    if model == "alone":
+                        scene.start()
+        return told
+
+    whole = answer(-1)
+    scene.slow(0.1)
+    resumed = answer(12)
+    assert [it[-1]["type"] for it in (whole, resumed)] == [last, last]
+    assert text_of_face(resumed) == text_of_face(whole) != ""
 
 
 def test_killed_inside_a_character(scene: Scene) -> None:
@@ -260,7 +336,7 @@ def test_a_blocking_answer_is_continued_too(scene: Scene, whole: str) -> None:
     assert answer.headers["x-stack-resumes"] == "1"
 
 
-def test_where_the_model_wavers_the_answer_may_take_another_turn(scene: Scene) -> None:
+def test_only_where_two_words_are_about_equally_likely_the_answer_may_differ(scene: Scene) -> None:
     """An engine that reads the text so far at once gets other numbers, in their last digits, than one that made it word
     by word. Where two words are about equally likely the other one may come then, and all that follows from it."""
     body = request(turns=STORY, model="standby", logprobs=True, top_logprobs=5)

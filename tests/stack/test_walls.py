@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from docker.models.containers import Container
 
-from tests.processes import wait_for
-from tests.stack.conftest import Stack
+from tests.support.processes import wait_for
+from tests.support.stack import Stack
 
 # Somebody must answer as the service would: some networks have a proxy that accepts any connection.
 TRY = """
@@ -73,7 +74,7 @@ def test_the_host_reaches_the_gateway_but_not_the_engine_by_its_address(stack: S
     assert not host_reaches(stack.address("gateway", "backend"), 9000)
 
 
-def test_nobody_else_on_the_edge_reaches_the_engine(stack: Stack) -> None:
+def test_no_other_container_on_the_edge_network_reaches_the_engine(stack: Stack) -> None:
     """By its name; by its address they would have to go through the host, which has no route to it (above)."""
     image = stack.container("gateway").image
     for host, port, expected in [("gateway", 9000, "answered 200"), ("engine", 8080, "nobody")]:
@@ -86,7 +87,7 @@ def test_nobody_else_on_the_edge_reaches_the_engine(stack: Stack) -> None:
         assert output.decode().startswith(expected), (host, output)
 
 
-def test_the_engine_has_no_way_out(stack: Stack, service_of_the_host: int) -> None:
+def test_the_engine_has_no_route_out(stack: Stack, service_of_the_host: int) -> None:
     """Neither to services of the host, at whichever address, nor to a name."""
     backend, edge = (stack.docker.networks.get(f"{stack.project}_{name}") for name in ("backend", "edge"))
     host_on_backend, host_on_edge = (it.attrs["IPAM"]["Config"][0]["Gateway"].split("/")[0] for it in (backend, edge))
@@ -97,6 +98,63 @@ def test_the_engine_has_no_way_out(stack: Stack, service_of_the_host: int) -> No
         assert not reaches(stack, "engine", address, service_of_the_host)
     resolve = "import socket\ntry: print(socket.getaddrinfo('example.com', 80))\nexcept OSError: print('no')"
     assert stack.python("engine", resolve) == "no"
+
+
+@pytest.fixture
+def keyless(stack: Stack) -> Iterator[Container]:
+    """One more gateway on the same networks, whose key is the placeholder."""
+    settings = [it for it in stack.container("gateway").attrs["Config"]["Env"] if not it.startswith("STACK_API_KEYS=")]
+    container = stack.docker.containers.create(
+        f"{stack.project}-gateway",
+        environment=[*settings, "STACK_METRICS_BIND=", "STACK_DATA_DIR=/tmp/stack"],
+        network=f"{stack.project}_edge",
+        ports={"9000/tcp": ("127.0.0.1", None)},
+    )
+    try:
+        stack.docker.networks.get(f"{stack.project}_backend").connect(container)
+        container.start()
+        container.reload()
+        yield container
+    finally:
+        container.remove(force=True)
+
+
+AUTHENTICATE = """
+import urllib.request
+url, key = "http://{host}:9000/v1/models", "Bearer {key}"
+for host in ("localhost", "127.0.0.1", "gateway"):
+    try:
+        request = urllib.request.Request(url, headers={{"authorization": key, "host": host}})
+        print(urllib.request.urlopen(request).status)
+    except urllib.error.HTTPError as exc:
+        print(exc.code, exc.read().decode())
+"""
+
+
+def test_the_placeholder_is_a_key_on_this_machine_and_not_in_the_engines_container(
+    stack: Stack, keyless: Container
+) -> None:
+    url = f"http://127.0.0.1:{keyless.ports['9000/tcp'][0]['HostPort']}"
+
+    def status(key: str) -> int:
+        try:
+            return httpx.get(url + "/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+        except httpx.TransportError:
+            return 0
+
+    wait_for(lambda: status("dev-key") == 200, deadline=150)
+    assert status("no-key") == 401
+    address = keyless.attrs["NetworkSettings"]["Networks"][f"{stack.project}_backend"]["IPAddress"]
+    answers = stack.python("engine", AUTHENTICATE.format(host=address, key="dev-key")).splitlines()
+    assert len(answers) == 3
+    for answer in answers:
+        assert answer.startswith("401 ")
+        assert "the placeholder 'dev-key' works only on this machine" in answer
+    # The control: a key of its own is one from there, too.
+    code, made = keyless.exec_run(["stack", "keys", "create", "engine", "--json"])
+    assert code == 0, made
+    allowed = AUTHENTICATE.format(host=address, key=json.loads(made)["secret"])
+    wait_for(lambda: stack.python("engine", allowed).splitlines()[0] == "200")
 
 
 def test_only_the_gateway_publishes_and_only_on_loopback(stack: Stack) -> None:

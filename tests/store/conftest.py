@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import Postgres, running_postgres
-from tests.store.stack import empty_store
+from tests.support.command import empty_store
+from tests.support.containers import Postgres, running_postgres
 
 
 @pytest.fixture(scope="session")

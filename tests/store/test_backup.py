@@ -13,13 +13,15 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from gateway import backup, promptbook, usage
+from gateway.cli import backup
+from gateway.prompts import book as promptbook
 from gateway.settings import Settings
-from gateway.store import metadata, open_store, prepare
-from tests.containers import Postgres
-from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.rows import Rows
-from tests.store.stack import Command, empty_store
+from gateway.store.store import metadata, open_store, prepare
+from gateway.usage import rows as usage
+from tests.support.command import Command, empty_store
+from tests.support.containers import Postgres
+from tests.support.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.support.rows import Rows
 
 
 def ask(gateway: GatewayProcess, key: str) -> int:
@@ -49,8 +51,8 @@ def test_a_backup_goes_into_the_other_database(engine: FakeEngine, tmp_path: Pat
         gone = second.json("keys", "create", "made since")["secret"]
         assert (ask(gateway, key["secret"]), ask(gateway, gone)) == (401, 200)
         done = second.run("restore", str(file))
-        assert (done.returncode, "say --yes" in done.stderr) == (1, True)
-        assert second("restore", str(file), "--yes") == "Restored 1 keys and 1 rows of usage.\n"
+        assert (done.returncode, "use --yes" in done.stderr) == (1, True)
+        assert second("restore", str(file), "--yes") == "Restored 1 keys and 1 usage rows.\n"
         wait_for(lambda: (ask(gateway, key["secret"]), ask(gateway, gone)) == (200, 401), deadline=5)
         assert rows.all()[: len(saved)] == saved
         assert second.json("keys", "list") == first.json("keys", "list")
@@ -102,9 +104,9 @@ def with_lines(change: Callable[[list[Any]], None]) -> Callable[[bytes], bytes]:
 
 
 DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "something else": (lambda _: b"PK\x03\x04 not a backup", "no backup of stack"),
+    "something else": (lambda _: b"PK\x03\x04 not a backup", "not a backup of stack"),
     "empty": (lambda _: b"", "its end is missing"),
-    "cut": (lambda data: data[: len(data) // 2], "no backup of stack, or a damaged one"),
+    "cut": (lambda data: data[: len(data) // 2], "not a backup of stack, or is damaged"),
     "a flipped bit": (lambda data: data[:-6] + bytes([data[-6] ^ 1]) + data[-5:], "damaged"),
     "other JSON": (lambda _: gzip.compress(b'{"a": 1}\n'), "line 1"),
     "rows missing": (with_lines(lambda it: it.pop(1)), "rows are missing"),
@@ -118,6 +120,81 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 
 
+def _row(table: str, **fields: Any) -> Callable[[bytes], bytes]:
+    """With a further row of that table."""
+    key = {
+        "id": "0000000000",
+        "name": "x",
+        "owner": "",
+        "created_at": 1,
+        "disabled": False,
+        "limits": {},
+        "priority": 1,
+    }
+    rows: dict[str, dict[str, Any]] = {
+        "keys": key | {"labels": {}},
+        "secrets": {"digest": "a" * 64, "key_id": "0000000000", "created_at": 1},
+        "deleted_keys": {"id": "0000000001", "name": "x"},
+        "default_limits": {"name": "concurrent", "value": 1},
+        "prompts": {"name": "p", "version": 1, "template": "x", "created_at": 1},
+        "prompt_uses": {"of": "model", "target": "m", "name": "p"},
+        "usage": {"id": "x", "at": 1},
+    }
+
+    def change(found: list[Any]) -> None:
+        found.insert(-1, [table, rows[table] | fields])
+        found[-1]["rows"][table] = found[-1]["rows"].get(table, 0) + 1
+
+    return with_lines(change)
+
+
+@with_lines
+def _twice(found: list[Any]) -> None:
+    found.insert(2, found[1])
+    found[-1]["rows"]["keys"] += 1
+
+
+# What no command and no API would take, and what would keep every worker from learning of any key.
+UNFIT: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "a limit that is text": (_row("keys", limits={"concurrent": "x"}), "limits.concurrent"),
+    "a limit of true": (_row("keys", limits={"concurrent": True}), "limits.concurrent"),
+    "a limit of nothing": (_row("keys", limits={"concurrent": 0}), "limits.concurrent"),
+    "a limit without a name": (_row("keys", limits={"per_year": 1}), "limits.per_year"),
+    "limits that are a list": (_row("keys", limits=[]), "limits"),
+    "no limits": (_row("keys", limits=None), "limits"),
+    "priority 0": (_row("keys", priority=0), "priority"),
+    "priority 101": (_row("keys", priority=101), "priority"),
+    "a priority of true": (_row("keys", priority=True), "priority"),
+    "a fraction of a second": (_row("keys", created_at=1.5), "created_at"),
+    "a date beyond the calendar": (_row("keys", expires_at=1 << 60), "expires_at"),
+    "a date before all": (_row("keys", expires_at=-1), "expires_at"),
+    "a name that is too long": (_row("keys", name="x" * 201), "name"),
+    "a name with a line break": (_row("keys", name="a\nb"), "name"),
+    "no name": (_row("keys", name=""), "name"),
+    "an id that is none": (_row("keys", id="../x"), "id"),
+    "disabled: 1": (_row("keys", disabled=1), "disabled"),
+    "models that are text": (_row("keys", models="m"), "models"),
+    "no models at all": (_row("keys", models=[]), "models"),
+    "a label that is a number": (_row("keys", labels={"a": 1}), "labels"),
+    "a key twice": (_twice, "contradicts itself"),
+    "a digest that is no hexadecimal": (_row("secrets", digest="z" * 64), "digest"),
+    "a short digest": (_row("secrets", digest="ab"), "digest"),
+    "a secret's date that is text": (_row("secrets", expires_at="soon"), "expires_at"),
+    "a secret of no key": (_row("secrets", key_id="nobody"), "contradicts itself"),
+    "a default limit without a name": (_row("default_limits", name="per_year"), "name"),
+    "a default limit of nothing": (_row("default_limits", value=0), "value"),
+    "a template that is none": (_row("prompts", template="{% if %}"), "template"),
+    "a template without an end": (_row("prompts", template="{{ 'x'.ljust(1000000000) }}"), "template"),
+    "version 0": (_row("prompts", version=0), "version"),
+    "a prompt's name with a space": (_row("prompts", name="a b"), "name"),
+    "a prompt that is used and isn't there": (_row("prompt_uses", name="gone"), "prompt 'gone' is missing"),
+    "a use of something else": (_row("prompt_uses", of="team"), "of"),
+    "more tokens than a sum can hold": (_row("usage", tokens_in=1 << 62), "tokens_in"),
+    "usage of a day beyond the calendar": (_row("usage", at=1 << 62), "at"),
+    "a deleted key without a name": (_row("deleted_keys", name=None), "name"),
+}
+
+
 def test_a_damaged_backup_changes_nothing(tmp_path: Path, store_settings: dict[str, str]) -> None:
     stack = Command(**store_settings)
     stack.json("keys", "create", "Ann")
@@ -127,7 +204,7 @@ def test_a_damaged_backup_changes_nothing(tmp_path: Path, store_settings: dict[s
     before = stack.json("keys", "list")
     store = open_store(Settings(**{name.lower(): value for name, value in store_settings.items()}))
     try:
-        for name, (damage, sentence) in DAMAGED.items():
+        for name, (damage, sentence) in (DAMAGED | UNFIT).items():
             bad = tmp_path / name
             bad.write_bytes(damage(good.read_bytes()))
             with pytest.raises(backup.BadBackup, match=sentence):
@@ -146,10 +223,10 @@ def test_a_damaged_backup_changes_nothing(tmp_path: Path, store_settings: dict[s
 def test_everything_is_in_a_backup(store_settings: dict[str, str]) -> None:
     """And the migrations make the very tables that the code speaks of."""
     assert usage.usage.metadata is promptbook.uses.metadata is metadata
-    assert set(backup.TABLES) == set(metadata.tables) - {"revision"}
+    assert set(backup.TABLES) == set(metadata.tables) - {"revision", "responses", "response_totals", "usage_sums"}
     settings = Settings(**{name.lower(): value for name, value in store_settings.items()})
     prepare(settings)
     with closing(open_store(settings)) as store, store.read() as connection:
-        # accounts are those of gateway/replicas.py, queues those of gateway/queues.py, which speak SQL.
+        # accounts are those of limits/postgres.py, queues those of admission/postgres.py, which speak SQL.
         options = {"include_object": lambda _, name, *__: not str(name).startswith(("account", "queue"))}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []

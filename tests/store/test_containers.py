@@ -4,12 +4,12 @@ import subprocess
 import sys
 from uuid import uuid4
 
-from tests.containers import BASE, docker
-from tests.processes import ROOT, wait_for
+from tests.support.containers import BASE, docker
+from tests.support.processes import ROOT, wait_for
 
 PROGRAM = """
 import sys
-from tests.containers import container
+from tests.support.containers import container
 with container(sys.argv[1], sys.argv[2], "sleep", "600"):
     print("ready", flush=True)
     sys.stdin.read()

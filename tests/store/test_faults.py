@@ -1,6 +1,7 @@
 """The store's faults: what callers see meanwhile, and that all is well afterwards without anybody's doing."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -10,14 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway import secret
-from gateway.keybook import Keybook, NewKeyFields
+from gateway.keys import keepsake, secret
+from gateway.keys.book import Keybook
+from gateway.keys.entries import LAST, NewKeyFields
+from gateway.keys.limits import LimitFields
 from gateway.settings import Settings
-from gateway.store import open_store, prepare
-from tests.containers import Postgres
-from tests.processes import NO_TLS, FakeEngine, running_gateway, wait_for
-from tests.store.stack import Command, empty_store
-from tests.store.test_keys import ask, status
+from gateway.store.store import open_store, prepare
+from tests.support.command import Command, empty_store
+from tests.support.containers import Postgres
+from tests.support.keys import ask, status
+from tests.support.processes import KEY, NO_TLS, FakeEngine, running_gateway, wait_for
 
 
 def test_what_is_read_is_of_one_moment(store_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +60,7 @@ def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_pa
             assert status(gateway, text) == {200}
             wait_for(lambda: httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable")
             done = stack.run("keys", "list")
-            assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
+            assert (done.returncode, "store cannot be used" in done.stderr) == (1, True)
         finally:
             subprocess.run(["docker", "unpause", postgres.container], check=True, capture_output=True)
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
@@ -92,6 +95,66 @@ def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> Non
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         new = stack.json("keys", "create", "new")["secret"]
         assert status(gateway, new) == {200}
+
+
+@pytest.mark.parametrize("content", ["pickle", "cut short", "other keys' JSON"])
+def test_a_kept_file_with_other_content_is_ignored_and_nothing_in_it_is_run(
+    engine: FakeEngine, tmp_path: Path, content: str
+) -> None:
+    data, temporary, trap = tmp_path / "data", tmp_path / "t", tmp_path / "trap"
+    temporary.mkdir()
+    stack = Command(STACK_DATA_DIR=empty_store(data))
+    kept = stack.json("keys", "create", "kept")["secret"]
+    settings = {"STACK_DATA_DIR": str(data), "STACK_WORKERS": "1", "TMPDIR": str(temporary)}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
+        assert status(gateway, kept) == {200}
+        (file,) = temporary.glob("stack-*/keepsake")
+        there = file.read_bytes()
+        assert len(there) > 8, "a worker has kept what it read"
+        others = {
+            "pickle": pickle.dumps(Trap(trap)),
+            "cut short": there[8:-5],
+            "other keys' JSON": b'{"number": 1000000, "entries": {}, "secrets": "none"}',
+        }
+        (data / "stack.db").rename(tmp_path / "away")
+        wait_for(lambda: httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable")
+        file.write_bytes(there[:8] + others[content])
+        for pid in gateway.workers():
+            os.kill(pid, signal.SIGKILL)
+        told = "the keys of the other workers cannot be read"
+        wait_for(lambda: any(it["msg"] == told for it in gateway.log()))
+        assert status(gateway, KEY) == {200}, "the keys of the settings work"
+        assert status(gateway, kept) == {503}, "nobody can tell whether this is a key"
+        (tmp_path / "away").rename(data / "stack.db")
+        wait_for(lambda: status(gateway, kept) == {200})
+    assert not trap.exists()
+
+
+class Trap:
+    """An object whose pickle writes a file when it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.write_text, (self.file, "caught")
+
+
+def test_what_is_kept_of_keys_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACK_DATA_DIR", str(tmp_path))
+    settings = Settings()
+    prepare(settings)
+    store = open_store(settings)
+    book = Keybook(store)
+    limits = LimitFields(tokens_per_day=10**15)
+    made, _ = book.create(NewKeyFields(name='"ä\u2028', limits=limits, models=["a"], labels={"team": "é"}, priority=7))
+    book.rotate(made.id, 3600)
+    book.create(NewKeyFields(name="other", expires_at=LAST, disabled=True))
+    book.set_defaults(LimitFields(concurrent=3))
+    contents = book.contents()
+    store.close()
+    assert len(contents.secrets) == 3
+    assert keepsake.load(keepsake.dump(contents, b"\x00\xff")) == (contents, b"\x00\xff")
 
 
 def test_the_command_makes_no_store(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Keys: made with the command or the admin API, known to every worker within a second, in either database."""
 
+import gzip
 import re
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,14 +16,14 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from gateway import secret
-from gateway.cli import app
-from tests.containers import PASSWORD, Postgres
-from tests.processes import KEY, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.stack import Command, empty_store
+from gateway.cli.main import app
+from gateway.keys import secret
+from tests.support.command import Command, empty_store
+from tests.support.containers import PASSWORD, Postgres
+from tests.support.keys import ADMIN, admin, ask, status
+from tests.support.processes import KEY, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 
 CHAT = "/v1/chat/completions"
-ADMIN = "sk-admin-0123456789abcdef"
 
 
 @pytest.fixture
@@ -43,18 +45,6 @@ def gateway(
     log = tmp_path_factory.mktemp("gateway") / "log"
     with running_gateway(log, engine.url, STACK_ADMIN_KEYS=ADMIN, **lasting_settings) as gateway:
         yield gateway
-
-
-def ask(gateway: GatewayProcess, key: str, **fields: Any) -> httpx.Response:
-    headers = {"authorization": f"Bearer {key}"}
-    body = {"messages": MESSAGES, **fields}
-    return httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
-
-
-def status(gateway: GatewayProcess, key: str) -> set[int]:
-    """What both workers say: of ten connections each takes some."""
-    with ThreadPoolExecutor(10) as pool:
-        return {it.status_code for it in pool.map(lambda _: ask(gateway, key), range(10))}
 
 
 def test_a_keys_life_with_the_command(gateway: GatewayProcess, stack: Command) -> None:
@@ -122,10 +112,6 @@ def test_keys_that_are_none(gateway: GatewayProcess) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
-def admin(gateway: GatewayProcess, key: str = ADMIN) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {key}"}, timeout=30, verify=NO_TLS)
-
-
 def test_a_keys_life_over_http(gateway: GatewayProcess) -> None:
     with admin(gateway) as client:
         answer = client.post(
@@ -160,7 +146,7 @@ WRONG: dict[str, tuple[Any, str | None]] = {
     "no models at all": ({"name": "a", "models": []}, "models"),
     "no name but null": ({"name": None}, "name"),
     "a name of spaces": ({"name": "  \u3000"}, "name"),
-    "an end that is over": ({"name": "a", "expires_at": 1}, "expires_at"),
+    "an end that is in the past": ({"name": "a", "expires_at": 1}, "expires_at"),
     "a limit beyond any": ({"name": "a", "limits": {"concurrent": 10**16}}, "limits.concurrent"),
     "limits that are a number": ({"name": "a", "limits": 3}, "limits"),
     "priority too high": ({"name": "a", "priority": 101}, "priority"),
@@ -171,6 +157,22 @@ WRONG: dict[str, tuple[Any, str | None]] = {
     "not JSON": (b"{", None),
     "too large": (b'{"name": "' + b"x" * 300_000 + b'"}', None),
 }
+
+
+def test_a_body_of_the_admin_api_is_read_as_any_other(gateway: GatewayProcess) -> None:
+    encoded = {"content-encoding": "gzip"}
+    with admin(gateway) as client:
+        made = client.post("/admin/keys", content=gzip.compress(b'{"name": "encoded"}'), headers=encoded)
+        assert (made.status_code, made.json()["key"]["name"]) == (201, "encoded")
+        bomb = client.post("/admin/keys", content=gzip.compress(b" " * 10_000_000), headers=encoded)
+        assert bomb.status_code == 413
+    head = f"POST /admin/keys HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {ADMIN}\r\n"
+    body = '{"name": "whole, in a body that breaks"}'
+    with socket.create_connection(("127.0.0.1", gateway.port)) as raw:
+        raw.sendall(f"{head}transfer-encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\nno size\r\n".encode())
+        assert raw.makefile("rb").readline().startswith(b"HTTP/1.1 400 ")
+    with admin(gateway) as client:
+        assert "that breaks" not in client.get("/admin/keys").text
 
 
 def test_what_the_admin_api_refuses(gateway: GatewayProcess) -> None:
@@ -191,10 +193,10 @@ def test_what_the_admin_api_refuses(gateway: GatewayProcess) -> None:
         told = client.get(f"/admin/keys/{made}/limits").json()
         assert (told["own"], told["used"]) == (limits, {"tokens_per_day": 0, "tokens_per_month": 0})
         assert told["in_force"]["tokens_per_day"] == 7
-        assert "there are name, owner, " in client.post("/admin/keys", json={"nmae": "a", "name": "a"}).text
+        assert "possible fields: name, owner, " in client.post("/admin/keys", json={"nmae": "a", "name": "a"}).text
         for path in ("/admin/keys/nobody", "/admin/keys/..%2f..", "/admin/nothing"):
             assert client.get(path).status_code == 404
-        for path, allowed in {"/admin/keys": "GET, POST", "/admin/keys/x": "DELETE, GET, PATCH"}.items():
+        for path, allowed in {"/admin/keys": "GET, HEAD, POST", "/admin/keys/x": "DELETE, GET, HEAD, PATCH"}.items():
             answer = client.put(path)
             assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
             assert f"use {allowed}." in answer.json()["error"]["message"]
@@ -222,23 +224,23 @@ def test_without_an_admin_key_there_is_no_admin_api(engine: FakeEngine, tmp_path
 
 REFUSED = [
     (["keys", "create"], "Missing argument"),
-    (["keys", "create", "x", "--expires", "30x"], "is no time"),
-    (["keys", "create", "x", "--expires", "2020-01-01"], "is over"),
-    (["keys", "create", "x", "--expires", "2027-02-30"], "no day"),
+    (["keys", "create", "x", "--expires", "30x"], "is not a duration"),
+    (["keys", "create", "x", "--expires", "2020-01-01"], "is in the past"),
+    (["keys", "create", "x", "--expires", "2027-02-30"], "does not exist"),
     (["keys", "create", "x", "--expires", "999999w"], "is too long"),
     (["keys", "create", "x", "--label", "red"], "NAME=VALUE"),
     (["keys", "create", "x", "--concurrent", "0"], "limits.concurrent"),
     (["keys", "create", "x", "--concurrent", "many"], "whole number"),
     (["keys", "create", "x", "--requests-per-minute", "1" + "0" * 21], "at most 1,000,000,000,000,000"),
-    (["keys", "create", "x", "--expires", "0"], "that moment is over"),
+    (["keys", "create", "x", "--expires", "0"], "it is in the past"),
     (["keys", "create", " "], "only spaces"),
-    (["keys", "create", "x", "--model", "a", "--model", "all"], "stands alone"),
-    (["keys", "create", "a\nb"], "name: line breaks, tabs and other control characters are not possible"),
+    (["keys", "create", "x", "--model", "a", "--model", "all"], "cannot be combined"),
+    (["keys", "create", "a\nb"], "name: it must not have line breaks, tabs or other control characters"),
     (["keys", "create", "a\x9b31m"], "name"),
     (["keys", "create", "x" * 201], "name"),
     (["keys", "show", "nobody"], "no key 'nobody'"),
-    (["keys", "set", "nobody"], "say what to change"),
-    (["keys", "rotate", "nobody", "--grace", "5"], "is no time"),
+    (["keys", "set", "nobody"], "name at least one field to change"),
+    (["keys", "rotate", "nobody", "--grace", "5"], "is not a duration"),
     (["keys", "rotate", "nobody", "--grace", "53w"], "is too long"),
     (["keys", "delete", "nobody"], "no key 'nobody'"),
     (["limits", "--concurrent", "0"], "limits.concurrent"),
@@ -290,6 +292,58 @@ def test_limits_are_shown_and_set(empty: Command) -> None:
     empty("limits", key_id, "--concurrent", "4", "--requests-per-minute", "default")
     assert empty.json("limits", key_id)["own"] == {"concurrent": 4}
     assert "the key" in empty("limits", key_id)
+
+
+DAMAGE = {
+    "a limit that is text": 'UPDATE keys SET limits = \'{"concurrent": "x"}\'',
+    "no JSON": "UPDATE keys SET labels = '{'",
+    "an object for a list": "UPDATE keys SET models = '{}'",
+    "priority 0": "UPDATE keys SET priority = 0",
+    "neither true nor false": "UPDATE keys SET disabled = 'maybe'",
+    "a date that is text": "UPDATE keys SET expires_at = 'soon'",
+    "no name": "UPDATE keys SET name = ''",
+    "a digest that is none": "UPDATE secrets SET digest = 'zz'",
+    "a secret's date that is text": "UPDATE secrets SET expires_at = 'soon'",
+    "an unknown default limit": "INSERT INTO default_limits VALUES ('per_year', 1)",
+    "a prompt that isn't there": "INSERT INTO prompt_uses VALUES ('model', 'other', 'gone', 1)",
+}
+
+
+def test_a_row_that_can_not_be_used_keeps_no_other_from_the_workers(engine: FakeEngine, tmp_path: Path) -> None:
+    """Its key is as one that was taken back, and the log and /readyz say so."""
+    data, stack = tmp_path / "data", Command(STACK_DATA_DIR=str(tmp_path / "data"))
+    options = {"STACK_DATA_DIR": str(data), "STACK_ADMIN_KEYS": ADMIN}
+    with running_gateway(tmp_path / "log", engine.url, **options) as gateway, admin(gateway) as client:
+        keys = {name: client.post("/admin/keys", json={"name": name}).json() for name in (*DAMAGE, "good")}
+        ids = {name: it["key"]["id"] for name, it in keys.items()}
+        assert {ask(gateway, it["secret"]).status_code for it in keys.values()} == {200}
+        with closing(sqlite3.connect(data / "stack.db")) as database, database:
+            for name, change in DAMAGE.items():
+                column = "key_id" if "secrets" in change else "id"
+                whose = f" WHERE {column} = '{ids[name]}'" if change.startswith("UPDATE") else ""
+                database.execute(change + whose)
+            database.execute("UPDATE revision SET number = number + 1")
+        young = client.post("/admin/keys", json={"name": "young"}).json()
+        works = {"good", *(name for name, change in DAMAGE.items() if change.startswith("INSERT"))}
+
+        def found() -> set[str]:
+            return {name for name, it in keys.items() if ask(gateway, it["secret"]).status_code == 200}
+
+        wait_for(lambda: found() == works)
+        assert status(gateway, young["secret"]) == {200}
+        assert httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "damaged"
+        told = [it["msg"] for it in gateway.log() if it["level"] == "error"]
+        assert any("rows of the store are damaged" in it for it in told)
+        listed = {it["name"] for it in client.get("/admin/keys").json()["data"]}
+        assert listed == works | {"young", "a digest that is none"}
+        shown = client.get(f"/admin/keys/{ids['priority 0']}").json()["error"]["message"]
+        assert f"the key {ids['priority 0']} is damaged (priority: it must be at least 1)" in shown
+        for name in DAMAGE:
+            if name != "no JSON":
+                assert client.delete(f"/admin/keys/{ids[name]}").status_code == 204, name
+        stack("keys", "delete", ids["no JSON"], "--yes")
+        client.patch(f"/admin/keys/{ids['good']}", json={"disabled": True}).raise_for_status()
+        wait_for(lambda: status(gateway, keys["good"]["secret"]) == {401})
 
 
 def test_any_number_may_start_at_once_on_an_empty_store(empty: Command) -> None:
@@ -346,7 +400,7 @@ def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, pos
             ready = httpx.get(gateway.url + "/readyz", verify=NO_TLS)
             assert (ready.status_code, ready.json()["store"]) == (200, "store_unavailable")
             done = stack.run("keys", "list")
-            assert (done.returncode, "store can't be used" in done.stderr) == (1, True)
+            assert (done.returncode, "store cannot be used" in done.stderr) == (1, True)
             assert "STACK_STORE_URL (the database '" in done.stderr
             assert (done.stderr.count("\n"), PASSWORD in done.stderr) == (1, False)
             wait_for(lambda: status(gateway, known["secret"]) == {503})  # the stated time is over

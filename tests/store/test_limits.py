@@ -17,8 +17,10 @@ import httpx
 import openai
 import pytest
 
-from tests.containers import Postgres, build, container, docker, removing
-from tests.processes import (
+from tests.support.command import Command
+from tests.support.containers import Postgres, build, container, docker, removing
+from tests.support.keys import ADMIN, admin
+from tests.support.processes import (
     KEY,
     MESSAGES,
     NO_TLS,
@@ -30,11 +32,9 @@ from tests.processes import (
     running_gateway,
     wait_for,
 )
-from tests.soak import Case, Client
-from tests.store.stack import Command
+from tests.support.soak import Case, Client
 
 CHAT = "/v1/chat/completions"
-ADMIN = "sk-admin-0123456789abcdef"
 SETTINGS = {"STACK_ADMIN_KEYS": ADMIN, "STACK_WORKERS": "4", "STACK_CORS_ORIGINS": "https://chat.example"}
 
 
@@ -67,7 +67,7 @@ def engine() -> Iterator[FakeEngine]:
 
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By how many seconds the gateway's time of day is off: tests/fakes/clock.py."""
+    """By how many seconds the gateway's time of day is off: tests/support/fakes/clock.py."""
     file = tmp_path_factory.mktemp("clock") / "clock"
     file.write_text(f"{0:8}")
     return file
@@ -77,14 +77,10 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gateway(
     engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str], clock: Path
 ) -> Iterator[GatewayProcess]:
-    under = (sys.executable, "-m", "tests.fakes.clock", str(clock))
+    under = (sys.executable, "tests/support/fakes/clock.py", str(clock))
     log = tmp_path_factory.mktemp("gateway") / "log"
     with running_gateway(log, engine.url, under=under, **SETTINGS, **lasting_settings) as gateway:
         yield gateway
-
-
-def admin(gateway: Gateway) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30, verify=NO_TLS)
 
 
 def make_key(gateway: Gateway, **limits: int) -> tuple[str, str]:
@@ -164,7 +160,7 @@ def test_the_engine_never_sees_more_at_a_time_than_the_key_may(engine: FakeEngin
     assert ask(gateway, key).status_code == 200
 
 
-def test_answers_say_how_the_key_stands(gateway: GatewayProcess) -> None:
+def test_answers_have_the_rate_limit_headers(gateway: GatewayProcess) -> None:
     key_id, key = make_key(gateway, requests_per_minute=10, tokens_per_minute=600)
     answer = ask(gateway, key)
     assert answer.headers["x-ratelimit-limit-requests"] == "10"
@@ -192,19 +188,24 @@ def test_answers_say_how_the_key_stands(gateway: GatewayProcess) -> None:
     assert "x-should-retry" not in refused.headers
 
 
-def test_what_is_wrong_or_not_limited_costs_nothing(gateway: GatewayProcess) -> None:
-    _, key = make_key(gateway, requests_per_minute=3)
-    assert left(ask(gateway, key), "requests") == 2
+def test_a_request_whose_body_was_read_stays_charged_and_nothing_else(
+    gateway: GatewayProcess, request: pytest.FixtureRequest
+) -> None:
+    """With PostgreSQL it is charged on its host alone, whose memory decides; the header is the database's."""
+    here = "2" if "postgres" in request.node.name else "0"
+    _, key = make_key(gateway, requests_per_minute=4, concurrent=1)
+    assert left(ask(gateway, key), "requests") == 3
     with client(gateway, key) as http:
         assert http.post(CHAT, json={"messages": 3}).status_code == 400
         assert http.post(CHAT, json={"messages": MESSAGES, "model": "nobody-has-this"}).status_code == 404
         assert [http.get("/v1/models").status_code for _ in range(5)] == [200] * 5
-        assert http.post("/v1/completions", json={"prompt": "one"}).headers["x-ratelimit-remaining-requests"] == "1"
-        assert http.post("/v1/embeddings", json={"input": "one"}).headers["x-ratelimit-remaining-requests"] == "0"
-        assert http.post("/v1/embeddings", json={"input": "one"}).status_code == 429
+        assert http.post("/v1/embeddings", json={"input": "one"}).headers["x-ratelimit-remaining-requests"] == here
+        refused = [http.post("/v1/embeddings", json={"input": "one"}) for _ in range(3)]
+    assert [it.status_code for it in refused] == [429] * 3
+    assert 0 < int(refused[-1].headers["retry-after-ms"]) <= 15_000, "who is refused is charged nothing"
 
 
-def test_openais_client_comes_back_when_it_is_told_to(gateway: GatewayProcess) -> None:
+def test_openais_client_retries_after_retry_after(gateway: GatewayProcess) -> None:
     _, key = make_key(gateway, requests_per_minute=60)
     statuses, _ = flood([gateway], key, 90)
     assert statuses[429]
@@ -231,7 +232,7 @@ def test_a_debt_delays_the_next_request(gateway: GatewayProcess) -> None:
     assert 115 <= int(refused.headers["retry-after"]) <= 180
 
 
-def test_the_share_of_an_answer_whose_client_left_is_charged(engine: FakeEngine, gateway: GatewayProcess) -> None:
+def test_a_client_that_disconnects_is_charged_for_what_it_received(engine: FakeEngine, gateway: GatewayProcess) -> None:
     _, key = make_key(gateway, tokens_per_minute=6000, concurrent=1)
     script = [["role"], ["tokens", [50, 1]], ["hang"]]
     body = {"messages": MESSAGES, "stream": True, "script": script, "user": "leaves"}
@@ -303,13 +304,13 @@ def test_a_quota_is_spent_and_stays_so(gateway: GatewayProcess, engine: FakeEngi
     began = time.monotonic()
     with (
         openai.OpenAI(base_url=gateway.url + "/v1", api_key=key) as user,
-        pytest.raises(openai.RateLimitError, match="tokens of the day"),
+        pytest.raises(openai.RateLimitError, match="tokens per day"),
     ):
         user.chat.completions.create(model="fake-model", messages=[{"role": "user", "content": "Hello"}])
     assert time.monotonic() - began < 5, "it doesn't come again"
 
 
-def test_what_is_in_progress_is_no_spent_quota(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
+def test_running_requests_may_leave_a_part_of_a_quota(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
     """It may need less than was set aside for it: whoever comes meanwhile is told to come back."""
     _, key = make_key(gateway, tokens_per_day=200)
     with ThreadPoolExecutor() as pool:
@@ -326,7 +327,7 @@ def test_what_is_in_progress_is_no_spent_quota(gateway: GatewayProcess, engine: 
     assert ask(gateway, key).status_code == 200
 
 
-def test_who_leaves_before_the_answer_has_had_the_prompt_read(gateway: GatewayProcess) -> None:
+def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_prompt(gateway: GatewayProcess) -> None:
     _, key = make_key(gateway, tokens_per_day=100)
     long = [{"role": "user", "content": "x" * 20_000}]
     with client(gateway, key) as http, pytest.raises(httpx.ReadTimeout):
@@ -336,7 +337,7 @@ def test_who_leaves_before_the_answer_has_had_the_prompt_read(gateway: GatewayPr
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
-def test_an_engines_errors_say_how_the_key_stands(gateway: GatewayProcess, status: int) -> None:
+def test_an_engines_errors_have_the_rate_limit_headers(gateway: GatewayProcess, status: int) -> None:
     _, key = make_key(gateway, requests_per_minute=10, tokens_per_minute=1000)
     failed = ask(gateway, key, script=[["json", [status, {"error": {"message": "m"}}]]])
     assert failed.status_code >= 400
@@ -389,7 +390,7 @@ def replicas(postgres: Postgres) -> Iterator[tuple[list[Replica], FakeEngine]]:
             words = [f"--network={net}", f"--publish=127.0.0.1:{it.port}:9000", *env, image]
             stack.enter_context(container(f"{net}-{it.port}", *words))
         for it in both:
-            wait_for(it.answers)
+            wait_for(it.answers, deadline=150)
         yield both, engine
 
 
@@ -410,20 +411,26 @@ def test_a_thousand_requests_through_two_containers_get_the_hundred_of_the_limit
 def test_known_keys_outlive_the_database(engine: FakeEngine, tmp_path: Path, postgres: Postgres) -> None:
     settings = SETTINGS | {"STACK_STORE_URL": postgres.new_database(), "STACK_WORKERS": "2"}
     with running_gateway(tmp_path / "log", engine.url, **settings) as gateway:
-        _, key = make_key(gateway, requests_per_minute=100, tokens_per_day=1500)
+        key_id, key = make_key(gateway, requests_per_minute=100, tokens_per_day=1500)
         known, _ = flood([gateway], key, 20, max_tokens=1)  # to both workers
         assert set(known) == {200}
         postgres.stop()
         try:
             statuses, seconds = flood([gateway], key, 400, max_tokens=1)
             assert set(statuses) == {200, 429}
-            assert 100 <= statuses[200] <= 100 + seconds * 100 / 60, "one host's memory is exact, too"
+            assert 80 <= statuses[200] <= 100 + seconds * 100 / 60, "one host's memory is exact, and knew of the 20"
         finally:
             postgres.start()
-        told = "the limits' database can be used again"
+        told = "the limits' database is reachable again"
         wait_for(lambda: sum(it["msg"] == told for it in gateway.log()) == 2)  # both workers say so
-        answers = [ask(gateway, key)]
-        while answers[-1].status_code == 200:
+        with admin(gateway) as http:
+            http.patch(f"/admin/keys/{key_id}", json={"limits": {"requests_per_minute": 10**6}}).raise_for_status()
+        answers: list[httpx.Response] = []
+
+        def spent() -> bool:
             answers.append(ask(gateway, key))
-        assert answers[-1].json()["error"]["code"] == "insufficient_quota"
-        assert 150 <= 20 + statuses[200] + len(answers) - 1 <= 151, "what was used meanwhile counts"
+            return answers[-1].status_code == 429 and answers[-1].json()["error"]["code"] == "insufficient_quota"
+
+        wait_for(spent, deadline=60)
+        more = sum(it.status_code == 200 for it in answers)
+        assert 150 <= 20 + statuses[200] + more <= 151, "what was used meanwhile counts"

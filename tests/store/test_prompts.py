@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
-from tests.store.stack import Command
+from tests.support.command import Command
+from tests.support.keys import ADMIN, admin
+from tests.support.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 
-ADMIN = "sk-admin-0123456789abcdef"
 CHAT = "/v1/chat/completions"
 
 
@@ -27,7 +27,7 @@ def gateway(engine: FakeEngine, tmp_path: Path, store_settings: dict[str, str]) 
 
 
 def ask(gateway: GatewayProcess, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:
-    body = {"messages": MESSAGES} | fields
+    body = ({"messages": MESSAGES} if path == CHAT else {}) | fields
     headers = {"authorization": f"Bearer {key}"}
     return httpx.post(gateway.url + path, json=body, headers=headers, timeout=30, verify=NO_TLS)
 
@@ -105,16 +105,13 @@ def test_a_caller_gets_neither_around_nor_before_it(
     ]:
         answer = ask(gateway, key, **fields)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    ask(gateway, key, "/v1/completions", prompt="When?", user=mark)
+    told = ask(gateway, key, "/v1/completions", prompt="When?", user=mark)
+    assert told.status_code == 200, told.text
     assert engine.seen(mark)[-1]["body"]["prompt"] == "Only opening hours.\n\nWhen?"
     assert ask(gateway, key, "/v1/completions", prompt=[1, 2]).json()["error"]["param"] == "prompt"
 
 
-def admin(gateway: GatewayProcess) -> httpx.Client:
-    return httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=30, verify=NO_TLS)
-
-
-def test_what_is_refused(gateway: GatewayProcess, stack: Command) -> None:
+def test_invalid_prompts_are_refused(gateway: GatewayProcess, stack: Command) -> None:
     with admin(gateway) as client:
         for path, body, status, param in [
             ("/admin/prompts/p", {"template": "{{ secret }}"}, 400, "template"),
@@ -123,6 +120,7 @@ def test_what_is_refused(gateway: GatewayProcess, stack: Command) -> None:
             ("/admin/prompts/p q", {"template": "x"}, 400, "name"),
             ("/admin/keys/nobody/prompt", {"name": "p"}, 404, None),
             ("/admin/models/m/prompt", {"name": "p", "version": 0}, 400, "version"),
+            ("/admin/models/nobody/prompt", {"name": "p"}, 404, "model"),
         ]:
             answer = client.put(path, json=body)
             assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), path
@@ -135,9 +133,10 @@ def test_what_is_refused(gateway: GatewayProcess, stack: Command) -> None:
         (["prompts", "set", "p", "-"], "empty"),
         (["prompts", "use", "p", "--key", "x"], "no prompt 'p'"),
         (["prompts", "use", "p"], "--key ID or --model NAME"),
+        (["prompts", "use", "p", "--model", "nobody"], "does not list its models"),
         (["prompts", "show", "p"], "no prompt 'p'"),
         (["prompts", "delete", "p"], "no prompt 'p'"),
-        (["prompts", "stop", "--model", "m"], "No prompt holds"),
+        (["prompts", "stop", "--model", "m"], "uses no prompt"),
     ]:
         done = stack.run(*words)
         assert done.returncode in (1, 2), words

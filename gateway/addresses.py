@@ -1,0 +1,79 @@
+"""Addresses: check the URLs and addresses of the settings."""
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+
+def base_url(value: str) -> str:
+    """Accept a base URL with or without its trailing slash or /v1, and return it with /v1. Raises ValueError."""
+    url = urlsplit(value)
+    try:
+        port_ok = url.port != 0
+    except ValueError:
+        port_ok = False
+    if (
+        url.scheme not in ("http", "https")
+        or not url.hostname
+        or not port_ok
+        or not re.fullmatch(r"[\x21-\x7e]+", value)
+    ):
+        raise ValueError("must look like http://host:port/v1")
+    if url.username or url.password or url.query or url.fragment:
+        raise ValueError("must not have credentials, a query or a fragment (an engine's key belongs in LLM_API_KEY)")
+    path = url.path.rstrip("/")
+    return f"{url.scheme}://{url.netloc}{path if path.endswith('/v1') else path + '/v1'}"
+
+
+def collector(value: str) -> str:
+    """Check the base URL of an OpenTelemetry collector. Raises ValueError."""
+    url = urlsplit(value)
+    sound = url.scheme in ("http", "https") and url.hostname and not (url.username or url.query or url.fragment)
+    try:
+        sound = sound and url.port != 0
+    except ValueError:
+        sound = False
+    if not sound or not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise ValueError(
+            "must look like http://host:4318 (a collector's password belongs in OTEL_EXPORTER_OTLP_HEADERS)"
+        )
+    return value
+
+
+def is_postgres(value: str) -> bool:
+    """Tell whether this is the URL of a PostgreSQL database."""
+    try:
+        url = urlsplit(value)
+        return url.scheme in ("postgresql", "postgres") and url.port != 0 and len(url.path) > 1
+    except ValueError:
+        return False
+
+
+def address(value: str) -> str:
+    """Check 'host:port', where host is an IP address ('[::1]:9000' for IPv6). Raises ValueError."""
+    host, port = split_address(value)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(
+            f"'{value}' must be an IP address and a port, such as 127.0.0.1:9000 or 0.0.0.0:9000"
+        ) from None
+    if not 0 <= port <= 65535:
+        raise ValueError(f"the port {port} is not between 0, for any that is free, and 65535")
+    return value
+
+
+def listening(value: str) -> str:
+    """Check 'host:port', where host is an IP address or a name of this machine's own. Raises ValueError."""
+    host, port = split_address(value)
+    if not re.fullmatch(r"[0-9A-Za-z:._-]+", host) or not 1 <= port <= 65535:
+        raise ValueError(f"'{value}' must be an address and a port, such as 127.0.0.1:9090")
+    return value
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """'127.0.0.1:9000' → ('127.0.0.1', 9000). Raises ValueError for anything else."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):(\d{1,5})", value)
+    if not match:
+        raise ValueError(f"'{value}' must be an IP address and a port, such as 127.0.0.1:9000 or 0.0.0.0:9000")
+    return match[1] or match[2], int(match[3])

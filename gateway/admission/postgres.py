@@ -1,0 +1,194 @@
+"""Queues: slots and queues of engines in PostgreSQL, one over any number of gateways; a round trip for each place.
+
+The functions there (store/functions.sql) do the arithmetic of memory.py, under a lock of the engine's row. Who frees a
+slot hands it over in the same transaction, and the database tells that one's worker (NOTIFY). A worker shows every two
+seconds that it lives; what one has that is silent for PATIENCE goes to others.
+
+While the database can't be used, each host counts for itself, and afterwards what runs is told to it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, LiteralString, Self, cast
+
+from gateway.admission.memory import Reason, Refusal
+from gateway.admission.visit import Spot
+from gateway.exchange import Exchange
+from gateway.store.postgres import AGAIN, BEAT, LOST, PATIENCE, Connection, Database, LostError, Member
+
+LOOK = 1.0  # seconds between two looks for waiting requests that have a slot by now
+
+_ENTER = "SELECT * FROM stack_enter(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_HELD = """INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until)
+    VALUES (%s, %s, %s, true, 0, 0, extract(epoch FROM clock_timestamp()), 0) RETURNING id"""
+_STAND = """SELECT id, held, place FROM (
+    SELECT id, owner, held, rank() OVER (PARTITION BY engine, held ORDER BY tag, since, id) AS place FROM queue_places
+) a WHERE owner = %s"""
+
+_AGAIN = "SELECT stack_again(%s, %s, %s, %s)"
+_LEAVE = "SELECT stack_leave(%s, %s, %s, %s)"
+
+
+class PostgresQueues:
+    """Use the queues on behalf of one worker. Use it with `async with`.
+
+    `woken` is called with each spot that gets a slot. `lost` is called when all waiting requests must wait elsewhere,
+    because the database is lost.
+    """
+
+    def __init__(self, url: str, woken: Callable[[Spot], None], lost: Callable[[], None]) -> None:
+        self._database = Database(url, "-c synchronous_commit=off", spare=True)
+        self._woken = woken
+        self._on_lost = lost
+        self._member = Member(self._database, "queues", self._joined, self._lost)
+        self._spots: dict[int, Spot] = {}
+        self._entering = 0  # requests that are entering: the database has not answered them yet
+        self._early: set[int] = set()  # spots that got a slot before this worker knew that they wait
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.positions: dict[int, int] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._attend()
+        self._task = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, *self._leaving, return_exceptions=True)
+        if self._member.owner:
+            with contextlib.suppress(*LOST):
+                gone = "DELETE FROM account_owners WHERE id = %s", (self._member.owner,)
+                await self._database.ask(self._database.connection().execute(*gone))
+        await self._database.close()
+
+    async def enter(
+        self, engine: str, slots: int, it: Exchange, wait: float, queue: int, *, ahead: bool
+    ) -> Spot | Refusal:
+        """See Places.enter. Raises LostError."""
+        owner = self._member.owner
+        what = (engine, slots, owner, self._database.now(), PATIENCE, it.key_id, f"{it.key_id} {it.mark}", it.priority)
+        asked = self._enter((*what, wait, queue, ahead), engine, it.key_id, owner)
+        found = await self._member.ask(asked, late=self._too_late)
+        if owner != self._member.owner and isinstance(found, Spot) and not found.holds:
+            raise LostError  # the spot waits under an owner that is gone, so it would never get a slot
+        return found
+
+    async def again(self, engine: str, it: Exchange) -> float:
+        """See Places.again. Raises LostError."""
+        return await self._member.ask(self._again((engine, it.key_id, f"{it.key_id} {it.mark}", it.priority)))
+
+    async def _again(self, what: tuple[Any, ...]) -> float:
+        cursor = await self._database.connection().execute(_AGAIN, what)
+        (after,) = await cursor.fetchone() or (AGAIN,)
+        return float(after)
+
+    def leave(self, spot: Spot, *, served: bool = True) -> None:
+        """See Places.leave."""
+        self._spots.pop(spot.id, None)
+        self.positions.pop(spot.id, None)
+        if self._member.owner and spot.owner == self._member.owner:
+            leaving = asyncio.create_task(self._leave(spot, served=served))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _enter(self, what: tuple[Any, ...], engine: str, key_id: str, owner: str) -> Spot | Refusal:
+        self._entering += 1
+        try:
+            cursor = await self._database.connection().execute(_ENTER, what)
+            place, has_slot, reason, after = await cursor.fetchone() or (None, False, "full", AGAIN)
+            has_slot = has_slot or place in self._early
+        finally:
+            self._entering -= 1
+            if not self._entering:
+                self._early.clear()
+        if place is None:
+            return Refusal(cast("Reason", reason), after)
+        spot = Spot(engine, key_id, place, owner, has_slot)
+        if owner == self._member.owner:
+            self._spots[place] = spot
+        return spot
+
+    async def _leave(self, spot: Spot, *, served: bool) -> None:
+        what = (spot.id, self._database.now(), PATIENCE, served)
+        with contextlib.suppress(LostError):
+            await self._member.ask(self._run(_LEAVE, what))
+
+    async def _run(self, query: LiteralString, what: tuple[Any, ...]) -> None:
+        await self._database.connection().execute(query, what)
+
+    def _too_late(self, task: asyncio.Task[Spot | Refusal]) -> None:
+        """Give back a spot for which the request no longer waits."""
+        if not task.cancelled() and task.exception() is None and isinstance(spot := task.result(), Spot):
+            self.leave(spot)
+
+    # -- the database -------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        looked = 0.0
+        while True:
+            await asyncio.sleep(LOOK if self._member.owner else AGAIN)
+            if not self._member.owner or time.monotonic() >= looked + BEAT:
+                looked = time.monotonic()
+                await self._attend()
+            if self._member.owner and any(not it.holds for it in self._spots.values()):
+                await self._look()
+
+    async def _attend(self) -> None:
+        await self._member.attend(self._database.beat)
+
+    async def _joined(self, owner: str) -> None:
+        """Tell the database what runs, under the new name."""
+        database = self._database
+        held, self._spots = [it for it in self._spots.values() if it.holds], {}
+        for it in held:
+            cursor = await database.connection().execute(_HELD, (it.engine, owner, it.key_id))
+            (it.id,) = await cursor.fetchone() or (0,)
+            it.owner = owner
+            self._spots[it.id] = it
+        await database.spare.execute(f"LISTEN stack_{owner}")
+        database.begin(self._listen(database.spare, owner))
+
+    async def _listen(self, connection: Connection, owner: str) -> None:
+        try:
+            async for told in connection.notifies():
+                self._arrived(int(told.payload))
+        except LOST as exc:
+            self._member.lose(exc, owner)
+
+    async def _look(self) -> None:
+        """Find the slots whose notification was lost, and the positions of the waiting requests."""
+        try:
+            rows = await self._member.ask(self._stand(self._member.owner))
+        except LostError:
+            return
+        self.positions = {number: place for number, holds, place in rows if not holds}
+        for number, holds, _ in rows:
+            if holds and number in self._spots:
+                self._arrived(number)
+
+    async def _stand(self, owner: str) -> list[tuple[Any, ...]]:
+        for engine in {it.engine for it in self._spots.values() if not it.holds}:
+            what = (engine, self._database.now(), PATIENCE)
+            await self._database.connection().execute("SELECT stack_hand_over(%s, %s, %s)", what)
+        return await (await self._database.connection().execute(_STAND, (owner,))).fetchall()
+
+    def _arrived(self, number: int) -> None:
+        spot = self._spots.get(number)
+        if spot is None:
+            if self._entering:
+                self._early.add(number)
+        elif not spot.holds:
+            spot.holds = True
+            self.positions.pop(number, None)
+            self._woken(spot)
+
+    def _lost(self) -> None:
+        self._early.clear()
+        self.positions.clear()
+        self._spots = {number: it for number, it in self._spots.items() if it.holds}
+        self._on_lost()

@@ -1,0 +1,270 @@
+"""Answers: all that are kept or made on one host, and which of them a request gets."""
+
+import asyncio
+import hashlib
+import time
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import orjson
+from starlette.types import Receive, Send
+
+from gateway import logs
+from gateway.api.idempotency.file import CHUNK, FAILED, HEAD_SIZE, RUNNING, WHOLE, Entry, Kind, framed, whose
+from gateway.api.idempotency.form import Form
+from gateway.api.idempotency.making import Making
+from gateway.api.idempotency.reader import Reader
+from gateway.api.idempotency.space import Space
+from gateway.errors import BadRequest, EngineUnavailable, IdempotencyConflict
+from gateway.relay.answer import way as how
+from gateway.relay.client import Client
+from gateway.relay.trail import Past, Trail
+from gateway.settings import Settings
+
+MAX_NAME = 255  # characters of an Idempotency-Key
+SWEEP = 1.0  # seconds
+
+
+class Maker(Protocol):
+    """Makes the answer to one request."""
+
+    setting: dict[str, Any]  # JSON: what `past` needs to know of the request that an answer was begun for
+
+    async def run(self, client: Client, send: Send, trail: Trail) -> bool:
+        """Make it, or go on with it as the trail's past says. Returns whether it came out whole."""
+
+    async def past(self, setting: dict[str, Any]) -> Past:
+        """Give what takes what an earlier maker has left of it."""
+
+
+class Answers:
+    """The answers of one host's gateway to requests with an Idempotency-Key, in `directory`. Use it with `async with`.
+
+    Bounded by settings: whole ones are kept for `stack_idempotency_ttl` seconds, all together take at most
+    `stack_idempotency_bytes`, one alone half of that, and so do one key's. A key that has no room left loses its own
+    oldest ones. Where there is none left for all, those give way that have more than an equal share; never another.
+    """
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        self._directory = directory
+        self._linger = settings.stack_idempotency_linger
+        self._bytes = settings.stack_idempotency_bytes
+        self._making: dict[Path, Making] = {}
+        self._space = Space(directory, self._bytes, settings.stack_idempotency_ttl, self._making)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._sweeper = asyncio.create_task(self._sweep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sweeper.cancel()
+        for making in self._making.values():
+            making.abandon()
+        await asyncio.gather(self._sweeper, *self._tasks, return_exceptions=True)
+
+    async def answer(
+        self,
+        name: bytes,
+        key_id: str,
+        digest: bytes,
+        request_id: str,
+        maker: Maker,
+        client: Client,
+        receive: Receive,
+        send: Send,
+        form: Form,
+    ) -> None:
+        """Answer from the one there is, or have `maker` make it. `digest` is of what must be the same, the
+        request's path and body. `form` writes errors that arise here.
+
+        Raises BadRequest for a name that is none, IdempotencyConflict where the name stands for another request, and
+        ClientLeft. The maker goes on for a while without its client.
+        """
+        if not 0 < len(name) <= MAX_NAME or not name.isascii() or not name.decode("ascii").isprintable():
+            raise BadRequest(
+                f"Idempotency-Key must be 1 to {MAX_NAME} printable ASCII characters.", param="Idempotency-Key"
+            )
+        path = self._path(name, key_id)
+        first = False
+        while True:
+            entry = Entry.open(path)
+            if entry is None:
+                first = self._begin(path, digest, maker, form)
+                continue
+            try:
+                state = _state(entry, path, digest)
+                if state == FAILED:
+                    continue  # its maker takes it away
+                if not first:
+                    told = {"request_id": request_id, "key": key_id, "whole": state == WHOLE}
+                    logs.event("idempotent_replay", told)
+                reader = Reader(entry, self._making.get(path), client, form, again=not first)
+                if await self._read(reader, entry, path, maker, form, receive, send, request_id):
+                    return
+            finally:
+                entry.close()
+
+    async def _read(
+        self,
+        reader: Reader,
+        entry: Entry,
+        path: Path,
+        maker: Maker,
+        form: Form,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+    ) -> bool:
+        """Send a client the answer, whoever makes it, and have another one go on with it if that one dies. Returns
+        whether it was sent. Raises ClientLeft."""
+        while not await reader.run(receive, send):
+            if not await self._goes_on(entry, path, maker, form, request_id):
+                if reader.started:
+                    await reader.lose(send)
+                return reader.started
+            reader.making = self._making.get(path)
+        return True
+
+    def has(self, name: bytes | None, key_id: str) -> bool:
+        """Whether there is an answer by that name, or one is being made."""
+        return name is not None and self._path(name, key_id).exists()
+
+    def _path(self, name: bytes, key_id: str) -> Path:
+        # By the caller's key as well: nobody sees what is somebody else's, even by guessing its name.
+        whose = hashlib.sha256(key_id.encode()).hexdigest()[:32]
+        of_both = hashlib.sha256(key_id.encode() + b"\0" + name).hexdigest()
+        return self._directory / f"{whose}-{of_both}"
+
+    def _begin(self, path: Path, digest: bytes, maker: Maker, form: Form, past: Past | None = None) -> bool:
+        """Have the answer made, unless somebody else just began. `past` is what there was of another one, whose place
+        it takes because nothing of it can be used. Raises EngineUnavailable when there is no room."""
+        try:
+            self._space.make_room(whose(path))
+            notes: dict[str, Any] = {"setting": maker.setting} | ({} if past is None else past.inheritance)
+            entry = Entry.create(path, digest, framed(Kind.NOTE, orjson.dumps(notes)), instead=past is not None)
+        except OSError as exc:
+            raise EngineUnavailable(
+                "There is no space for another kept answer now. Try again shortly, or without Idempotency-Key.",
+                code="idempotency_full",
+            ) from exc
+        if entry is None:
+            return False
+        self._have_made(Making(entry, path, self._bytes // 2, self._space, form, past), maker)
+        return True
+
+    async def _goes_on(self, entry: Entry, path: Path, maker: Maker, form: Form, request_id: str) -> bool:
+        """The maker of an answer died, or had to give it up. Have this worker go on with it, if nobody else does.
+        Returns whether the answer is continued in its file."""
+        if not entry.stands_at(path):
+            return False
+        mine = Entry.open(path)
+        if mine is None:
+            return False
+        if not mine.lock():
+            mine.close()
+            return True  # somebody else goes on with it, or is about to
+        try:
+            found = mine.head() if mine.stands_at(path) else None
+            if found is None or found.state != RUNNING:
+                mine.close()
+                return found is not None and found.state == WHOLE
+            past, size, whole = await _look_back(mine, maker)
+            way = "whole" if whole else how(past)
+            told = {"request_id": request_id, "after": past.row.get("request_id"), "way": way}
+            logs.event("answer_taken_over", told, "warning")
+            if way == "whole":
+                mine.write_state(WHOLE)
+                mine.close()
+                return True
+            if way == "elsewhere":
+                past.started = False
+                self._begin(path, found.digest, maker, form, past)  # in its place
+                mine.close()
+                return False
+            mine.cut(size)
+            if missing := past.missing:
+                mine.write(framed(Kind.BODY, missing))
+            mine.seen()
+            self._space.make_room()
+        except BaseException:
+            mine.close()
+            raise
+        self._have_made(Making(mine, path, self._bytes // 2, self._space, form, past, size), maker)
+        return True
+
+    def _have_made(self, making: Making, maker: Maker) -> None:
+        self._making[making.path] = making
+        task = asyncio.create_task(self._make(making, maker))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, making: Making, maker: Maker) -> None:
+        whole = False
+        try:
+            whole = await maker.run(making, making.send, making.trail) and not making.full
+        finally:
+            # Only a whole answer is worth repeating. Those who read along get what there is of this one.
+            with suppress(OSError):
+                if not whole:
+                    making.path.unlink(missing_ok=True)
+                making.entry.write_state(WHOLE if whole else FAILED)
+            del self._making[making.path]
+            making.entry.close()
+            making.tell()
+
+    async def _sweep(self) -> None:
+        """Keep house, and stop making what nobody has read for a while."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            for making in list(self._making.values()):
+                if making.readers == 0 and time.monotonic() - making.entry.last_seen() > self._linger:
+                    making.abandon()
+            with suppress(OSError):
+                self._space.make_room()
+
+
+def _state(entry: Entry, path: Path, digest: bytes) -> int:
+    """How the answer there stands; FAILED for a file that is none, which is removed. Raises IdempotencyConflict."""
+    head = entry.head()
+    if head is None and entry.remove(path):
+        return FAILED
+    if head is None or head.digest != digest:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used for another request. Use a new key for each request.",
+            param="Idempotency-Key",
+        )
+    return head.state
+
+
+async def _look_back(entry: Entry, maker: Maker) -> tuple[Past, int, bool]:
+    """Read what a dead maker has left of an answer. Returns it, how many bytes of the file hold it, and whether it is
+    the whole answer."""
+    notes = (orjson.loads(frame.data) for frame in entry.frames() if frame.kind == Kind.NOTE)
+    first: dict[str, Any] = next(notes, {})
+    past = await maker.past(first.get("setting", {}))
+    size, read, ended, status, blocking = HEAD_SIZE, 0, False, HTTPStatus.OK, False
+    for frame in entry.frames():
+        if frame.kind == Kind.START:
+            status, headers = orjson.loads(frame.data)
+            blocking = any(name == "content-length" for name, _ in headers)
+            past.started = not blocking  # a stream, or a sound
+        elif frame.kind == Kind.BODY:
+            past.body(frame.data)
+        elif frame.kind == Kind.NOTE:
+            past.take(orjson.loads(frame.data))
+        elif frame.kind == Kind.COUNT:
+            past.count(orjson.loads(frame.data))
+        ended = ended or frame.kind == Kind.END
+        if not blocking:  # the one piece of such an answer is there, or none of it is
+            size = frame.end
+        read += len(frame.data)
+        if read > CHUNK:
+            read = 0
+            await asyncio.sleep(0)  # others get their turn
+    return past, size, status == HTTPStatus.OK and (ended or past.whole)

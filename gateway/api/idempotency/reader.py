@@ -1,0 +1,114 @@
+"""Reader: one client that reads an answer from its file, while that is made or afterwards."""
+
+import asyncio
+
+import orjson
+from starlette.types import Receive, Send
+
+from gateway import headers as names
+from gateway import sse
+from gateway.api.idempotency.file import CHUNK, RUNNING, WHOLE, Entry, Kind
+from gateway.api.idempotency.form import Form
+from gateway.api.idempotency.making import Making
+from gateway.errors import ClientLeft
+from gateway.relay.client import Client
+from gateway.relay.trail import lost
+
+POLL = 0.02  # seconds between two looks at an answer that another worker makes
+
+
+class Reader:
+    """One client reading one answer. `making` is set if this worker makes it. `started`: the client has something."""
+
+    def __init__(self, entry: Entry, making: Making | None, client: Client, form: Form, *, again: bool) -> None:
+        self._entry = entry
+        self.making = making
+        self._client = client
+        self._form = form
+        self._again = again
+        self.started = False
+        self._offset = 0
+
+    async def run(self, receive: Receive, send: Send) -> bool:
+        """Send it; False if its maker died before it was whole. It can be called again then. Raises ClientLeft."""
+        listener, making = asyncio.create_task(_hang_up(receive)), self.making
+        if making is not None:
+            making.readers += 1
+        try:
+            while True:
+                grown = making.grown if making is not None else None
+                state = self._entry.state()
+                # Looked at before the rest is read: after it nothing more can come.
+                deserted = state == RUNNING and making is None and self._entry.deserted()
+                if await self._send_rest(send):
+                    continue
+                if deserted or (state != RUNNING and not self.started):
+                    return False
+                if state != RUNNING:
+                    await self._end(send, state)
+                    return True
+                if listener.done():
+                    raise ClientLeft("The client disconnected.")
+                await self._wait(grown, listener)
+        finally:
+            listener.cancel()
+            self._entry.seen()
+            if making is not None:
+                making.readers -= 1
+
+    async def lose(self, send: Send) -> None:
+        """Say that nobody goes on with an answer of which the client has a part."""
+        if self._stream:
+            await send({"type": "http.response.body", "body": self._form.lost(lost()), "more_body": True})
+        await self._client.cut()
+
+    async def _send_rest(self, send: Send) -> bool:
+        """Send what is there and was not sent yet; whether there was any."""
+        bodies, size, before = [], 0, self._offset
+        for frame in self._entry.frames(self._offset):
+            self._offset = frame.end
+            if frame.kind == Kind.START:
+                await self._start(send, frame.data)
+            elif frame.kind == Kind.BODY:
+                bodies.append(frame.data)
+                size += len(frame.data)
+            if size >= CHUNK:
+                break
+        if bodies:
+            await send({"type": "http.response.body", "body": b"".join(bodies), "more_body": True})
+        return self._offset > before
+
+    async def _start(self, send: Send, start: bytes) -> None:
+        status, pairs = orjson.loads(start)
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+        self._stream = sse.HEADER in headers
+        self._sized = any(name == b"content-length" for name, _ in headers)  # nobody takes a part for the whole
+        if self._again:  # the key stands otherwise by now
+            headers = [it for it in headers if not it[0].startswith(names.RATE_LIMIT_PREFIX)]
+            headers.append((names.REPLAYED, b"true"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        self.started = True
+
+    async def _end(self, send: Send, state: int) -> None:
+        """The last byte there will be is sent. An answer that its maker could not finish must not look like a whole
+        one."""
+        if state == WHOLE or self._sized:  # which is an error; a sound has no length
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await self._client.cut()
+
+    async def _wait(self, grown: asyncio.Event | None, listener: "asyncio.Task[None]") -> None:
+        self._entry.seen()
+        if grown is None:
+            await asyncio.wait({listener}, timeout=POLL)
+            return
+        waiter = asyncio.create_task(grown.wait())
+        try:
+            await asyncio.wait({waiter, listener}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,1 @@
+"""Cli: the `stack` command, and the client behind `make chat`."""

@@ -1,0 +1,231 @@
+"""Keys: `stack keys`."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from gateway.cli.console import Json, confirmed, day, opened, out, print_json, seconds, valid, when, whole
+from gateway.cli.limits import brief, takes_limits
+from gateway.keys.book import Keybook
+from gateway.keys.configured import listed_ids
+from gateway.keys.entries import Entry, KeyFields, NewKeyFields
+
+app = typer.Typer(no_args_is_help=True, help="Create, show, change and revoke API keys.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="the key's id, as `stack keys list` shows it")]
+Owner = Annotated[str | None, typer.Option(help="the person or team that uses the key")]
+Expires = Annotated[
+    str | None,
+    typer.Option(help="when the key expires: after 12h, 30d or 8w; at the start of 2027-01-31 (UTC); or never"),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="a model that the key may use (repeatable); 'all' allows every model"),
+]
+Priority = Annotated[int | None, typer.Option(help="the key's weight in the queue of a busy engine, 1 to 100")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="a label (repeatable); 'none' removes all labels"),
+]
+
+
+@app.command("create")
+@takes_limits
+def create(
+    name: Annotated[str, typer.Argument(help="a name that tells you what the key is for")],
+    *,
+    owner: Owner = None,
+    expires: Expires = None,
+    model: Models = None,
+    priority: Priority = None,
+    label: Labels = None,
+    limits: dict[str, int | None],
+    as_json: Json = False,
+) -> None:
+    """Create a key and print its secret. The secret cannot be shown again."""
+    fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
+    with _book() as book:
+        _say_secret(*book.create(valid(NewKeyFields, fields)), as_json=as_json)
+
+
+@app.command("list")
+def list_keys(*, as_json: Json = False) -> None:
+    """List all keys, without their secrets."""
+    with _book() as book:
+        entries = book.list()
+    if as_json:
+        return print_json([_as_json(entry) for entry in entries])
+    table = Table("id", "name", "owner", "state", "expires", "models", "limits", box=None)
+    for it in entries:
+        models = "all" if it.models is None else ", ".join(it.models)
+        table.add_row(it.id, it.name, it.owner, it.state, when(it.expires_at), models, brief(it.limits))
+    out.print(
+        whole(table, "name", "owner", "models", "limits")
+        if entries
+        else "There are no keys yet. Create one: stack keys create NAME"
+    )
+    return None
+
+
+@app.command("show")
+def show(key_id: Id, *, as_json: Json = False) -> None:
+    """Show everything about one key, except its secret."""
+    with _book() as book:
+        _say(book.show(key_id), as_json=as_json)
+
+
+@app.command("set")
+def change(
+    key_id: Id,
+    *,
+    name: Annotated[str | None, typer.Option(help="the key's new name")] = None,
+    owner: Owner = None,
+    expires: Expires = None,
+    model: Models = None,
+    priority: Priority = None,
+    label: Labels = None,
+    as_json: Json = False,
+) -> None:
+    """Change the given fields of a key, and keep the others. New labels replace all old ones. For limits, see `stack
+    limits`."""
+    fields = _fields(name, owner, expires, model, priority, label)
+    if not fields:
+        raise typer.BadParameter("name at least one field to change: see `stack keys set --help`")
+    with _book() as book:
+        _say(book.change(key_id, valid(KeyFields, fields)), as_json=as_json)
+
+
+@app.command("rotate")
+def rotate(
+    key_id: Id,
+    *,
+    grace: Annotated[str, typer.Option(help="how long the old secret continues to work: 0, 12h, 7d")] = "1d",
+    as_json: Json = False,
+) -> None:
+    """Create a new secret for a key. The old secret works for a grace period; that of a disabled key ends at once. An
+    expired key cannot be rotated."""
+    lasts = seconds(grace, years=1)
+    with _book() as book:
+        _say_secret(*book.rotate(key_id, lasts), as_json=as_json)
+
+
+@app.command("disable")
+def disable(key_id: Id, *, as_json: Json = False) -> None:
+    """Disable a key: refuse its requests, and end those that run. `enable` reverses this, for the newest secret."""
+    with _book() as book:
+        _say(book.change(key_id, KeyFields(disabled=True)), as_json=as_json)
+
+
+@app.command("enable")
+def enable(key_id: Id, *, as_json: Json = False) -> None:
+    """Enable a disabled key again."""
+    with _book() as book:
+        _say(book.change(key_id, KeyFields(disabled=False)), as_json=as_json)
+
+
+@app.command("delete")
+def delete(
+    key_id: Id, *, yes: Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")] = False
+) -> None:
+    """Delete a key permanently. Its usage stays, with its name. To be able to reverse this, use `disable`."""
+    with _book() as book:
+        name = book.name(key_id)
+        if not confirmed(f"Delete the key {key_id} ({name}) permanently?", yes=yes):
+            sys.exit("Nothing was deleted. To delete it, use --yes or answer y.")
+        book.delete(key_id)
+    out.print(f"{key_id} ({name}) is deleted.")
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _book() -> Iterator[Keybook]:
+    with opened() as (store, settings):
+        yield Keybook(store, listed_ids(settings))
+
+
+# -- from options to values -------------------------------------------------------------------------------------------
+
+
+def _fields(
+    name: str | None,
+    owner: str | None,
+    expires: str | None,
+    models: list[str] | None,
+    priority: int | None,
+    labels: list[str] | None,
+) -> dict[str, Any]:
+    given: dict[str, Any] = {"name": name, "owner": owner, "priority": priority}
+    fields = {field: value for field, value in given.items() if value is not None}
+    if expires is not None:
+        fields["expires_at"] = _moment(expires)
+    if models:
+        if "all" in models and len(models) > 1:
+            raise typer.BadParameter("--model all cannot be combined with other models")
+        fields["models"] = None if models == ["all"] else models
+    if labels == ["none"]:
+        fields["labels"] = {}
+    elif labels:
+        pairs = [label.partition("=") for label in labels]
+        if wrong := [label for label, (_, equals, _) in zip(labels, pairs, strict=True) if not equals]:
+            raise typer.BadParameter(f"--label {wrong[0]}: write it as NAME=VALUE")
+        fields["labels"] = {label: value for label, _, value in pairs}
+    return fields
+
+
+def _moment(words: str) -> int | None:
+    """Read '30d' from now, '2027-01-31', or 'never' (None). Returns seconds since 1970."""
+    if words == "never":
+        return None
+    if (moment := day(words)) is not None:
+        if moment <= time.time():
+            raise typer.BadParameter(f"{words} is in the past")
+        return moment
+    return int(time.time()) + seconds(words, years=100)
+
+
+# -- from values to words ---------------------------------------------------------------------------------------------
+
+
+def _say(entry: Entry, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(_as_json(entry))
+    table = Table("what", "said", box=None, show_header=False)
+    rows = {
+        "id": entry.id,
+        "name": entry.name,
+        "owner": entry.owner or "-",
+        "state": entry.state,
+        "created": when(entry.created_at),
+        "expires": when(entry.expires_at),
+        "models": "all" if entry.models is None else ", ".join(entry.models),
+        "limits": brief(entry.limits),
+        "priority": str(entry.priority),
+        "labels": ", ".join(f"{name}={value}" for name, value in entry.labels.items()) or "-",
+        "secrets": "; ".join(
+            f"created {when(it['created_at'])}, expires {when(it['expires_at'])}" for it in entry.secrets
+        ),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out.print(whole(table, "said"))
+    return None
+
+
+def _say_secret(entry: Entry, text: str, *, as_json: bool) -> None:
+    if as_json:
+        return print_json({"key": _as_json(entry), "secret": text})
+    out.print(f"{entry.id} ({entry.name}). This is its secret, which is shown only once:\n\n{text}\n")
+    if entry.disabled:
+        out.print(f"The key is disabled. To enable it: stack keys enable {entry.id}")
+    return None
+
+
+def _as_json(entry: Entry) -> dict[str, Any]:
+    return entry.model_dump() | {"state": entry.state}

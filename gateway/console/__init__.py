@@ -1,0 +1,1 @@
+"""Console: the pages at /console, for operators and for the owners of keys."""

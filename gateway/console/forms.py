@@ -1,0 +1,92 @@
+"""Forms: read what a browser sends, within bounds, and turn typed fields into checked values."""
+
+import datetime as dt
+import re
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from gateway import validation
+from gateway.errors import BadRequest, TooLarge, UnsupportedMediaType
+from gateway.keys.entries import Entry
+from gateway.keys.limits import LimitFields
+
+SMALL, LARGE = 16 * 1024, 512 * 1024  # bytes of a form: of one before anybody is known, and of any other
+MAX_FIELDS = 40
+LIMITS = tuple(LimitFields.model_fields)
+
+Form = dict[str, str]
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+async def read(request: Request, most: int) -> Form:
+    """The fields of a form. Raises TooLarge, UnsupportedMediaType, BadRequest."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaType("Send the form as application/x-www-form-urlencoded.")
+    raw = b""
+    async for piece in request.stream():
+        raw += piece
+        if len(raw) > most:
+            raise TooLarge(f"The form is larger than {most} bytes.")
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS, encoding="utf-8", errors="strict"
+        )
+    except ValueError:  # of any kind: UnicodeDecodeError is one
+        raise BadRequest("The form cannot be read.") from None
+    return dict(pairs)
+
+
+def understood(values: dict[str, Any], model: type[Fields]) -> Fields:
+    """The values as `model`. Raises BadRequest with a sentence that names the field."""
+    try:
+        return model.model_validate(values, strict=True)
+    except ValidationError as exc:
+        field, why = validation.first(exc, model)
+        raise BadRequest(f"{(field or 'The form').replace('_', ' ').replace('.', ': ')}: {why}.", param=field) from None
+
+
+def key_fields(form: Form, there: Entry | None = None) -> dict[str, Any]:
+    """What a form says of a key, for KeyFields. An expiry that is still that of the key is left out. Raises
+    BadRequest."""
+    values: dict[str, Any] = {
+        "name": form.get("name", "").strip(),
+        "owner": form.get("owner", "").strip(),
+        "models": [it.strip() for it in re.split(r"[,\r\n]+", form.get("models", "")) if it.strip()] or None,
+        "priority": number(form, "priority") or 1,
+        "limits": limits(form),
+    }
+    typed = form.get("expires", "").strip()
+    if there is None or typed != day(there.expires_at):
+        values["expires_at"] = _moment(typed) if typed else None
+    return values
+
+
+def limits(form: Form) -> dict[str, int | None]:
+    """The limits that a form says; None for each field that is empty. Raises BadRequest."""
+    return {name: number(form, name) for name in LIMITS}
+
+
+def number(form: Form, name: str) -> int | None:
+    """A whole number, None if the field is empty. Raises BadRequest."""
+    typed = form.get(name, "").strip()
+    if not typed:
+        return None
+    if not re.fullmatch(r"[0-9]{1,16}", typed):
+        raise BadRequest(f"{name.replace('_', ' ')}: it must be a whole number.", param=name)
+    return int(typed)
+
+
+def day(moment: int | None) -> str:
+    """The UTC day of a time in seconds since 1970, as a form has it; empty for None."""
+    return "" if moment is None else dt.datetime.fromtimestamp(moment, dt.UTC).date().isoformat()
+
+
+def _moment(typed: str) -> int:
+    try:
+        return int(dt.datetime.strptime(typed, "%Y-%m-%d").replace(tzinfo=dt.UTC).timestamp())
+    except ValueError:
+        raise BadRequest("expires: it must be a day, such as 2027-01-31.", param="expires") from None

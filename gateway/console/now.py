@@ -1,0 +1,147 @@
+"""Now: a picture of this moment: the engines, who is answered, who waits, and what ended in the last minutes.
+
+It is made from memory that the workers share, from the small files in which they tell what they are at, and from one
+look at the names of the keys concerned. It is bounded in size, and made at most once a second by each worker, however
+many pages ask for it.
+"""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from gateway.config import Config
+from gateway.errors import ModelLoading, StackError, StoreUnavailable
+from gateway.exchange import Running
+from gateway.keys.authenticate import Keys
+from gateway.keys.book import Keybook
+from gateway.recent.recent import Recent
+from gateway.routing.health import Health
+from gateway.settings import Settings
+from gateway.upstream.client import Upstream
+from gateway.upstream.progress import Progress
+from gateway.usage import running
+from gateway.usage.rows import LISTED
+
+FRESH = 1.0  # seconds for which a picture is told again
+ROWS = 100  # requests that are told one by one
+ENGINES = 64  # engines that are told
+MODELS = 20  # models of an engine that are told by name
+TEXT = 200  # characters of a name
+_STATES = {"open": "away", "half-open": "on trial"}  # of its breaker, in words
+MINUTE, FIVE = 60, 300  # seconds
+
+
+class Now:
+    """Make the picture, in the console's thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: Config,
+        keys: Keys,
+        book: Keybook,
+        health: Health,
+        upstreams: dict[str, Upstream],
+        progress: Progress,
+        recent: Recent,
+        listed: frozenset[str],
+    ) -> None:
+        self._home = settings.journals
+        self._config = config
+        self._keys = keys
+        self._book = book
+        self._health = health
+        self._upstreams = upstreams
+        self._progress = progress
+        self._recent = recent
+        self._listed = listed
+        self._made_at = float("-inf")
+        self._picture: dict[str, Any] = {}
+        self._models = _models(config)
+
+    def json(self) -> bytes:
+        """The picture for the page's script."""
+        return orjson.dumps(self.picture())
+
+    def picture(self) -> dict[str, Any]:
+        """The picture, at most a second old. Durations are in seconds."""
+        if time.monotonic() > self._made_at + FRESH:
+            self._picture = self._make()
+            self._made_at = time.monotonic()
+        return self._picture
+
+    def _make(self) -> dict[str, Any]:
+        found = running.look(self._home)
+        waiting = sorted((it for it in found if it.position is not None), key=lambda it: it.position or 0)
+        answered = [it for it in found if it.position is None]
+        shown = [*answered[:ROWS], *waiting[: max(ROWS // 2, ROWS - len(answered))]][:ROWS]
+        called = self._called({it.key_id for it in shown})
+        return {
+            "at": time.time_ns() // 1_000_000,
+            "engines": [self._engine(name, *seen) for name, seen in list(self._health.seen().items())[:ENGINES]],
+            "answered": len(answered),
+            "waiting": len(waiting),
+            "speed": round(sum(_speed(it) for it in answered), 1),
+            "running": [_row(it, called) for it in shown],
+            "minute": asdict(self._recent.pace.told(MINUTE)),
+            "five": asdict(self._recent.pace.told(FIVE)),
+            "store": None if self._keys.trouble is None else self._keys.trouble.message,
+        }
+
+    def _engine(self, name: str, state: str, trouble: StackError | None) -> dict[str, Any]:
+        load = self._upstreams[name].load()
+        models = self._models.get(name, [])
+        if trouble is not None:
+            trouble = self._progress.explain(trouble, *models)
+            state = str(trouble.code) if state not in _STATES or isinstance(trouble, ModelLoading) else state
+        return {
+            "name": name,
+            "dialect": self._config.engines[name].dialect,
+            "state": _STATES.get(state, state),
+            "message": trouble.message if trouble is not None else "",
+            "models": [it[:TEXT] for it in models[:MODELS]],
+            **load._asdict(),
+        }
+
+    def _called(self, ids: set[str]) -> dict[str, tuple[str, str]]:
+        """The names and owners of those keys. Without the store, those pages are still of use that need no names."""
+        found = dict.fromkeys(ids & self._listed, (LISTED, ""))
+        try:
+            return found | self._book.called(ids - self._listed)
+        except StoreUnavailable:
+            return found
+
+
+def _models(config: Config) -> dict[str, list[str]]:
+    """By engine, the models that it may be asked for, by its own names for them."""
+    found: dict[str, list[str]] = {}
+    for model in config.models.values():
+        for target in (*model.targets, *model.fallbacks):
+            names = found.setdefault(target.engine, [])
+            if target.model not in names:
+                names.append(target.model)
+    return found
+
+
+def _speed(it: Running) -> float:
+    return it.tokens / it.generating if it.generating else 0.0
+
+
+def _row(it: Running, called: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    name, owner = called.get(it.key_id, ("", ""))
+    return {
+        "id": it.request_id,
+        "key": it.key_id,
+        "name": name,
+        "owner": owner,
+        "model": it.model[:TEXT],
+        "engine": it.engine,
+        "kind": it.kind,
+        "stream": it.stream,
+        "seconds": round(it.seconds, 1),
+        "tokens": it.tokens,
+        "speed": round(_speed(it), 1),
+        "position": it.position,
+    }

@@ -1,0 +1,170 @@
+"""Usage: the pages that show who used what, from the sums of hours and days (gateway.usage.sums). An operator sees all
+of it, and a key's owner that of the key, with its limits.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
+from starlette.responses import Response
+
+from gateway.console.ask import Ask
+from gateway.console.pages import Pages, answer, seconds, short
+from gateway.console.plots import MOST, Line, draw
+from gateway.errors import BadRequest
+from gateway.keys.authenticate import Key
+from gateway.limits.rules import quotas_used
+from gateway.usage.rows import LISTED, UsageBook, inert
+from gateway.usage.sums import BYS, DAY, HOUR, By, Span, Sums, Total, begins
+
+TABLE = 100  # rows of the page's table
+FILE = 100_000  # rows of its CSV
+ALL = "all requests"
+WORDS = {"24h": "24 hours", "7d": "7 days", "month": "this month", "last": "last month", "year": "12 months"}
+NOT_OF_KEYS = ("year",)  # there may be 100,000 keys, each with its sums
+COLUMNS = "requests", "finished", "failed", "tokens_in", "tokens_out", "mean_ms", "longest_ms", "mean_ttft_ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a visitor wants to see: the sums for the table, and those for the plots."""
+
+    by: By
+    name: str  # of the span
+    table: Span
+    plots: Span
+
+
+class Plot(NamedTuple):
+    """A drawing, its title, and the names of its lines."""
+
+    title: str
+    drawing: Markup
+    labels: tuple[str, ...]
+
+
+def asked(query: Mapping[str, str], now: Callable[[], float] = time.time) -> Asked:
+    """What the address of a page asks for. Raises BadRequest."""
+    by, name = query.get("by", "all"), query.get("span", "24h")
+    found = next((it for it in BYS if it == by), None)
+    if found is None or name not in WORDS:
+        raise BadRequest(f"'by' is one of {', '.join(BYS)}, and 'span' is one of {', '.join(WORDS)}.")
+    if found == "key" and name in NOT_OF_KEYS:
+        raise BadRequest("By key, the longest span is a month.")
+    return Asked(found, name, *_spans(name, int(now() * 1000)))
+
+
+def _spans(name: str, now: int) -> tuple[Span, Span]:
+    """What the table and the plots of a span are read from."""
+    today, month = begins("day", now), begins("month", now)
+    if name == "24h":
+        hour = begins("hour", now)
+        hours = Span("hour", tuple(range(hour - 23 * HOUR, hour + 1, HOUR)), HOUR)
+        return hours, hours
+    if name == "7d":
+        days = Span("day", tuple(range(today - 6 * DAY, today + 1, DAY)), DAY)
+        return days, days
+    if name == "year":
+        days = Span("day", tuple(range(today - 364 * DAY, today + 1, DAY)), 7 * DAY)
+        return days, days
+    end = today + DAY
+    if name == "last":
+        end, month = month, begins("month", month - 1)
+    return Span("month", (month,), DAY), Span("day", tuple(range(month, end, DAY)), DAY)
+
+
+class UsagePages:
+    """Show usage. Runs in the console's thread. `listed` are the ids of the keys of STACK_API_KEYS."""
+
+    def __init__(self, sums: Sums, usage: UsageBook, listed: frozenset[str], pages: Pages) -> None:
+        self._sums = sums
+        self._usage = usage
+        self._listed = listed
+        self._pages = pages
+
+    def show(self, ask: Ask) -> Response:
+        """Everybody's usage, for operators."""
+        it = asked(ask.query)
+        table = self._table(it)
+        drawn = self._plots(it, table)
+        return self._pages.page("usage", ask.visitor, table=table, plots=drawn, asked=it, words=WORDS, bys=BYS)
+
+    def csv(self, ask: Ask) -> Response:
+        """The same as CSV."""
+        it = asked(ask.query)
+        return _file(f"usage-{it.by}-{it.name}.csv", self._csv(it))
+
+    def own(self, ask: Ask) -> Response:
+        """The usage, limits and quotas of the visitor's key."""
+        key = _key(ask)
+        it = asked({**ask.query, "by": "key"})
+        table = self._table(it, 1, key.id)
+        return self._pages.page(
+            "own", ask.visitor, key=key, limits=asdict(key.limits), used=quotas_used(self._usage, key.id),
+            plots=self._plots(it, table), table=table, asked=it, words=WORDS, not_of_keys=NOT_OF_KEYS,
+        )  # fmt: skip
+
+    def own_csv(self, ask: Ask) -> Response:
+        """The usage of the visitor's key as CSV."""
+        it = asked({**ask.query, "by": "key"})
+        return _file(f"usage-{it.name}.csv", self._csv(it, _key(ask).id))
+
+    def _table(self, it: Asked, most: int = TABLE, only: str | None = None) -> list[tuple[str, Total]]:
+        """The totals by name, those with the most requests first, each with what a person calls it."""
+        return [(self._label(it.by, total), total) for total in self._sums.top(it.by, it.table, most, only)]
+
+    def _plots(self, it: Asked, table: list[tuple[str, Total]]) -> list[Plot]:
+        """Requests, tokens, failures and latencies over time, of the first names in the table."""
+        first = table[:MOST]
+        found = self._sums.over_time(it.by, it.plots, [total.name for _, total in first])
+        times, none = it.plots.parts(), Total("")
+        labels = tuple(label for label, _ in first)
+
+        def lines(value: Callable[[Total], float | None]) -> list[Line]:
+            return [Line(label, [value(found[of.name].get(at, none)) for at in times]) for label, of in first]
+
+        def plot(title: str, drawn: list[Line], words: Callable[[float], str]) -> Plot:
+            return Plot(title, draw(title, times, it.plots.part, drawn, words), labels)
+
+        return [
+            plot("Requests", lines(lambda of: of.requests), short),
+            plot("Tokens of prompts and answers", lines(lambda of: of.tokens_in + of.tokens_out), short),
+            plot("Failed requests", lines(lambda of: of.failed), short),
+            plot("Mean duration of a request", lines(lambda of: of.mean_ms), seconds),
+            plot("Mean time to the first token", lines(lambda of: of.mean_ttft_ms), seconds),
+        ]
+
+    def _csv(self, it: Asked, only: str | None = None) -> str:
+        """The whole table as CSV. A text that a spreadsheet would take for a formula has an apostrophe before it."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow([it.by, "name", *COLUMNS])
+        for label, total in self._table(it, FILE, only):
+            lines.writerow([inert(total.name), inert(label), *(_number(getattr(total, name)) for name in COLUMNS)])
+        return text.getvalue()
+
+    def _label(self, by: By, total: Total) -> str:
+        if by == "all":
+            return ALL
+        if by == "key" and total.name in self._listed:
+            return f"{LISTED} ({total.name})"
+        return total.label or (f"({total.name})" if total.name else "(none)")
+
+
+def _key(ask: Ask) -> Key:
+    if ask.visitor.key is None:
+        raise TypeError("only a key's owner has an own usage")  # the routes see to it
+    return ask.visitor.key
+
+
+def _file(name: str, text: str) -> Response:
+    disposition = {"content-disposition": f'attachment; filename="{name}"'}
+    return answer(text.encode(), "text/csv; charset=utf-8", more=disposition)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"

@@ -1,0 +1,1 @@
+"""Keys: decide who calls: the form of keys, their storage, and authentication."""

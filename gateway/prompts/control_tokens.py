@@ -1,0 +1,80 @@
+"""Control tokens: find text of a caller that an engine would read as control tokens, such as those that name the
+speaker.
+
+A chat template writes the messages between control tokens, and the tokenizer sees no difference between the template's
+and a caller's. They are therefore searched for in the text that the template will see: the parts of a message are
+joined, and JSON inside texts is decoded.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+# The control tokens of models' own chat templates, whichever engine is asked: ChatML, Llama 3, GLM, gpt-oss <|…|>,
+# DeepSeek the same with wide bars, Gemma 4 <|turn> and <turn|>, EXAONE [|…|], Llama 2 and Mistral [INST], <<SYS>>,
+# Gemma 3 <start_of_turn>, Ling <role>, MiniMax ]~b] and [e~[, Seed <seed:bos>, LongCat <longcat_user>, Nemotron
+# <extra_id_0>, InternLM <eoh>. A NUL separates the texts that are searched.
+_FLOOR = re.compile(
+    r"<[|\uff5c][^|\uff5c<>\0]{1,64}[|\uff5c]>"
+    r"|<[|\uff5c][\w:./-]{1,64}>|<[\w:./-]{1,64}[|\uff5c]>"
+    r"|\[\|[^|\[\]\0]{1,64}\|\]"
+    r"|<</?SYS>>|</?role>|<(?:start|end)_of_turn>|<(?:bos|eos|sop|eop|eoh|eoa|eosys)>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|TOOL_CONTENT|CALL_ID|ARGS|THINK|gMASK|sMASK)\]"
+    r"|\]~!?b[\]\[]|\[e~\["
+    r"|</?(?:seed|minimax):\w{1,40}>|</?longcat_\w{1,40}>"
+    r"|<(?:extra_id_|SPECIAL_|reserved_|unused|TOKENS_UNUSED_)\d{1,6}>"
+)
+_SEEN = ("messages", "prompt", "suffix", "tools", "functions", "tool_choice", "function_call", "response_format")
+_SAID = frozenset({"text", "refusal", "thinking"})  # the fields of a part that hold text
+_MEDIA = frozenset({"image_url", "input_audio", "video_url", "audio_url", "file_url", "file"})
+_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|/)")
+_ROUNDS = 8  # rounds of decoding; JSON in JSON in JSON needs three
+_THINK = re.compile(r"</?think(?:ing)?>")  # templates remove these tags, and join the text around them
+
+
+def find_control_token(body: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the first field whose text has a control token, and the token; None if there is none."""
+    for name in _SEEN:
+        if name in body:
+            for text in _forms(body[name]):
+                if found := _FLOOR.search(text):
+                    return name, found[0]
+    return None
+
+
+def _forms(value: Any) -> Iterator[str]:
+    """Yield a field's texts as they came. If they change when JSON escapes are decoded or tags for thinking are
+    removed, yield those forms too."""
+    text = "\0".join(_texts(value))
+    yield text
+    decoded = text
+    for _ in range(_ROUNDS):
+        before, decoded = decoded, _ESCAPE.sub(_letter, decoded)
+        if decoded == before:
+            break
+    if decoded != text:
+        yield decoded
+    thoughtless = _THINK.sub("", decoded)
+    if thoughtless != decoded:
+        yield thoughtless
+
+
+def _letter(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else "/"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all strings in a value, names included, without media. For a list of parts, yield also the joined text."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            if name not in _MEDIA:
+                yield from _texts(item)
+    elif isinstance(value, list):
+        parts = [it[name] for it in value if isinstance(it, dict) for name in _SAID & it.keys()]
+        if len(parts) > 1 and all(isinstance(it, str) for it in parts):
+            yield "".join(parts)
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,364 @@
+"""Answer: what there is of one answer, begun by one engine and maybe continued by others.
+
+This file is long because all of an answer's state is changed here and nowhere else.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from gateway.dialects.dialect import Dialect, Way
+from gateway.errors import EngineRefused, StackError
+from gateway.exchange import Exchange, Try, Usage
+from gateway.limits.estimates import seen, written
+from gateway.relay.content import reasons
+from gateway.relay.fold import Fold, foldable, streamable
+from gateway.relay.handover import Handover, hand_over
+from gateway.relay.part import seeded
+from gateway.relay.reader import Reader
+from gateway.relay.resume import Search, part_of, possible
+from gateway.relay.round_writer import plain_writer
+from gateway.relay.rounds import Rounds, begun, rounds, unfinished
+from gateway.relay.seam import Seam
+from gateway.relay.sounds import heard
+from gateway.relay.tally import Tally, count, counting
+from gateway.relay.tap import Tap
+from gateway.relay.trail import Noting, Past, Trail, lost
+from gateway.routing.routes import Route, Target
+from gateway.translation.face import Writer
+
+
+class Asked(NamedTuple):
+    """What a target is asked, and the reader of the stream that it answers with. `raw`: the text that it goes on with
+    behind the prompt, if it does so."""
+
+    exchange: Exchange
+    reader: Reader
+    raw: str | None = None
+
+
+class Answer:
+    """How far the answer to one exchange has come. After `breaks`, there is a `search` for an engine that goes on with
+    it. With a `writer`, it is written in another form than the engines'. With a `trail`, another worker can go on with
+    it if this one dies, and this one goes on with what an earlier one has left."""
+
+    def __init__(
+        self, exchange: Exchange, route: Route, writer: Writer | None = None, trail: Trail | None = None
+    ) -> None:
+        self._trail = trail
+        self.exchange = exchange
+        self.route = route
+        self.writer = writer if writer is None or trail is None else Noting(writer, trail)
+        self.tried: list[Target] = []  # the last one is asked now
+        self.tries: list[Try] = []  # how that went; of one that had no slot yet there is none
+        self.asked = False  # an engine got the request
+        self.engine_id = ""  # the id that the engine which was asked last knows the request by
+        self.first_token_at: float | None = None
+        self.folded_bytes = 0  # of streams that are passed on as a whole
+        self._forget()
+        if trail is not None and trail.past is not None:
+            self._go_on(trail.past)
+
+    def begin_anew(self) -> None:
+        """Forget what has come of it: another attempt begins from nothing."""
+        self._forget()
+        if self._trail is not None:
+            self._trail.reader = None
+            self._trail.note({"anew": True})
+
+    def _forget(self) -> None:
+        self._first: Target | None = None  # who began it
+        self.reader: Reader | None = None  # of the stream of whoever began to answer last
+        self.search: Search | None = None
+        self.resumes = 0
+        self.rounds: Rounds | None = None  # of the engine that is asked now, if it is asked more than once
+        self.fold: Fold | None = None  # adds it up, where the client waits for the whole
+        self.whole: dict[str, Any] = {}  # a blocking answer
+        self.usage: Usage | None = None
+        self.tokens = 0  # as many as were seen: what was made, where the engine doesn't get to say
+        self.finish_reason: str | None = None
+        self.amount: float | None = None  # of the endpoint's unit that is no token
+        self._broke_off: StackError | None = None  # why it was resumed
+        self.hidden_since: float | None = None  # since when an engine makes an answer of which nothing is seen
+
+    def _go_on(self, past: Past) -> None:
+        """Take over what an earlier worker has left, if an engine can go on with it. There is a `search` then."""
+        if past.first is None or not past.sound:
+            return
+        asked, self.exchange = self.exchange, past.exchange()
+        self._first, self.reader, self.fold, self.resumes = past.first, past.reader, past.fold, past.resumes
+        if self.breaks(lost(), sent=past.started) is None:
+            self.exchange = asked
+            self._forget()
+            return
+        self.tried.append(past.first)
+        if self.fold is not None and self._trail is not None:
+            self.fold.note, self.fold.exact = self._trail.chunk, past.first.upstream.dialect.whole_streams
+
+    @property
+    def engine(self) -> str | None:
+        """The name of the engine that was asked last."""
+        return self.tried[-1].upstream.name if self.tried else None
+
+    def begins(self, target: Target) -> Rounds | None:
+        """This target is asked now. Returns the rounds by which it answers, None if it is one and nothing is changed.
+        Raises BadRequest."""
+        if self.search is None:
+            self.rounds = rounds(self._repeatable(target.upstream.dialect), target.upstream.dialect)
+        return self.rounds
+
+    def next(self) -> bool:
+        """Begin the next round. Returns whether there is one. If the answer was resumed, the engine goes on with the
+        choice as well. Raises what broke the answer off if there is no way to do that."""
+        ways = self.rounds
+        if ways is None or not ways.next(self.told):
+            return False
+        if self._broke_off is not None and self._first is not None and self.reader is not None:
+            search = self._search(self._broke_off, self._first, self.reader, follows=True)
+            if search.hopeless:
+                raise self._broke_off
+            self.search = search
+        return True
+
+    @property
+    def told(self) -> Usage | None:
+        """The tokens of all rounds so far, as engines counted them."""
+        return self.reader.usage if self.reader is not None else self.usage
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether the answer is whole when the engine asked now has answered."""
+        return self.rounds is None or self.rounds.last
+
+    @property
+    def said(self) -> bool:
+        """Whether everything has come that the engine asked now was asked for; only its goodbye may be missing."""
+        if self.reader is None:
+            return False
+        ways, content = self.rounds, self.reader.content
+        return content.complete or (ways is not None and ways.alone and ways.index in content.finished)
+
+    def streams(self, target: Target) -> bool:
+        """Whether this target is asked for a stream: its caller wants one, or it would not hear a blocking request's
+        caller leave, or the answer could be continued if the engine died."""
+        it, dialect = self._asked, target.upstream.dialect
+        if it.stream or not it.endpoint.streams:
+            return it.stream
+        if dialect.deaf:
+            return foldable(it.fields)
+        goes_on = self.search is not None and self.fold is not None
+        resumes = it.resume and self.route.resume.most > 0 and self.rounds is None
+        return goes_on or (dialect.whole_streams and resumes)
+
+    def doubts(self, target: Target) -> bool:
+        """Whether it has to be found out in which way this target goes on with the text so far."""
+        search = self.search
+        return search is not None and search.continues and target.upstream.dialect.doubtful
+
+    def began(self, target: Target) -> bool:
+        """Whether the same model on such an engine began the answer."""
+        first = self.search.first if self.search else None
+        return first is not None and (first.model, first.upstream.dialect) == (target.model, target.upstream.dialect)
+
+    def ask(self, target: Target, way: Way = "message") -> Asked:
+        """What to ask of this target for a stream. If it goes on with the text so far, it does so in that `way`."""
+        dialect, ways = target.upstream.dialect, self.rounds
+        if self.search is not None:
+            search, first = self.search, self.search.first.upstream.dialect
+            handover = hand_over(search.part, first, dialect, way if search.continues else search.way)
+            seam = self._sewn(search, target, handover)
+            return Asked(seam.handover.exchange, seam, seam.handover.raw)
+        self.fold = None
+        exchange = self._asked if ways is not None else self._repeatable(dialect)
+        if not exchange.stream:
+            note = self._trail.chunk if self._trail is not None else None
+            self.fold = Fold(exchange.fields["messages"] if exchange.endpoint.chats else [], note)
+            self.fold.exact = dialect.whole_streams
+            exchange = exchange if self.fold.exact else exchange.having(streamable(exchange.fields))
+        tap = Tap(
+            hide_usage=not self.ends_here or (exchange.stream and not exchange.wants_usage and self.writer is None),
+            every_usage=exchange.wants_every_usage,
+            cuts_usage=ways is None and "continuous_usage_stats" in dialect.counts,
+            tally=Tally(exchange.choices, exchange.prompts, each=dialect.counts_each),
+            choices=exchange.choices,
+            content=ways.content if ways is not None else None,
+            edit=self._edit(),
+            writer=self._tap_writer(exchange),
+        )
+        return Asked(exchange, tap)
+
+    @property
+    def _asked(self) -> Exchange:
+        return self.exchange if self.rounds is None else self.rounds.exchange
+
+    def _edit(self) -> Callable[[dict[str, Any]], None] | None:
+        """What is done to each chunk before anything is learned of it."""
+        ways, fold = self.rounds, self.fold
+        if ways is None:
+            return fold.add if fold is not None else None
+        if fold is None:
+            return ways.edit
+
+        def both(chunk: dict[str, Any]) -> None:
+            ways.edit(chunk)
+            fold.add(chunk)
+
+        return both
+
+    def _tap_writer(self, exchange: Exchange) -> Writer | None:
+        writer = self.writer if exchange.stream else None
+        return writer if self.rounds is None else self.rounds.writer(plain_writer(writer))
+
+    def ask_whole(self, target: Target) -> Exchange:
+        """What to ask of this target for a blocking answer."""
+        return counting(self._asked) if self._counts_one(target) else self._asked
+
+    def takes_whole(self, target: Target, answer: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """This target has answered. Returns the answer as the client gets it, and whether it was changed: so that it
+        tells the usage of all choices, or by its rounds. Raises EngineDisobeyed."""
+        if self.exchange.endpoint.unit == "seconds":
+            self.amount = heard(self.exchange, answer)
+            return answer, False
+        one, ways = self._counts_one(target), self.rounds
+        if one:
+            count(answer, self.exchange, self.exchange.prompts)
+        if ways is not None:
+            ways.count(answer)
+        usage = self.usage = Usage.of(answer.get("usage"))
+        self.tokens = written(answer, usage)
+        if ways is not None:
+            self.tokens = ways.wrote(self.tokens)
+            answer = ways.take(answer)
+        self.whole = answer
+        choices = answer.get("choices")
+        if isinstance(choices, list):
+            self.finish_reason = reasons(it.get("finish_reason") for it in choices if isinstance(it, dict))
+        return answer, one or ways is not None
+
+    def folded(self, fold: Fold) -> dict[str, Any]:
+        """The sum of a stream whose caller waits for the whole."""
+        return fold.answer(self.reader.usage if self.reader else None)
+
+    def _counts_one(self, target: Target) -> bool:
+        it = self.exchange
+        return target.upstream.dialect.counts_each and it.choices > 1 and it.endpoint.generates
+
+    def takes(self, target: Target, reader: Reader) -> bool:
+        """This target has begun to answer. Returns whether it goes on with what another began."""
+        search, self.search = self.search, None
+        self._first, self.reader = search.first if search else target, reader
+        resumed = search is not None and search.part.resumed
+        self.resumes += resumed
+        if self._trail is not None:
+            self._trail.reader = reader
+            first = self._first
+            seed = {} if search else {"request_id": self.exchange.request_id}  # which a seed of ours is made of
+            told = {"engine": first.upstream.name, "model": first.model, "resumes": self.resumes}
+            self._trail.note({**told, **seed})
+        return resumed
+
+    @property
+    def texts(self) -> list[str]:
+        """What its choices say, as far as it is kept."""
+        if self.reader is not None:
+            content = self.reader.content
+            return [content.part(number).text.getvalue() for number in range(self.exchange.choices)]
+        choices = self.whole.get("choices")
+        found = (it.get("message") or it for it in choices if isinstance(it, dict)) if isinstance(choices, list) else ()
+        texts = (it.get("content", it.get("text")) for it in found if isinstance(it, dict))
+        return [it for it in texts if isinstance(it, str)]
+
+    @property
+    def counted(self) -> int:
+        """The tokens that have come of it in events, as far as they can be seen."""
+        if self.reader is None:
+            return 0
+        made = self.rounds.made.tokens if self.rounds is not None else 0
+        return max(made, self.reader.content.tokens)
+
+    def learn(self) -> None:
+        """Take down what was said so far."""
+        if reader := self.reader:
+            self.usage, self.finish_reason = reader.usage, reader.content.finish_reason
+            self.tokens = max(reader.made, seen(reader.content.tokens, reader.content.characters))
+
+    def breaks(self, error: StackError, *, sent: bool) -> Search | None:
+        """An attempt ended so. Returns a search for an engine that goes on; None where there is nothing to go on with,
+        or that can't be. `sent`: the client has something of the answer."""
+        first, reader = self._first, self.reader
+        if not first or not reader or self.resumes >= self.route.resume.most:
+            return self.search
+        if self.search is not None and (self.search.part.resumed or error.status < 500):
+            return self.search
+        made = reader.content if self.rounds is None else self.rounds.made
+        if not (sent or made.tokens) or not possible(self.exchange, reader.content, error) or not made.kept:
+            return self.search
+        if self.exchange.choices > 1:
+            self._apart(first.upstream.dialect, reader)
+        self._broke_off = error
+        search = self._search(error, first, reader, follows=False)
+        # Where the client has nothing, another try costs no more than an answer that has to be made anew.
+        free = not sent and self.rounds is not None and self.rounds.demands
+        self.search = None if search.hopeless or (free and search.way == "anew") else search
+        return self.search
+
+    def _apart(self, dialect: Dialect, reader: Reader) -> None:
+        """Have the choices that are not whole made one by one."""
+        if self.rounds is not None:
+            self.rounds = self.rounds.rest(reader.head)
+            while self.rounds.index in reader.content.finished and self.rounds.next(self.told):
+                pass  # this choice is whole
+        else:
+            whole, content = self._repeatable(dialect), reader.content
+            self.rounds = Rounds(whole, None, unfinished(whole, content), begun(content, reader.head))
+
+    def _search(self, error: StackError, first: Target, reader: Reader, *, follows: bool) -> Search:
+        """Return the search for an engine that goes on with the choice which is made now."""
+        part = part_of(self._repeatable(first.upstream.dialect), reader, self.rounds, resumed=not follows)
+        return Search(error, self.route, first, part)
+
+    def _repeatable(self, dialect: Dialect) -> Exchange:
+        return seeded(self.exchange) if dialect.seeds and self.route.resume.most else self.exchange
+
+    def complete(self) -> tuple[bytes, bool]:
+        """Return the ends of the choices that are next and of which nothing is left, and whether all is whole then."""
+        out: list[bytes] = []
+        while self.search is not None:
+            search = self.search
+            handover = self._handed_over(search, "message" if search.continues else search.way)
+            if handover is None or (handover.left and handover.ends is None):
+                return b"".join(out), False
+            seam = self._sewn(search, search.first, handover)
+            out.append(seam.close(handover.ends or "length"))
+            self.takes(search.first, seam)
+            if not self.next():
+                return b"".join(out), True
+        return b"".join(out), False
+
+    def _handed_over(self, search: Search, way: Way) -> Handover | None:
+        first = search.first.upstream.dialect
+        try:
+            return hand_over(search.part, first, first, way)
+        except EngineRefused:
+            return None
+
+    def _sewn(self, search: Search, target: Target, handover: Handover) -> Seam:
+        dialect, reader = target.upstream.dialect, self.reader
+        if reader is None:
+            raise EngineRefused("No engine has begun this answer.", status=400)
+        add, writer = (self.fold.add, None) if self.fold else (None, self.writer)
+        if self.fold and not self.fold.exact:
+            handover = replace(handover, exchange=handover.exchange.having(streamable(handover.exchange.fields)))
+        chats = self.exchange.endpoint.chats
+        reads = dialect.raw.reads(chats=chats) if dialect.raw and handover.raw is not None else None
+        number = self.resumes + 1 if search.part.resumed else 0
+        options: dict[str, Any] = {"add": add, "writer": writer, "rounds": self.rounds, "reads": reads}
+        return Seam(reader, search.part, handover, number, **options)
+
+
+def way(past: Past) -> Literal["on", "from nothing", "elsewhere"]:
+    """How an answer is made whole whose worker died: an engine goes on with it; or it is made from nothing, because no
+    client has anything of it; or the same elsewhere, because one may have."""
+    if Answer(past.asked, past.route, None, Trail(lambda _: None, past)).search is not None:
+        return "on"
+    return "from nothing" if past.empty else "elsewhere"

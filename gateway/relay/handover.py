@@ -1,0 +1,258 @@
+"""Handover: what an engine is given of an answer that broke off, and asked for, in each of the ways to go on.
+
+The text so far is handed over as a partial assistant message, in each engine's own way (dialects, `continues`), or raw,
+behind the prompt as the chat template writes it (`raw`). If its form is prescribed, a grammar allows only what may
+still come (`rest`), or the answer is made once more by a schema that has the beginning nailed down (`nailed`). Of a
+tool call the arguments are made (`arguments`). Otherwise the same request is made again (`anew`). What comes once more
+has to begin with what was sent. Which ways an engine has is data in its dialect (`resumes`).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from gateway.dialects.dialect import Dialect, Made, Way
+from gateway.errors import BadRequest, EngineRefused
+from gateway.exchange import Exchange
+from gateway.forced_tools.plan import call_of
+from gateway.grammars.constraint import FIELDS, Constraint, constraint
+from gateway.grammars.grammar import UnsupportedError
+from gateway.relay.content import Content
+from gateway.relay.part import Part, chats_on, continuable, is_constrained, repeatable, stops, thinkable
+
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """What an engine that goes on with an answer is given, and asked for."""
+
+    exchange: Exchange
+    way: Way = "message"
+    tokens: int = 0  # of the answer, that it is given
+    again: str = ""  # white space that it isn't, and makes once more
+    again_in: str = "content"  # the field in which it comes
+    left: bool = True  # whether the caller's limits leave anything to be made
+    stops: tuple[str, ...] = ()  # the sequences that end the answer
+    keeps_stop: bool = False  # the one that does belongs to it
+    raw: str | None = None  # the text, if it is handed over behind the prompt itself
+    skips: dict[str, str] = field(default_factory=dict)  # what an answer made anew has to begin with, by its names
+    calls: tuple[tuple[str, str], ...] = ()  # and its tool calls: their names and arguments
+    call: int | None = None  # the text is the rest of this tool call's arguments
+    ends: str | None = None  # its finish_reason, if nothing is left to be made
+    checks: Constraint | None = None  # what the whole text has to be
+
+
+def ways(part: Part, dialect: Dialect) -> list[Way]:
+    """Return the ways in which an engine of `dialect`, which began this part, can be asked for the rest of it."""
+    kind = _kind(part)
+    found = [it for it in dialect.resumes[kind] if _possible(it, part, dialect)]
+    if kind == "json" and found[:1] != ["anew"] and "anew" in found and not _exact(part, dialect):
+        found.sort(key=lambda it: it != "anew")  # the grammar allows too much
+    return found
+
+
+def hand_over(part: Part, first: Dialect, dialect: Dialect, way: Way = "message") -> Handover:
+    """Have an engine of `dialect` go on in that way with a part that one of `first` began. Raises EngineRefused if that
+    is not possible."""
+    try:
+        if way in ("message", "raw"):
+            return _continued(part, first, dialect, raw=way == "raw")
+        if way == "thought":
+            return _thought(part, first, dialect)
+        if way == "rest":
+            return _rest(part, first, dialect)
+        if way == "arguments":
+            return _arguments(part, dialect)
+    except (UnsupportedError, BadRequest) as exc:
+        raise EngineRefused(f"An engine cannot go on with this answer: {exc}.", status=400) from exc
+    return _anew(part, way)
+
+
+# -- which ways --------------------------------------------------------------------------------------------------------
+
+
+def _kind(part: Part) -> Made:
+    content = part.content
+    if content.made:
+        return "calls"
+    if is_constrained(part.exchange):
+        return "json"
+    return "reasoning" if content.reasoning else "text"
+
+
+def _possible(way: Way, part: Part, dialect: Dialect) -> bool:
+    if way == "anew":
+        return repeatable(part.exchange, dialect)
+    if not part.content.tokens:
+        return True  # nothing has come yet: each way is the same request again
+    if way in ("message", "raw"):
+        return continuable(part)
+    try:
+        if way == "thought":
+            behind = is_constrained(part.exchange) and part.content.text.tell()
+            return thinkable(part) and (not behind or _is_said(part) or bool(_remainder(part, "", dialect)))
+        if way == "rest":
+            chats = chats_on(part.exchange) and not part.content.reasoning
+            return _is_said(part) or (chats and bool(_remainder(part, "", dialect)))
+        return (_is_said(part) or bool(_nailed(part))) if way == "nailed" else _arguments(part, dialect) is not None
+    except (UnsupportedError, BadRequest):
+        return False
+
+
+def _exact(part: Part, dialect: Dialect) -> bool:
+    try:
+        asked = constraint(part.exchange.fields)
+        return asked is None or dialect.json_style is None or asked.exact(dialect.json_style)
+    except UnsupportedError:
+        return False
+
+
+# -- each way ----------------------------------------------------------------------------------------------------------
+
+
+def _thought(part: Part, first: Dialect, dialect: Dialect) -> Handover:
+    """The reasoning is handed over between the model's tags, and closed only if text has come behind it."""
+    (name, reasoning), text = next(iter(part.content.reasoning.items())), part.content.text.getvalue()
+    begins, ends = dialect.think_tags
+    whole = begins + reasoning.getvalue() + (ends + text if text else "")
+    handover = _continued(part, first, dialect, raw=False, text=whole)
+    if text and is_constrained(part.exchange):
+        if _is_said(part):
+            return Handover(exchange=part.exchange, way="thought", ends="stop")
+        handover = _constrained(part, handover, dialect)
+    return replace(handover, way="thought", again_in="content" if text else name, stops=handover.stops if text else ())
+
+
+def _continued(part: Part, first: Dialect, dialect: Dialect, *, raw: bool, text: str | None = None) -> Handover:
+    """The text so far is handed over, or `text` in its place."""
+    exchange, text = part.exchange, part.content.text.getvalue() if text is None else text
+    fields, tokens, again = dict(exchange.fields), part.tokens if part.content.tokens else 0, ""
+    made, behind = tokens, text if raw and text else None
+    if dialect.trims and exchange.endpoint.chats and behind is None:
+        stripped = text.rstrip()
+        text, again = stripped, text[len(stripped) :]
+        tokens = max(0, tokens - bool(again)) if text else 0  # white space is one token, as a rule
+    fields, left = _within_limits(fields, made, tokens)
+    if behind is not None:
+        pass  # the text stands behind the prompt, not in it
+    elif not exchange.endpoint.chats:
+        fields[exchange.endpoint.content] += text
+    elif text:
+        fields |= {**dialect.continues, "messages": _with_message(fields, text, first)}
+    return Handover(
+        exchange=exchange.having(fields),
+        way="raw" if raw else "message",
+        tokens=tokens,
+        again=again,
+        left=left,
+        stops=stops(fields),
+        keeps_stop=fields.get("include_stop_str_in_output") is True,
+        raw=behind,
+    )
+
+
+def _within_limits(fields: dict[str, Any], made: int, given: int) -> tuple[dict[str, Any], bool]:
+    """Return the fields with limits for the rest of an answer, and whether they leave anything to be made. Of the
+    tokens that were `made`, the engine is `given` some."""
+    fields |= {name: int(fields[name]) for name in _LIMITS if type(fields.get(name)) is float and fields[name] >= 1}
+    limits = [name for name in _LIMITS if type(fields.get(name)) is int and fields[name] > 0]
+    left = all(fields[name] > made for name in limits)
+    fields |= {name: fields[name] - given for name in limits}
+    if type(fields.get("min_tokens")) is int:
+        fields["min_tokens"] = max(0, fields["min_tokens"] - given)
+    return fields, left
+
+
+def _with_message(fields: dict[str, Any], text: str, first: Dialect) -> list[Any]:
+    *before, last = fields["messages"]
+    if last["role"] == "assistant" and (not first.continues or fields.get("continue_final_message") is True):
+        return [*before, last | {"content": last["content"] + text}]  # the answer goes on with the caller's own words
+    return [*before, last, {"role": "assistant", "content": text}]
+
+
+def _rest(part: Part, first: Dialect, dialect: Dialect) -> Handover:
+    handover = _continued(part, first, dialect, raw=False)
+    if not part.content.tokens:
+        return replace(handover, way="rest")
+    if _is_said(part):
+        return Handover(exchange=part.exchange, way="rest", ends="stop")
+    return replace(_constrained(part, handover, dialect), way="rest")
+
+
+def _constrained(part: Part, handover: Handover, dialect: Dialect) -> Handover:
+    """The same, with a grammar of what may still come."""
+    kept = {name: it for name, it in handover.exchange.fields.items() if name not in FIELDS}
+    # The white space that is not handed over has to come again, so that what follows still fits.
+    fields = kept | _remainder(part, handover.again, dialect)
+    return replace(handover, exchange=handover.exchange.having(fields), checks=constraint(part.exchange.fields))
+
+
+def _is_said(part: Part) -> bool:
+    """Whether the text is all that the request prescribes, and nothing but white space may follow."""
+    asked = constraint(part.exchange.fields)
+    return asked is not None and asked.is_whole(part.content.text.getvalue())
+
+
+def _remainder(part: Part, before: str, dialect: Dialect) -> dict[str, Any]:
+    asked = constraint(part.exchange.fields)
+    if asked is None or dialect.json_style is None:
+        raise UnsupportedError("an answer without a form, or an engine without grammars")
+    return asked.rest(part.content.text.getvalue(), before, dialect.json_style)
+
+
+def _nailed(part: Part) -> dict[str, Any]:
+    asked = constraint(part.exchange.fields)
+    if asked is None:
+        raise UnsupportedError("an answer without a form")
+    return asked.nailed(part.content.text.getvalue())
+
+
+def _anew(part: Part, way: Way) -> Handover:
+    name, content = "content" if part.exchange.endpoint.chats else "text", part.content
+    kept = {name: content.text, **content.reasoning}
+    skips = {key: text for key, it in kept.items() if (text := it.getvalue())}
+    calls = tuple((it.name, it.arguments.getvalue()) for _, it in sorted(content.made.items()))
+    exchange, checks = part.exchange, None
+    if way == "nailed" and content.text.tell():
+        if _is_said(part):
+            return Handover(exchange=exchange, way=way, ends="stop")
+        exchange, checks = exchange.having(exchange.fields | _nailed(part)), constraint(exchange.fields)
+    return Handover(exchange=exchange, way=way, skips=skips, calls=calls, checks=checks)
+
+
+def _arguments(part: Part, dialect: Dialect) -> Handover:
+    """The last call's arguments are JSON by its function's schema, and are continued as such."""
+    calls = [part.content.made[it] for it in sorted(part.content.made)]
+    last = calls[-1]
+    text = last.arguments.getvalue()
+    index = len(calls) - 1
+    if not last.name or sorted(part.content.made) != list(range(len(calls))):
+        raise UnsupportedError("a call without a name, or out of turn")
+    if _is_whole(text):
+        return Handover(exchange=part.exchange, way="arguments", call=index, ends="tool_calls")
+    exchange = part.exchange.having(call_of(last.name, part.exchange.fields, dialect.most_repeats))
+    inner = Part(exchange=exchange, content=_text(text), tokens=part.tokens)
+    for way in dialect.resumes["json"]:
+        if text and way != "anew" and _possible(way, inner, dialect):
+            handover = _rest(inner, dialect, dialect) if way == "rest" else _anew(inner, way)
+            return replace(handover, way="arguments", call=index, checks=constraint(exchange.fields), stops=())
+    if text.strip():
+        raise UnsupportedError("arguments whose form is not understood")
+    handover = _anew(inner, "anew")
+    return replace(handover, way="arguments", call=index, checks=constraint(exchange.fields))
+
+
+def _text(text: str) -> Content:
+    content = Content()
+    if text:
+        content.add({"index": 0, "delta": {"content": text}, "finish_reason": None})
+    return content
+
+
+def _is_whole(arguments: str) -> bool:
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False

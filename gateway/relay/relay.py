@@ -1,0 +1,304 @@
+"""Relay: one exchange with the engines, from its slot in a queue to the last byte: which engine answers, and which one
+next if that fails.
+
+An Attempt asks one engine. The Watch ends the exchange early when the client disconnects, a timeout passes or the
+gateway stops. The Delivery knows what the client has got, and the Record writes down how it went.
+
+Before the first data event an error keeps its status. After it the head is out, and an answer whose engine fails is
+continued by another (gateway.relay.resume). One that can't be finished ends with an error event and a cut connection,
+without `[DONE]`: some clients take any stream with a clean end for a success, whatever its last event said.
+
+This file is long because it holds the whole course of one exchange, which is read from top to bottom.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from starlette.types import Send
+
+from gateway import logs
+from gateway.errors import (
+    ClientLeft,
+    Draining,
+    EngineError,
+    EngineFull,
+    EngineSilent,
+    EngineUnavailable,
+    InternalError,
+    StackError,
+)
+from gateway.exchange import Exchange, Running
+from gateway.keys.authenticate import Key
+from gateway.limits.rules import Headers, Lease
+from gateway.relay.answer import Answer
+from gateway.relay.attempt import Attempt
+from gateway.relay.client import Client
+from gateway.relay.delivery import Delivery, Phase
+from gateway.relay.outage import Outage
+from gateway.relay.record import Record
+from gateway.relay.resume import Search
+from gateway.relay.services import Services
+from gateway.relay.suspects import BARRED, suspected
+from gateway.relay.trail import Trail
+from gateway.relay.turns import Turns
+from gateway.relay.watch import Watch
+from gateway.routing.retry import backoff, blames_the_engine, worthwhile
+from gateway.routing.routes import Route, Target
+from gateway.traces.trace import Trace
+from gateway.translation.face import Writer
+from gateway.upstream.client import Upstream
+
+Keep = Callable[[], Awaitable[object]]  # stores an answer
+log = logging.getLogger("stack")
+
+
+class Relay:
+    """One exchange, and its lease's end. `run` it once: it answers the client, or raises a StackError if nothing was
+    sent yet. With a `writer`, the answer goes out in the form of another API. `keep` is awaited once the writer has the
+    whole answer, before its last bytes are sent. With a `trail`, another worker can go on with the answer."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        route: Route,
+        key: Key,
+        lease: Lease,
+        rules: Services,
+        writer: Writer | None = None,
+        keep: Keep | None = None,
+        trail: Trail | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.key = key  # as it was when the request came
+        self.exchange = exchange
+        self._lease = lease
+        self._route = route
+        self._rules = rules
+        self._visit = rules.admission.visit(exchange)
+        self._answer = Answer(exchange, route, writer, trail)
+        self._record = Record(self._answer, self._visit, lease, rules, keep, trail, trace)  # it holds the lease
+        tells = lease.headers, self._record.answered, self._record.text
+        self._delivery = Delivery(self._answer, self._visit, *tells, begun=trail is not None and trail.begun)
+        self._watch = Watch(exchange, route.patience, self._delivery)
+        self._tried = self._answer.tried
+        self._killed: set[Upstream] = set()  # engines that died at it
+        self._outage = Outage(exchange, route, rules.progress, self._visit, self._killed)
+        self._turns = Turns(exchange, self._visit, rules)
+
+    @property
+    def standing(self) -> Headers:
+        """Return the headers that show what is left for its key."""
+        return self._lease.headers()
+
+    @property
+    def models(self) -> set[str]:
+        """Return the models that it may ask, by their engines' own names."""
+        return {target.model for tier in self._route.tiers for target in tier}
+
+    @property
+    def at_work(self) -> bool:
+        """Whether an engine is working on it, or is about to."""
+        return bool(self._visit.engine) and not self._outage.waits
+
+    def running(self) -> Running:
+        """Return its state."""
+        return self._record.running()
+
+    def halt(self, reason: StackError) -> None:
+        """End it for that reason, unless it is already ending."""
+        self._watch.halt(reason)
+
+    def cut(self) -> None:
+        """End the stream with an error event, because the gateway is about to stop."""
+        self.halt(Draining("The gateway is stopping; the answer is not complete."))
+
+    async def run(self, client: Client, send: Send) -> bool:
+        """Answer the client. Returns whether the answer is complete. Raises StackError if it ended before anything was
+        sent."""
+        delivery = self._delivery
+        error: StackError | None = None
+        try:
+            error = await self._try(client, send)
+        except BaseException:
+            error = InternalError("The request was cancelled: a bug, or the server was stopped.")
+            raise
+        finally:
+            try:
+                self._watch.end()  # nothing may cancel from now on
+                await delivery.close()
+            finally:
+                self._record.ended(error, begun=delivery.phase != Phase.NOTHING)
+        if error is not None and not isinstance(error, ClientLeft):
+            if delivery.phase == Phase.NOTHING:
+                raise error
+            await delivery.farewell(error)
+        return error is None
+
+    async def fail(self, error: StackError) -> None:
+        """Send the client of a streamed request a stream with only the error. `run` has raised, and nothing
+        was sent."""
+        await self._delivery.fail(error)
+
+    async def _try(self, client: Client, send: Send) -> StackError | None:
+        """Answer the client. Returns why that failed, unless it is a bug before anything was sent."""
+        try:
+            self._delivery.open(client, send)
+            self._record.begins()
+            self._watch.begin(client)
+            await self._ask()
+        except asyncio.CancelledError:
+            if halted := self._watch.caught():
+                return halted
+            raise  # not cancelled by this relay
+        except StackError as exc:
+            return exc
+        except Exception:
+            if self._delivery.phase == Phase.NOTHING:
+                raise
+            log.exception("a bug in the gateway")
+            return InternalError("The gateway had an internal error. Its log has the details.")
+        return None
+
+    # -- which engine answers -----------------------------------------------------------------------------------------
+
+    async def _ask(self) -> None:
+        """Ask one engine after another until one answers. Raises the last StackError."""
+        if (wait := self._rules.suspects.barred(self.exchange)) > 0:
+            raise suspected(wait)
+        target = await self._first()
+        try:
+            while target is not None:
+                self._tried.append(target)
+                try:
+                    await self._attempt(target)
+                except StackError as exc:
+                    await self._blame(target.upstream, exc)
+                    search = self._answer.breaks(exc, sent=self._delivery.phase >= Phase.EVENTS)
+                    target = await (self._resume(search, exc) if search else self._next(exc))
+                else:
+                    return
+        finally:
+            self._visit.leave()
+
+    async def _first(self) -> Target | None:
+        """Whom to ask first. Of an answer whose worker died: who goes on with it; None: it is finished."""
+        if (search := self._answer.search) is not None:
+            self._record.engages()
+            return await self._resume(search, None)
+        self._rules.budget.request()
+        return self._route.pick(self._tried, patient=self._outage.allowed)
+
+    async def _attempt(self, target: Target) -> None:
+        """Make one attempt at one engine with a slot, and note what that says about the engine's health."""
+        upstream = target.upstream
+        self._watch.begun = False
+        if self._visit.engine != upstream.name:  # otherwise the request kept its slot
+            self._visit.leave()
+            await self._visit.enter(upstream, resumes=self._answer.search is not None)
+        if self._outage.allowed and (absence := upstream.absence) is not None:
+            raise absence  # the request waits with the others, and does not connect in vain
+        upstream.outstanding += 1
+        upstream.breaker.began()
+        try:
+            lines = self._record.attempts(target)
+            await Attempt(target, self._answer, self._delivery, self._watch, self._rules, lines).run()
+        except asyncio.CancelledError:
+            if (silence := self._watch.caught_silence()) is None:
+                upstream.breaker.gave_up()
+                raise
+            upstream.breaker.failed(silence.message, silent=True)
+            self._visit.leave()
+            raise silence from None
+        except StackError as exc:
+            if isinstance(exc, EngineFull):
+                self._visit.turned_back(teaches=self.exchange.inputs == 1)
+            if blames_the_engine(exc):
+                upstream.breaker.failed(exc.message, silent=isinstance(exc, EngineSilent))
+            else:
+                upstream.breaker.gave_up()  # if the engine answered, `generate` has noted it
+            if not self._outage.keeps_slot(exc):
+                self._visit.leave()
+            raise
+        except BaseException:
+            upstream.breaker.gave_up()
+            raise
+        finally:
+            self._record.ends_attempt()
+            upstream.outstanding -= 1
+            self._watch.waits_no_more()
+
+    async def _blame(self, upstream: Upstream, error: StackError) -> None:
+        """Find out whether the engine died of this request. Raises EngineFailed if that is possible (suspects.py)."""
+        it = self.exchange
+        suspects, tokens = self._rules.suspects, self._answer.counted
+        if await suspects.suspect(upstream, it, error, tokens=tokens, killed=self._killed):
+            logs.event("engine_killer_suspected", {"request_id": it.request_id, "engine": upstream.name}, "warning")
+            raise suspected(BARRED) from error
+
+    async def _next(self, error: StackError) -> Target:
+        """Return the target to ask after this failure, when it is time. Raises a StackError if there is none."""
+        try:
+            return await self._retry(error)
+        except EngineError as exc:
+            if self._delivery.phase >= Phase.EVENTS:
+                raise
+            if not isinstance(exc, EngineFull):
+                return await self._wait(exc)
+            await self._queue_again(exc)
+        return self._tried.pop()  # it was not really asked
+
+    async def _wait(self, error: EngineError) -> Target:
+        """Return the first target that is back, if all engines are down. Raises the error otherwise."""
+        self._watch.begun = False  # so that the client gets pings
+        target = await self._outage.target(error, self._tried[-1].upstream)
+        self._answer.begin_anew()
+        self._record.hands_on("waited", error, target)
+        return target
+
+    async def _queue_again(self, error: EngineFull) -> None:
+        """Put a request that a full engine rejected back into the queue. Raises what ends it if it may not wait."""
+        pause = self._turns.again(error)
+        self._answer.begin_anew()
+        self._record.hands_on("queued_again", error, self._tried[-1])
+        await self._visit.pause(pause)
+
+    async def _retry(self, error: StackError) -> Target:
+        """Return the target to ask after this failure, when it is time. Raises the error again if there is none."""
+        rules = self._rules
+        if self._delivery.phase >= Phase.EVENTS or len(self._tried) >= rules.retries.attempts:
+            raise error
+        try:
+            target = self._route.pick(self._tried)
+        except EngineUnavailable:
+            raise error from error.__cause__
+        same = any(target.upstream is it.upstream for it in self._tried)
+        if same and self._outage.covers(error, self._tried[-1].upstream):
+            raise error  # the request waits until that engine is back
+        if target.upstream in self._killed or not worthwhile(error, same_engine=same) or not rules.budget.take():
+            raise error
+        self._answer.begin_anew()
+        self._record.retries(error, target, same=same)
+        if same:
+            await asyncio.sleep(backoff(len(self._tried) + 1, rules.retries))
+            # Meanwhile another request may be the trial of a half-open breaker
+            if not target.upstream.breaker.allows():
+                raise error
+        return target
+
+    async def _resume(self, search: Search, error: StackError | None) -> Target | None:
+        """Who goes on with the answer, once somebody can; None: it is finished. Raises what broke it off if nobody.
+        `error` is what the engine failed with that was asked last; None: it was this worker's predecessor that died."""
+        self._watch.begun = False  # the client gets pings again
+        if error is not None:
+            search.failed(self._tried[-1].upstream, error)
+        end, whole = self._answer.complete()
+        if end:
+            self._record.resumed("resumed")
+            await self._delivery.forward(end, last=whole)
+        target = None if whole else await (self._answer.search or search).target()
+        if target is None and not whole:
+            self._record.resumed("failed")
+            return await self._next(search.error)  # possible if the client has received nothing
+        self._record.hands_on("resume", search.error, target, way=search.said)
+        return target

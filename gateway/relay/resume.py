@@ -1,0 +1,117 @@
+"""Resume: an answer outlives its engine. This file decides whether an answer that broke off is continued, and by whom.
+
+`part` says what the request allows, `handover` in which ways an engine can continue and what it is given, and `seam`
+makes one stream of the two (`splice` decides what of the second is left out). If no token had come yet, the request is
+made again as it was.
+"""
+
+import time
+
+from gateway.dialects.dialect import Dialect, Way
+from gateway.errors import EngineRefused, EngineTimeout, EngineUnreachable, StackError
+from gateway.exchange import Exchange
+from gateway.relay.content import Content
+from gateway.relay.handover import ways
+from gateway.relay.outage import first_back
+from gateway.relay.part import Part
+from gateway.relay.reader import Reader
+from gateway.relay.rounds import Rounds
+from gateway.routing.retry import worthwhile
+from gateway.routing.routes import Route, Target, least_busy
+from gateway.upstream.client import Upstream
+
+ATTEMPTS = 3  # requests for a continuation, connections that were refused aside
+_ELSEWHERE: frozenset[Way] = frozenset({"message", "raw"})  # ways in which an engine goes on with another kind's answer
+
+
+def possible(exchange: Exchange, content: Content, error: StackError) -> bool:
+    """Whether an answer that this error broke off can be begun again. `content` is what has come of it."""
+    if not exchange.resume or not exchange.endpoint.resumes or content.complete:
+        return False
+    return content.kept and worthwhile(error, same_engine=False)
+
+
+def part_of(exchange: Exchange, reader: Reader, rounds: Rounds | None, *, resumed: bool) -> Part:
+    """Return what has come of the choice of this exchange's answer that is made now."""
+    if rounds is not None:
+        content = rounds.made.part(rounds.index)
+        return Part(
+            exchange=rounds.exchange, content=content, tokens=content.tokens, index=rounds.index, resumed=resumed
+        )
+    tokens = reader.usage.tokens_out if reader.usage is not None else reader.content.tokens
+    return Part(exchange=exchange, content=reader.content, tokens=tokens, resumed=resumed)
+
+
+class Search:
+    """For an engine that goes on with an answer: from the moment it broke off until one does."""
+
+    def __init__(self, error: StackError, route: Route, first: Target, part: Part) -> None:
+        """`error` broke the answer off that `first` began. `part` is the choice which is made next."""
+        self.error = error
+        self.first = first
+        self.part = part
+        self._route = route
+        self._ways = ways(part, first.upstream.dialect)
+        self._until = time.monotonic() + route.resume.wait
+        self._attempts = ATTEMPTS
+        self._away: set[Upstream] = set()
+        self._unfit: set[Upstream] = set()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether there is no way."""
+        return not self._ways
+
+    @property
+    def way(self) -> Way:
+        """The way in which it is tried now."""
+        return self._ways[0]
+
+    @property
+    def said(self) -> str:
+        """The way, as the log names it. Which of two ways an Ollama goes on with a text, it is asked later."""
+        if not self.part.content.tokens:
+            return "again"
+        return "text" if self.way in _ELSEWHERE else self.way
+
+    @property
+    def continues(self) -> bool:
+        """Whether the engine goes on with a text that it is given."""
+        return self.way in _ELSEWHERE and self.part.content.tokens > 0
+
+    def failed(self, upstream: Upstream, error: StackError) -> None:
+        """This engine broke the answer off, or did not go on with it."""
+        if error is not self.error and isinstance(error, EngineRefused) and len(self._ways) > 1:
+            self._ways.pop(0)  # it is well, but does not do it in this way
+            self._away.discard(upstream)
+            return
+        self._away.add(upstream)
+        if error is self.error:
+            return
+        self._attempts -= not isinstance(error, EngineUnreachable)
+        if isinstance(error, EngineTimeout) or not worthwhile(error, same_engine=False):
+            self._unfit.add(upstream)
+
+    async def target(self) -> Target | None:
+        """Who is asked next: another engine at once, else the first that is found well in time. None: nobody."""
+        tiers = [[it for it in tier if self._can(it)] for tier in self._route.tiers]
+        while self._attempts > 0:
+            for tier in tiers:
+                ready = [it for it in tier if it.upstream not in self._away and it.upstream.breaker.allows()]
+                if ready:
+                    return least_busy(ready)
+            upstreams = {it.upstream for tier in tiers for it in tier} - self._unfit
+            back = await first_back(upstreams, self._until - time.monotonic())
+            if back is None:
+                break
+            self._away.discard(back)
+        return None
+
+    def _can(self, it: Target) -> bool:
+        dialect: Dialect = self.first.upstream.dialect
+        if self.way not in _ELSEWHERE:
+            return (it.model, it.upstream.dialect) == (self.first.model, dialect)
+        # A completion's prompt goes through the chat template at the one, and not at the other.
+        begun = self.part.content.tokens > 0 and not self.part.exchange.endpoint.chats
+        strange = begun and it.upstream.dialect.doubtful != dialect.doubtful
+        return (self._route.resume.across_models or it.model == self.first.model) and not strange

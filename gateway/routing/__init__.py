@@ -1,0 +1,1 @@
+"""Routing: decide which engine may answer, and in which order engines are asked."""

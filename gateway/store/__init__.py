@@ -1,0 +1,1 @@
+"""Store: own the database of keys, prompts, usage and stored responses, and its migrations."""

@@ -1,0 +1,297 @@
+"""Store: keep keys, prompts and usage in SQLite or PostgreSQL, through one interface.
+
+Everything here waits for the database, so the event loop calls it through `asyncio.to_thread`. Each table is declared
+beside its use, on `metadata`. `migrations/` brings a database to these tables.
+"""
+
+import os
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from gateway.errors import StoreUnavailable
+from gateway.settings import Settings, SettingsError
+
+WAIT = 5.0  # seconds for a lock, a connection or a statement; after that, the store is unavailable
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATING = 7_822_537  # PostgreSQL's advisory lock: any number that no other program uses in this database
+
+metadata = sa.MetaData()
+
+# One row: a number that grows with every change of what workers keep in memory (keys, prompts).
+revision = sa.Table("revision", metadata, sa.Column("number", sa.BigInteger, nullable=False))
+
+
+_version = sa.table("alembic_version", sa.column("version_num"))  # alembic owns this table
+
+
+class Store(ABC):
+    """Use one database. Threads may share it, and a forked process makes its own. All methods raise
+    StoreUnavailable.
+    """
+
+    def __init__(self, engine: sa.Engine, reading: sa.Engine) -> None:
+        self._engine = engine
+        self._reading = reading
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """Open a transaction that writes. It is committed at the end, and rolled back by any exception. SQLite runs one
+        at a time."""
+        with _translated(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Open a transaction that only reads. All of it shows one moment, and it waits for no writer."""
+        with _translated(), self._reading.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def change(self, *, patient: bool = False) -> Iterator[sa.Connection]:
+        """Open a transaction that changes what workers keep in memory. They notice the change by `number`. `patient`:
+        its statements may take as long as they need."""
+        with self.write() as connection:
+            if patient:
+                self._be_patient(connection)
+            # The first statement, because it takes a lock: each change then sees the result of the one before.
+            connection.execute(sa.update(revision).values(number=revision.c.number + 1))
+            yield connection
+
+    def number(self) -> int:
+        """Return the revision of what workers keep in memory."""
+        with self.read() as connection:
+            return self.number_in(connection)
+
+    def number_in(self, connection: sa.Connection) -> int:
+        """Return the revision as of this transaction."""
+        return int(connection.execute(sa.select(revision.c.number)).scalar_one())
+
+    def migrate(self) -> None:
+        """Bring the tables to this version's. If several processes do so at once, one migrates and the others wait.
+
+        Raises SettingsError if a newer version of the gateway has migrated the database, because there is no way back.
+        """
+        with self.read() as connection:  # mostly there is nothing to do, and this transaction waits for no writer
+            made = sa.inspect(connection).has_table(_version.name)
+            there = connection.execute(sa.select(_version.c.version_num)).scalars().all() if made else []
+        if there == [max(it.name[:4] for it in (_MIGRATIONS / "versions").glob("[0-9]*.py"))]:
+            return
+        from gateway.store.migrating import upgrade  # noqa: PLC0415  alembic is slow to import
+
+        with self.write() as connection:
+            self._be_alone(connection)
+            upgrade(connection, _MIGRATIONS)
+
+    def close(self) -> None:
+        """Drop all connections. The store may be used again."""
+        self._engine.dispose()
+
+    @abstractmethod
+    def told(self, cause: BaseException | None) -> str:
+        """Return which database this is and why it cannot be used, in one line without secrets."""
+
+    @abstractmethod
+    def _be_patient(self, connection: sa.Connection) -> None:
+        """Remove the time limit of this transaction's statements."""
+
+    @abstractmethod
+    def _be_alone(self, connection: sa.Connection) -> None:
+        """Remove the time limit, and make every other process that migrates wait for this transaction."""
+
+
+class SqliteStore(Store):
+    """Use a file, which must exist. A missing file is not created again, because it would be empty."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        engine = sa.create_engine(
+            f"sqlite:///file:{quote(str(file))}?mode=rw&uri=true", connect_args={"timeout": WAIT}, hide_parameters=True
+        )
+        sa.event.listen(engine, "connect", self._on_connect)
+        sa.event.listen(engine, "checkout", self._on_checkout)
+        sa.event.listen(engine, "begin", _on_begin)
+        sa.event.listen(engine, "handle_error", _on_error)
+        super().__init__(engine, engine.execution_options(stack_reads=True))
+
+    def told(self, cause: BaseException | None) -> str:
+        return f"{self.file.absolute()}: {_line(cause)}"
+
+    def _be_patient(self, connection: sa.Connection) -> None:
+        pass  # SQLite's transactions have no time limit
+
+    def _be_alone(self, connection: sa.Connection) -> None:
+        pass  # a writing transaction is alone already, see _on_begin
+
+    def _on_connect(self, connection: Any, record: Any) -> None:
+        record.info["file"] = self._identity()
+        connection.isolation_level = None  # only _on_begin begins transactions
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def _on_checkout(self, _: object, record: Any, __: object) -> None:
+        """Replace a connection to a file that was removed or replaced. The connection would still use the old file."""
+        if record.info["file"] != self._identity():
+            raise sa.exc.DisconnectionError("the database file was replaced")
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.file)  # noqa: PTH116  called at every use, and pathlib takes three times as long
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class PostgresStore(Store):
+    """Use a database on a server."""
+
+    def __init__(self, url: str) -> None:
+        milliseconds = int(WAIT * 1000)
+        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+        self._url = sa.make_url(url)
+        engine = sa.create_engine(
+            self._url.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": int(WAIT), "options": options},
+            hide_parameters=True,
+            pool_size=2,
+            pool_timeout=WAIT,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+        )
+        sa.event.listen(engine, "do_connect", _connect)
+        super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
+
+    def told(self, cause: BaseException | None) -> str:
+        words = _line(cause)
+        query = [value for name, value in self._url.query.items() if "password" in name]
+        for password in (self._url.password, *query):
+            words = words.replace(str(password), "***") if password else words
+        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}"
+
+    def _be_patient(self, connection: sa.Connection) -> None:
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        cast("_Connection", connection.connection.driver_connection).patience = None
+        connection.detach()  # no later transaction gets a connection without a time limit
+
+    def _be_alone(self, connection: sa.Connection) -> None:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+        self._be_patient(connection)
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of the settings: STACK_STORE_URL, or a file in STACK_DATA_DIR. It does not connect yet."""
+    url = settings.store_url
+    return PostgresStore(url) if url else SqliteStore(settings.stack_data_dir / "stack.db")
+
+
+def missing(settings: Settings) -> Path | None:
+    """Return the path of SQLite's file if the file is missing, otherwise None."""
+    store = open_store(settings)
+    if isinstance(store, SqliteStore):
+        try:
+            store.file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return store.file.absolute()
+        except OSError:
+            pass  # the error comes when the file is opened
+    return None
+
+
+def prepare(settings: Settings) -> None:
+    """Make the data directory and migrate the store, once before the workers are forked. If the store is unreachable,
+    the workers try again. Raises SettingsError."""
+    store = open_store(settings)
+    with data_directory(settings):
+        if isinstance(store, SqliteStore):
+            store.file.touch(0o600)
+    with suppress(StoreUnavailable):
+        store.migrate()
+    store.close()
+
+
+@contextmanager
+def data_directory(settings: Settings) -> Iterator[Path]:
+    """Make the data directory if it is missing. Raises SettingsError if the directory, or a file in it, cannot be
+    written."""
+    directory = settings.stack_data_dir
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        yield directory
+    except OSError as exc:
+        raise SettingsError(
+            f"STACK_DATA_DIR: {directory} is not writable ({exc.strerror}). Name a directory to which this user may "
+            "write, such as STACK_DATA_DIR=.data, or mount a volume there."
+        ) from None
+
+
+@contextmanager
+def new_store(settings: Settings) -> Iterator[Store]:
+    """Make a new SQLite file, which takes its place at the end of the block, unless the block raises. No gateway
+    therefore sees it empty or incomplete. Raises SettingsError."""
+    with data_directory(settings) as directory, tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as aside:
+        store, place = SqliteStore(Path(aside, "stack.db")), directory / "stack.db"
+        if (log := place.with_name("stack.db-wal")).exists():
+            raise SettingsError(f"{log} belongs to a store that is missing. Put {place} back, or remove {log}.")
+        store.file.touch(0o600)
+        try:
+            yield store
+            with store.write() as connection:  # a number that no worker has seen before
+                connection.execute(sa.update(revision).values(number=time.time_ns()))
+        finally:
+            store.close()
+        place.hardlink_to(store.file)  # fails if another file has appeared there meanwhile
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise  # the caller handles it: its rows contradict the rows in the store
+    except (SQLAlchemyError, OSError) as exc:
+        raise StoreUnavailable("The gateway's store is unreachable right now.") from exc
+
+
+def _line(cause: BaseException | None) -> str:
+    return " ".join(str(cause or "it does not answer").split())
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    """Begin a transaction. One that will write takes its lock first, because SQLite cannot wait for a lock later."""
+    reads = connection.get_execution_options().get("stack_reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _on_error(context: sa.engine.ExceptionContext) -> None:
+    """Drop a connection after a read-only error, because it would stay read-only after the disk is writable again."""
+    name = getattr(context.original_exception, "sqlite_errorname", "")
+    context.is_disconnect = context.is_disconnect or name.startswith("SQLITE_READONLY")
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that waits for an answer for at most `patience` seconds. The server's own timeouts do not help if
+    the server hangs."""
+
+    patience: float | None = WAIT + 1
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001
+            self.close()
+            raise psycopg.OperationalError("the server does not answer") from None
+
+
+def _connect(_: object, __: object, arguments: Any, options: Any) -> _Connection:
+    return _Connection.connect(*arguments, **options)

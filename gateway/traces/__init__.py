@@ -1,0 +1,1 @@
+"""Traces: spans of each request, told to an OpenTelemetry collector by OTLP."""

@@ -1,0 +1,1 @@
+"""Upstream: know the engines: how they are asked, what they accept, and what their errors mean."""

@@ -1,0 +1,110 @@
+"""Messages: write a chat's messages in the form that an engine takes. Each engine's file in gateway.dialects says which
+roles and parts the engine takes. docs/parameters.md shows the tables, and a test compares them.
+
+A part that an engine would silently drop or change is translated, if that loses nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.dialects import DIALECTS
+from gateway.dialects.dialect import Dialect, PartUse, RoleUse
+from gateway.errors import BadRequest
+
+# Each row has a column for each engine. The tables do not say whether a model can see or hear.
+ROLES: dict[str, tuple[RoleUse, ...]] = {
+    role: tuple(it.roles[role] for it in DIALECTS.values()) for role in next(iter(DIALECTS.values())).roles
+}
+PARTS: dict[str, tuple[PartUse, ...]] = {
+    part: tuple(it.parts[part] for it in DIALECTS.values()) for part in next(iter(DIALECTS.values())).parts
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How an engine takes messages."""
+
+    roles: dict[str, str]  # roles that get another name
+    plain: frozenset[str]  # roles that are taken as they are
+    texts: frozenset[str]  # parts that become text
+    parts: frozenset[str]  # parts that are taken as they are
+    picky: bool  # refuses contents without text, and makes a message of each text part
+
+
+def _ways(dialect: Dialect) -> _Ways:
+    return _Ways(
+        roles={role: use.removeprefix("as ") for role, use in dialect.roles.items() if use.startswith("as ")},
+        plain=frozenset(role for role, use in dialect.roles.items() if use == "taken"),
+        texts=frozenset(part for part, use in dialect.parts.items() if use == "as text"),
+        parts=frozenset(part for part, use in dialect.parts.items() if use == "taken"),
+        picky=dialect.picky_contents,
+    )
+
+
+_WAYS = {name: _ways(dialect) for name, dialect in DIALECTS.items()}
+
+
+def read(engine: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages in the form that this engine takes. Raises BadRequest that names a part for which there is
+    none."""
+    ways = _WAYS[engine]
+    if not ways.roles and not ways.texts:
+        return messages
+    return [
+        # Most messages are plain text of a known role, and need no change.
+        it
+        if type(it.get("content")) is str and it["role"] in ways.plain and "tool_calls" not in it
+        else _message(it, ways, f"messages[{index}]")
+        for index, it in enumerate(messages)
+    ]
+
+
+def _message(message: dict[str, Any], ways: _Ways, where: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if role := ways.roles.get(message["role"].lower()):
+        changes["role"] = role
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, list):
+        content = _content(content, ways, f"{where}.content")
+        changes["content"] = content
+    if ways.picky:
+        if content == [] or (content is None and not calls):
+            changes["content"] = ""
+        if isinstance(calls, list) and any(_lacks_arguments(call) for call in calls):
+            changes["tool_calls"] = [_with_arguments(call) if _lacks_arguments(call) else call for call in calls]
+    return message | changes if changes else message
+
+
+def _content(parts: list[Any], ways: _Ways, where: str) -> list[Any]:
+    made: list[Any] = []
+    for index, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ways.texts and isinstance(part[kind], str):
+            part, kind = {"type": "text", "text": part[kind]}, "text"  # noqa: PLW2901
+        if not ways.picky:
+            made.append(part)
+            continue
+        if kind not in ways.parts:
+            param = f"{where}[{index}].type"
+            raise BadRequest(
+                f"'{param}' must be one of {', '.join(sorted(ways.parts))}: the engine behind this model accepts no "
+                "other parts.",
+                param=param,
+            )
+        if kind == "text" and made and made[-1].get("type") == "text" and _are_texts(made[-1], part):
+            made[-1] = {"type": "text", "text": f"{made[-1]['text']}\n{part['text']}"}
+        else:
+            made.append(part)
+    return made
+
+
+def _are_texts(*parts: dict[str, Any]) -> bool:
+    return all(isinstance(part.get("text"), str) for part in parts)
+
+
+def _lacks_arguments(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(it := call.get("function"), dict) and it.get("arguments") in ("", None)
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    return call | {"function": call["function"] | {"arguments": "{}"}}

@@ -1,0 +1,147 @@
+"""The page of a request tells its wait in the queue, its fallback, and the engine that continued its answer."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.console import Visit, console_gateway, visiting
+from tests.support.keys import CHAT, admin
+from tests.support.processes import AUTH, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, fake_engine, wait_for
+
+PIECES = ["Well", ",", " she", " says", "."]
+CONFIG = """
+engines:
+  first: {{dialect: llamacpp, slots: 1, base_url: "{a}"}}
+  second: {{dialect: llamacpp, slots: 8, base_url: "{b}"}}
+models:
+  one: {{targets: [{{engine: first, model: fake-model}}]}}
+  pair: {{targets: [{{engine: first, model: fake-model}}], fallbacks: [{{engine: second, model: fake-model}}]}}
+  fall: {{targets: [{{engine: first, model: fake-model}}], fallbacks: [{{engine: second, model: "other/model:1b"}}]}}
+default_model: one
+breaker: {{failures: 1000}}
+retries: {{budget: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gateway's data directory."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def two(engine: FakeEngine, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with an engine that has one slot, and another one."""
+    directory = tmp_path_factory.mktemp("two")
+    with fake_engine() as other:
+        (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url, b=other.url))
+        settings = {"STACK_CONFIG": str(directory / "stack.yaml"), "STACK_RESUME": "3", "STACK_DATA_DIR": str(data)}
+        with console_gateway(directory / "log", engine.url, **settings) as gateway:
+            yield gateway
+
+
+@pytest.fixture
+def visit(two: GatewayProcess) -> Iterator[Visit]:
+    with visiting(two) as visit:
+        yield visit
+
+
+def send(gateway: GatewayProcess, request_id: str, **fields: Any) -> httpx.Response:
+    headers = AUTH | {"x-request-id": request_id}
+    body = {"model": "one", "messages": MESSAGES, "stream": True} | fields
+    return httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
+
+
+def steps(visit: Visit, request_id: str) -> str:
+    """What the page says happened, once the request is over."""
+    page = wait_for(lambda: (it := visit.get(f"/console/requests/{request_id}").text) and "ended:" in it and it)
+    assert page
+    listed = page[page.index('<ol class="steps">') : page.index("</ol>")]
+    return " ".join(re.sub(r"<[^>]+>", " ", listed).split())
+
+
+def test_the_wait_in_the_queue(two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str) -> None:
+    script = [["role"], ["gate", mark], ["token", "x"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(send, two, f"{mark}-1", user=mark, script=script)
+        engine.wait_seen(mark)
+        second = pool.submit(send, two, f"{mark}-2")
+
+        def waits() -> dict[str, Any]:
+            told: dict[str, Any] = visit.get("/console/now.json").json()
+            return told if told["waiting"] == 1 else {}
+
+        told = wait_for(waits)
+        assert [(it["id"], it["position"]) for it in told["running"]] == [(f"{mark}-1", None), (f"{mark}-2", 1)]
+        assert [(it["name"], it["slots"], it["used"], it["waiting"]) for it in told["engines"]] == [
+            ("first", 1, 1, 1),
+            ("second", 8, 0, 0),
+        ]
+        assert "position 1 in the queue" in visit.get(f"/console/requests/{mark}-2").text
+        engine.release(mark)
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
+    assert re.search(r"sent to the engine first after \S+ m?s in the queue", steps(visit, f"{mark}-2"))
+
+
+def test_a_fallback(two: GatewayProcess, visit: Visit, mark: str) -> None:
+    scripts = {"fake-model": [["reset"]], "other/model:1b": [["answer", {"dialect": "llamacpp", "pieces": PIECES}]]}
+    assert send(two, mark, model="fall", script_for=scripts).status_code == 200
+    told = steps(visit, mark)
+    assert re.search(r"sent to the engine first .* sent to another engine first → second after engine_\w+", told)
+    assert re.search(r"sent to the engine second .* first token .* ended: finished", told)
+
+
+def test_the_engines_that_continued_an_answer(two: GatewayProcess, visit: Visit, mark: str) -> None:
+    answer = {"dialect": "llamacpp", "pieces": PIECES, "cuts": [3]}
+    got = send(two, mark, model="pair", user=mark, script=[["answer", answer]])
+    assert got.headers["x-request-id"] == mark
+    assert "[DONE]" in got.text
+    told = steps(visit, mark)
+    assert "broke off, and another engine is to continue it first → second after engine_broken_stream" in told
+    assert re.search(r"sent to the engine second .* ended: finished", told)
+    page = visit.get(f"/console/requests/{mark}").text
+    assert re.findall(r"<dt>(Attempts|Resumes)</dt><dd>(\d+)</dd>", page) == [
+        ("Attempts", "3"),
+        ("Resumes", "2"),
+    ]  # each engine breaks off once
+
+
+def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
+    two: GatewayProcess, visit: Visit, data: Path
+) -> None:
+    def ask(key: str, words: str) -> str:
+        body = {"model": "one", "messages": [{"role": "user", "content": words}], "stream": True}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = httpx.post(two.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
+        assert answer.status_code == 200
+        return answer.headers["x-request-id"]
+
+    def page(request_id: str) -> str:
+        steps(visit, request_id)
+        return visit.get(f"/console/requests/{request_id}").text
+
+    with admin(two) as api:
+        chosen, other = (api.post("/admin/keys", json={"name": name}).json() for name in ("chosen", "other"))
+    where = f"/console/keys/{chosen['key']['id']}"
+    assert "Canary" not in page(ask(chosen["secret"], "Canary before <b>"))
+    assert visit.send(where, f"{where}/capture", capture="yes").status_code == 303
+    assert "are captured for" in visit.get(where).text
+    captured = ask(chosen["secret"], "Canary during <b>")
+    text = page(captured)
+    assert "Canary during &lt;b&gt;" in text
+    assert "data: {" in unescape(text)
+    assert "Canary" not in page(ask(other["secret"], "Canary of another"))
+    with visiting(two, chosen["secret"]) as owner:
+        assert owner.get(f"/console/requests/{captured}").status_code == 403
+        assert owner.post(f"{where}/capture", {"form_token": owner.token("/console/own")}).status_code == 403
+    for file in [two.log_path, *(it for it in data.rglob("*") if it.is_file())]:
+        assert b"Canary" not in file.read_bytes(), file
+    visit.send(where, f"{where}/capture", capture="no")
+    assert "Canary" not in page(captured)
+    assert "Canary" not in page(ask(chosen["secret"], "Canary after"))

@@ -1,0 +1,177 @@
+"""Bounds on fields by whose number or text an engine allocates, recurses or searches."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess
+
+PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+ALL = ("ollama", "vllm", "llamacpp")
+
+
+def schema(**keywords: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": keywords}}}
+
+
+def text(**keywords: Any) -> dict[str, Any]:
+    return schema(type="object", properties={"a": {"type": "string"} | keywords})
+
+
+def nested(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        found = {"type": "array", "items": found}
+    return found
+
+
+def properties(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(count)}}
+
+
+def tool(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
+def parentheses(count: int) -> str:
+    return "(" * count + "a" + ")" * count
+
+
+def branching(rules: int, *, sign: str = " | ", item: str = "{}") -> str:
+    """Rules of which each refers to the next one three times: so many ways to begin, to the power of three."""
+    lines = [f"r{number} ::= {sign.join([item.format(f'r{number + 1}')] * 3)}" for number in range(rules)]
+    return "\n".join(["root ::= r0", *lines, f'r{rules} ::= "x" | ""'])
+
+
+def definitions(count: int, choice: str, name: str = "$defs") -> dict[str, Any]:
+    found = {f"d{number}": {choice: [{"$ref": f"#/{name}/d{number + 1}"}] * 3} for number in range(count)}
+    return {name: found | {f"d{count}": {"type": "string"}}, "$ref": f"#/{name}/d0"}
+
+
+TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
+    "a grammar of nested parentheses": ({"grammar": f"root ::= {parentheses(60_000)}"}, "grammar"),
+    "a short one": ({"grammar": f"root ::= {parentheses(65)}"}, "grammar"),
+    "a grammar that is long": ({"grammar": 'root ::= "' + "a" * 70_000 + '"'}, "grammar"),
+    "optional parts in a row": ({"grammar": "root ::= " + '"a"? ' * 65}, "grammar"),
+    "a count that runs backwards": ({"grammar": 'root ::= "a"{5,2}'}, "grammar"),
+    "with spaces": ({"grammar": 'root ::= "a" { 5 , 2 }'}, "grammar"),
+    "with zeros": ({"grammar": 'root ::= "a"{0005,02}'}, "grammar"),
+    "a count of thousands of digits": ({"grammar": 'root ::= "a"{' + "9" * 5000 + "}"}, "grammar"),
+    "thousands of alternatives": ({"grammar": "root ::= " + "|".join('"a"' for _ in range(1500))}, "grammar"),
+    "rules that are each three times the next": ({"grammar": branching(20)}, "grammar"),
+    "in groups": ({"grammar": branching(20, item='("y"? {})')}, "grammar"),
+    "one after the other, each maybe empty": ({"grammar": branching(20, sign=" ")}, "grammar"),
+    "definitions that are each three times the next": (schema(**definitions(20, "anyOf")), "response_format"),
+    "by the older name, all at once": (schema(**definitions(20, "allOf", "definitions")), "response_format"),
+    "in a tool": ({"tools": [tool(definitions(20, "oneOf"))]}, "tools[0]"),
+    "vLLM's grammar": ({"structured_outputs": {"grammar": parentheses(65)}}, "structured_outputs.grammar"),
+    "vLLM's regex": ({"structured_outputs": {"regex": "a{5,2}"}}, "structured_outputs.regex"),
+    "vLLM's schema": ({"structured_outputs": {"json": nested(200)}}, "structured_outputs.json"),
+    "vLLM's choice": ({"structured_outputs": {"choice": ["a"] * 1001}}, "structured_outputs.choice"),
+    "vLLM's older names": ({"guided_regex": parentheses(65)}, "guided_regex"),
+    "older grammar": ({"guided_grammar": parentheses(65)}, "guided_grammar"),
+    "older schema": ({"guided_json": nested(200)}, "guided_json"),
+    "older choice": ({"guided_choice": ["a"] * 1001}, "guided_choice"),
+    "llama.cpp's schema": ({"json_schema": nested(200)}, "json_schema"),
+    "a schema that is deep": (schema(**nested(200)), "response_format"),
+    "with thousands of properties": (schema(**properties(501)), "response_format"),
+    "with thousands of values": (schema(enum=[str(number) for number in range(1001)]), "response_format"),
+    "in several enums": (schema(anyOf=[{"enum": ["x"] * 400}] * 3), "response_format"),
+    "that is large": (schema(allOf=[properties(400)] * 30), "response_format"),
+    "a length from above to below": (text(minLength=5, maxLength=1), "response_format"),
+    "items from above to below": (schema(type="array", minItems=5, maxItems=1), "response_format"),
+    "numbers from above to below": (schema(type="integer", minimum=5, maximum=1), "response_format"),
+    "a least length of a million": (text(minLength=1_000_000), "response_format"),
+    "a pattern of parentheses": (text(pattern=f"^{parentheses(65)}$"), "response_format"),
+    "a pattern of optional parts": (text(pattern="^" + "a?" * 65 + "$"), "response_format"),
+    "a pattern that counts backwards": (text(pattern="^a{5,2}$"), "response_format"),
+    "a tool's schema": ({"tools": [tool(nested(200))]}, "tools[0]"),
+    "thousands of tools": ({"tools": [tool({})] * 1025}, "tools"),
+    "a sampling window of gigabytes": ({"dry_multiplier": 1, "dry_penalty_last_n": 500_000_000}, "dry_penalty_last_n"),
+    "as a fraction": ({"dry_multiplier": 1, "dry_penalty_last_n": 5e8}, "dry_penalty_last_n"),
+    "of repetitions": ({"repeat_penalty": 1.1, "repeat_last_n": 500_000_000}, "repeat_last_n"),
+    "probabilities of everything": ({"n_probs": 1_000_000}, "n_probs"),
+    "by OpenAI's name": ({"logprobs": True, "top_logprobs": 1_000_000}, "top_logprobs"),
+    "of the prompt": ({"prompt_logprobs": 1_000_000}, "prompt_logprobs"),
+    "thousands of stops": ({"stop": ["a"] * 65}, "stop"),
+    "a long stop": ({"stop": "a" * 5000}, "stop"),
+    "thousands of breakers": ({"dry_sequence_breakers": ["a"] * 65}, "dry_sequence_breakers"),
+    "thousands of samplers": ({"samplers": "k" * 1_000}, "samplers"),
+    "a list of samplers": ({"samplers": ["top_k"] * 65}, "samplers"),
+    "a large bias": ({"logit_bias": {str(number): 1 for number in range(4097)}}, "logit_bias"),
+    "a bias of long texts": ({"logit_bias": [["word " * 1000, 1]]}, "logit_bias"),
+    "preserved tokens": ({"preserved_tokens": ["a"] * 1025}, "preserved_tokens"),
+    "triggers": ({"grammar_triggers": [{"type": 2, "value": "(" * 5000}]}, "grammar_triggers"),
+}
+ENOUGH: dict[str, dict[str, Any]] = {
+    "a grammar as they are written": {
+        "grammar": 'root ::= object\nobject ::= "{" ws (pair ("," ws pair)*)? "}"\npair ::= string ":" ws value\n'
+        'value ::= object | string | number\nstring ::= "\\"" [^"]* "\\""\nnumber ::= "-"? [0-9]{1,15}\nws ::= [ \t\n]*'
+    },
+    "a grammar of many rules": {"grammar": branching(7)},
+    "a schema that refers to itself": schema(
+        **{"$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}}},
+        anyOf=[{"$ref": "#/$defs/node"}, {"type": "null"}],
+    ),
+    "definitions that are each three times the next, some of them": schema(**definitions(7, "anyOf")),
+    "parentheses in quotes": {"grammar": 'root ::= "' + "(" * 5000 + '" [({]'},
+    "a schema as they are written": schema(
+        type="object",
+        properties={
+            "name": {"type": "string", "minLength": 1, "maxLength": 1000, "pattern": "^[A-Z][a-z]{0,40}$"},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 0, "maxItems": 50},
+            "minLength": {"type": "integer", "minimum": 0, "maximum": 10},
+        },
+        required=["name"],
+    ),
+    "a text of any length": text(maxLength=100_000),
+    "a schema of some depth": schema(**nested(30)),
+    "windows as long as a context": {"dry_penalty_last_n": 131_072, "repeat_last_n": -1},
+    "what OpenAI allows": {
+        "logprobs": True,
+        "top_logprobs": 20,
+        "stop": ["a", "b", "c", "d"],
+        "tools": [tool({})] * 128,
+    },
+    "nulls": {"grammar": None, "stop": None, "tools": None, "response_format": None, "structured_outputs": None},
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_a_field_that_would_block_the_engine_for_others_is_refused(before_all: GatewayProcess, name: str) -> None:
+    fields, param = TOO_MUCH[name]
+    with before_all.client() as client:
+        for model in ALL if name == "a grammar of nested parentheses" else ("llamacpp",):
+            for kind, content in (("chat", {"messages": MESSAGES}), ("completion", {"prompt": "x"})):
+                answer = client.post(PATHS[kind], json={"model": model} | content | fields)
+                assert answer.status_code == 400, (kind, answer.text)
+                assert answer.json()["error"]["param"] == param, answer.text
+
+
+@pytest.mark.parametrize("name", ENOUGH)
+def test_ordinary_grammars_schemas_and_lists_pass(
+    before_all: GatewayProcess, fakes: dict[str, FakeEngine], name: str
+) -> None:
+    del fakes
+    with before_all.client() as client:
+        answer = client.post(PATHS["chat"], json={"model": "llamacpp", "messages": MESSAGES} | ENOUGH[name])
+        assert answer.status_code == 200, answer.text
+
+
+def test_repetitions_are_counted_as_the_engine_does(before_all: GatewayProcess) -> None:
+    """llama.cpp and Ollama refuse such a grammar, and vLLM takes it."""
+    fields = {"messages": MESSAGES} | text(pattern="^a{5000}$")
+    with before_all.client() as client:
+        statuses = {model: client.post(PATHS["chat"], json={"model": model} | fields).status_code for model in ALL}
+    assert statuses == {"ollama": 400, "vllm": 200, "llamacpp": 400}
+
+
+@pytest.mark.parametrize("sign", ["[", '"', "\\", "(", "{", "{1,", "a?", "|"])
+def test_a_hostile_grammar_is_checked_in_linear_time(before_all: GatewayProcess, sign: str) -> None:
+    with before_all.client() as client:
+        began = time.monotonic()
+        client.post(
+            PATHS["chat"], json={"model": "llamacpp", "messages": MESSAGES, "grammar": sign * (65_000 // len(sign))}
+        )
+        assert time.monotonic() - began < 5

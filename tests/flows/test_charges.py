@@ -1,0 +1,458 @@
+"""What a request is charged, and when: a request before its body is read, tokens before its engine is asked, and in the
+end never less than was made."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.fakes.generator import TOLD
+from tests.support.keys import ADMIN
+from tests.support.processes import (
+    MESSAGES,
+    NO_TLS,
+    FakeEngine,
+    GatewayProcess,
+    fake_engine,
+    running_gateway,
+    wait_for,
+    wait_read,
+)
+
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+ENGINES = ("ollama", "vllm", "llamacpp")
+CONFIG = """
+engines:
+  ollama: {{dialect: ollama, slots: 256, base_url: "{url}"}}
+  vllm: {{dialect: vllm, slots: 256, base_url: "{url}"}}
+  llamacpp: {{dialect: llamacpp, slots: 256, base_url: "{url}"}}
+models:
+  ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}
+  vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
+  llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
+  dies-then-vllm:
+    targets: [{{engine: vllm, model: dies}}]
+    fallbacks: [{{engine: llamacpp, model: fake-model}}]
+default_model: vllm
+breaker: {{failures: 1000}}
+"""
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[FakeEngine]:
+    """An engine of this file's own, so that its concurrent requests can be counted."""
+    with fake_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    directory = tmp_path_factory.mktemp("charges")
+    file = directory / "stack.yaml"
+    file.write_text(CONFIG.format(url=engine.url))
+    options = {"STACK_CONFIG": str(file), "STACK_ADMIN_KEYS": ADMIN, "LLM_TIMEOUT": "6", "LLM_FIRST_TOKEN_TIMEOUT": "5"}
+    with running_gateway(directory / "log", engine.url, **options) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def any_key(gateway: GatewayProcess) -> str:
+    return make_key(gateway)
+
+
+def make_key(gateway: GatewayProcess, **limits: int) -> str:
+    return make(gateway, **limits)[1]
+
+
+def make(gateway: GatewayProcess, **limits: int) -> tuple[str, str]:
+    """Create a key; return its id and its secret."""
+    with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, verify=NO_TLS) as http:
+        made = http.post("/admin/keys", json={"name": "limited", "limits": limits}).raise_for_status().json()
+    return made["key"]["id"], made["secret"]
+
+
+def used(gateway: GatewayProcess, key_id: str) -> int:
+    """Return the tokens of a key's day, by its usage rows."""
+    with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}, verify=NO_TLS) as http:
+        return int(http.get(f"/admin/keys/{key_id}/limits").raise_for_status().json()["used"]["tokens_per_day"])
+
+
+def ask(gateway: GatewayProcess, key: str, path: str = CHAT, name: str = "", **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"} | ({"idempotency-key": name} if name else {})
+    content = {"messages": MESSAGES} if path == CHAT else {}
+    return httpx.post(gateway.url + path, json=content | fields, headers=headers, timeout=60, verify=NO_TLS)
+
+
+def left(answer: httpx.Response, what: str) -> int:
+    return int(answer.headers[f"x-ratelimit-remaining-{what}"])
+
+
+def usage(tokens_in: int, tokens_out: int, text: str = "") -> list[list[Any]]:
+    """Return the script of a blocking answer with this usage."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    told = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out}
+    return [["json", [200, {"choices": [choice], "usage": told}]]]
+
+
+def finished(gateway: GatewayProcess, request_id: str) -> dict[str, Any]:
+    """Return the log line of a request's end."""
+    return next(it for it in gateway.lines(request_id) if "_finished" in it["msg"])
+
+
+@contextmanager
+def head(gateway: GatewayProcess, key: str, length: int, path: str = CHAT, *lines: str) -> Iterator[socket.socket]:
+    """Yield a connection that has sent the head of a request, and nothing of its body."""
+    told = [
+        f"authorization: Bearer {key}",
+        "host: localhost",
+        "content-type: application/json",
+        f"content-length: {length}",
+        *lines,
+    ]
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{chr(10).join(it + chr(13) for it in told)}\n\r\n".encode())
+        yield connection
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Return the status and body of the next response on a connection."""
+    data = b""
+    while b"\r\n\r\n" not in data or len(data.split(b"\r\n\r\n", 1)[1]) < _length(data):
+        piece = connection.recv(65536)
+        assert piece, data
+        data += piece
+    start, body = data.split(b"\r\n\r\n", 1)
+    return int(start[9:12]), json.loads(body)
+
+
+def _length(data: bytes) -> int:
+    lines = data.split(b"\r\n\r\n")[0].lower().split(b"\r\n")
+    return next(int(it.split(b":")[1]) for it in lines if it.startswith(b"content-length"))
+
+
+# -- before the body is read ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS])
+def test_a_request_beyond_its_limit_is_refused_before_its_body_is_read(gateway: GatewayProcess, path: str) -> None:
+    key = make_key(gateway, requests_per_minute=1)
+    with head(gateway, key, 900_000, path) as first, head(gateway, key, 900_000, path) as second:
+        first.sendall(b" ")
+        found = {answer_of(second)[0]} if _answers(second) else {answer_of(first)[0]}
+    assert found == {429}
+
+
+def _answers(connection: socket.socket) -> bool:
+    connection.settimeout(2)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except TimeoutError:
+        return False
+    finally:
+        connection.settimeout(30)
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "code"),
+    [
+        ({"tokens_per_day": 20}, usage(7, 20), "insufficient_quota"),
+        ({"tokens_per_month": 20}, usage(7, 20), "insufficient_quota"),
+        ({"tokens_per_minute": 60}, usage(7, 200), "rate_limit_exceeded"),
+    ],
+)
+def test_a_request_without_tokens_left_is_refused_before_its_body_is_read(
+    gateway: GatewayProcess, limits: dict[str, int], used: list[list[Any]], code: str
+) -> None:
+    key = make_key(gateway, **limits)
+    assert ask(gateway, key, max_tokens=5, script=used).status_code == 200
+    with head(gateway, key, 900_000) as connection:
+        status, body = answer_of(connection)
+    assert (status, body["error"]["code"]) == (429, code)
+
+
+WAITS = "expect: 100-continue"
+
+
+def test_a_request_whose_body_is_still_being_sent_counts_as_concurrent(gateway: GatewayProcess) -> None:
+    key = make_key(gateway, concurrent=1)
+    whole = json.dumps({"messages": MESSAGES}).encode()
+
+    def free() -> bool:
+        return ask(gateway, key).status_code == 200
+
+    def taken(connection: socket.socket) -> bool:
+        # The gateway asks for a body once the request has its place. To probe before would take that place.
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        return ask(gateway, key).status_code == 429
+
+    with head(gateway, key, len(whole), CHAT, WAITS) as connection:
+        assert taken(connection)
+        connection.sendall(whole)
+        assert answer_of(connection)[0] == 200
+        wait_for(free, message="an answer gives it back")
+    with head(gateway, key, 1000, CHAT, WAITS) as connection:
+        assert taken(connection)
+    wait_for(free, message="a client that leaves in its body gives it back")
+    for broken in (b"{", b"[]", b'{"messages": 3}', whole[:-1] + b', "n": 99}', whole[:-1] + b', "model": "nobody"}'):
+        with head(gateway, key, len(broken), CHAT, WAITS) as connection:
+            assert taken(connection)
+            connection.sendall(broken)
+            assert answer_of(connection)[0] in (400, 404)
+        wait_for(free, message="a refusal gives it back")
+    with head(gateway, key, 10**9) as connection:
+        assert answer_of(connection)[0] == 413
+    wait_for(free)
+
+
+def test_a_replay_is_charged_as_a_request_and_nothing_else(gateway: GatewayProcess, engine: FakeEngine) -> None:
+    key, name = make_key(gateway, concurrent=1, requests_per_minute=4, tokens_per_day=1000), uuid4().hex
+    body: dict[str, Any] = {"user": name, "script": [["gate", name], *usage(7, 900)], "max_tokens": 900}
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, gateway, key, name=name, **body)
+        engine.wait_seen(name)
+        joins = HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+        headers = {"authorization": f"Bearer {key}", "idempotency-key": name, "content-type": "application/json"}
+        joins.request("POST", CHAT, json.dumps({"messages": MESSAGES} | body, separators=(",", ":")), headers)
+        wait_read(joins.sock)
+        assert ask(gateway, key).status_code == 429, "the one that is made holds its place"
+        engine.release(name)
+        with closing(joins):
+            joined = joins.getresponse()
+            assert (joined.status, json.load(joined)) == (200, first.result().json())
+        answers = [first.result(), ask(gateway, key, name=name, **body)]
+    assert [it.status_code for it in answers] == [200] * 2
+    assert len(engine.seen(name)) == 1
+    assert ask(gateway, key, script=usage(7, 1)).status_code == 200, "907 tokens of 1000 were charged, once"
+    refused = ask(gateway, key, name=name, **body)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded", "a replay is a request"
+
+
+# -- what is set aside ------------------------------------------------------------------------------------------------
+
+LIMITS: list[tuple[dict[str, Any], int | None]] = [
+    ({"max_tokens": 1, "max_completion_tokens": 4000}, 1),
+    ({"max_tokens": 4000, "max_completion_tokens": 1}, 1),
+    ({"max_tokens": 1, "n_predict": 4000}, 1),
+    ({"n_predict": 1, "max_completion_tokens": 4000, "max_tokens": 50}, 1),
+    ({"n_predict": 7}, 7),
+    ({"max_completion_tokens": 7}, 7),
+    ({"max_tokens": None, "max_completion_tokens": 7}, 7),
+    ({"max_tokens": 6.0, "n_predict": 8}, 6),
+    ({"max_tokens": None}, None),
+    ({}, None),
+    ({"max_tokens": 2**40}, 2**31 - 1),
+]
+
+
+@pytest.mark.parametrize("model", ENGINES)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(("said", "limit"), LIMITS)
+def test_an_engine_gets_one_limit_the_smallest(
+    gateway: GatewayProcess,
+    engine: FakeEngine,
+    any_key: str,
+    mark: str,
+    model: str,
+    path: str,
+    said: dict[str, Any],
+    limit: int | None,
+) -> None:
+    content = {} if path == CHAT else {"prompt": "one"}
+    assert ask(gateway, any_key, path, model=model, user=mark, **content, **said).status_code == 200
+    body = engine.seen(mark)[-1]["body"]
+    found = [body[name] for name in ("max_tokens", "max_completion_tokens", "n_predict") if name in body]
+    assert found == ([] if limit is None else [limit])
+    assert all(type(it) is int for it in found)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+@pytest.mark.parametrize("value", [0, -1, -5, "6", True, 1.5, [], {}])
+def test_a_limit_that_engines_read_differently_is_refused_by_name(
+    gateway: GatewayProcess, any_key: str, name: str, value: Any
+) -> None:
+    refused = ask(gateway, any_key, **{name: value})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"max_tokens": 4000},
+        {"max_completion_tokens": 4000},
+        {"n_predict": 4000},
+        {"max_tokens": 1000, "n": 4},
+        {"min_tokens": 4000},
+    ],
+)
+def test_the_tokens_of_all_choices_are_reserved_at_once(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str, said: dict[str, Any]
+) -> None:
+    """Of 5,000 tokens, two such requests may have a part; ten may not."""
+    key = make_key(gateway, tokens_per_day=5000)
+    with ThreadPoolExecutor() as pool:
+        script = [["gate", mark], *usage(7, 3)]
+        asked = [pool.submit(ask, gateway, key, user=mark, script=script, **said) for _ in range(10)]
+        wait_for(lambda: sum(it.done() for it in asked) >= 8)
+        assert 1 <= len(engine.seen(mark)) <= 2
+        engine.release(mark)
+        statuses = [it.result().status_code for it in asked]
+    assert statuses.count(200) <= 2
+    assert ask(gateway, key).status_code == 200, "what was set aside too much is there again"
+
+
+# -- what is charged in the end ---------------------------------------------------------------------------------------
+
+
+def test_padding_does_not_lower_the_estimated_price_of_a_prompt(gateway: GatewayProcess) -> None:
+    key_id, key = make(gateway, tokens_per_minute=10**6)
+    padded = b'{"model": "vllm", "script": %s, "messages": [%s]}' % (
+        json.dumps(usage(9, 1)).encode(),
+        b" " * 50_000 + json.dumps(MESSAGES[0]).encode(),
+    )
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    with httpx.Client(base_url=gateway.url, headers=headers, verify=NO_TLS) as http:
+        for _ in range(40):
+            http.post(CHAT, content=padded).raise_for_status()
+    text = "some words of a long question " * 300
+    script = [["role"], ["token", "x"], ["hang"]]
+    body = {"messages": [{"role": "user", "content": text}], "stream": True, "script": script}
+    with (
+        httpx.Client(base_url=gateway.url, headers=headers, verify=NO_TLS) as http,
+        http.stream("POST", CHAT, json=body) as answer,
+    ):
+        lines = answer.iter_lines()
+        while "x" not in next(lines):
+            pass
+    wait_for(lambda: used(gateway, key_id) >= 40 * 10 + len(text) / 8)
+
+
+@pytest.mark.parametrize("model", ["ollama", "vllm"])
+def test_a_client_that_leaves_a_blocking_answer_is_charged_for_what_may_have_been_made(
+    gateway: GatewayProcess, model: str
+) -> None:
+    key = make_key(gateway, tokens_per_day=5000)
+    for _ in range(2):
+        body = {"model": model, "messages": MESSAGES, "max_tokens": 4000, "script": [["hang"]]}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                gateway.url + CHAT, json=body, headers={"authorization": f"Bearer {key}"}, timeout=1, verify=NO_TLS
+            )
+    spent = wait_for(lambda: it if (it := ask(gateway, key)).headers.get("x-should-retry") else None)
+    assert spent.json()["error"]["code"] == "insufficient_quota"
+
+
+def test_an_answer_beyond_the_total_timeout_is_charged_for_what_may_have_been_made(gateway: GatewayProcess) -> None:
+    key = make_key(gateway)
+    late = ask(gateway, key, max_tokens=300, script=[["hang"]])
+    assert late.json()["error"]["code"] == "engine_timeout"
+    assert finished(gateway, late.headers["x-request-id"])["tokens_out"] == 300
+
+
+def test_a_client_that_leaves_an_embedding_is_charged_for_its_inputs(gateway: GatewayProcess) -> None:
+    key = make_key(gateway, tokens_per_day=100)
+    headers = {"authorization": f"Bearer {key}"}
+    body = {"input": [list(range(150))], "script": [["hang"]]}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(gateway.url + EMBEDDINGS, json=body, headers=headers, timeout=1, verify=NO_TLS)
+    wait_for(lambda: ask(gateway, key).headers.get("x-should-retry") == "false")
+
+
+@pytest.mark.parametrize("told", [{}, {"usage": {"prompt_tokens": 7, "completion_tokens": 0}}, {"usage": "much"}])
+def test_an_answer_without_reported_usage_is_charged_by_its_text(gateway: GatewayProcess, told: dict[str, Any]) -> None:
+    key = make_key(gateway)
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "word " * 500}, "finish_reason": "stop"}]
+    answer = ask(gateway, key, script=[["json", [200, {"choices": choices, **told}]]])
+    assert 500 <= finished(gateway, answer.headers["x-request-id"])["tokens_out"] <= 700
+
+
+def test_a_tool_call_in_one_event_is_more_than_one_token(gateway: GatewayProcess, mark: str) -> None:
+    key = make_key(gateway, tokens_per_minute=10**6)
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "word " * 400}}
+    chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}
+    body = {"messages": MESSAGES, "stream": True, "user": mark, "script": [["role"], ["event", chunk], ["hang"]]}
+    headers = {"authorization": f"Bearer {key}"}
+    with (
+        httpx.Client(base_url=gateway.url, headers=headers, verify=NO_TLS) as http,
+        http.stream("POST", CHAT, json=body) as answer,
+    ):
+        lines = answer.iter_lines()
+        while "arguments" not in next(lines):
+            pass
+        request_id = answer.headers["x-request-id"]
+    assert finished(gateway, request_id)["tokens_out"] >= 400
+
+
+def test_a_retried_answer_is_charged_once(gateway: GatewayProcess, mark: str) -> None:
+    key = make_key(gateway)
+    whole = [["role"], ["token", "one"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
+    scripts = {"dies": [["close"]], "fake-model": whole}
+    answer = ask(gateway, key, model="dies-then-vllm", stream=True, user=mark, script_for=scripts)
+    line = finished(gateway, answer.headers["x-request-id"])
+    assert (line["outcome"], line["tokens_in"], line["tokens_out"]) == ("finished", 7, 3)
+
+
+# -- whatever a client combines ---------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["max_tokens", "max_completion_tokens", "n_predict"])
+ONE = st.fixed_dictionaries(
+    {
+        "names": st.dictionaries(NAMES, st.sampled_from([1, 3, 20.0, 60, None]), max_size=3),
+        "n": st.sampled_from([None, 1, 2, 3]),
+        "stream": st.booleans(),
+        "model": st.sampled_from(ENGINES),
+        "padding": st.sampled_from([0, 0, 20_000]),
+        "leaves": st.sampled_from([None, None, 0.0, 0.05, 0.15]),
+        "usage": st.sampled_from(sorted(TOLD)),
+    }
+)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ONE, min_size=1, max_size=6))
+@example([{"names": {}, "n": 3, "stream": False, "model": "ollama", "padding": 0, "leaves": None, "usage": "a list"}])
+def test_the_charge_is_at_most_one_answer_less_than_what_the_engine_made(
+    gateway: GatewayProcess, engine: FakeEngine, requests: list[dict[str, Any]]
+) -> None:
+    (key_id, key), mark = make(gateway, tokens_per_minute=10**9), uuid4().hex
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda it: _send(gateway, key, mark, **it), requests))
+
+    def told(what: str) -> list[dict[str, Any]]:
+        return [it for it in gateway.log() if it.get("key") == key_id and it["msg"].startswith(f"chat_{what}")]
+
+    # An Ollama is asked for each of `n` choices by itself.
+    wait_for(lambda: all(it["state"] != "running" for it in engine.seen(mark)))
+    wait_for(lambda: len(told("started")) == len(told("finished")))
+    made = [it["made"] for it in engine.seen(mark)]
+    charged = sum(it["tokens_out"] for it in told("finished"))
+    assert charged >= sum(made) - max(made, default=0)
+
+
+def _send(gateway: GatewayProcess, key: str, mark: str, **it: Any) -> None:
+    what = {"dialect": it["model"], "length": 30, "pace": 0.003, "usage": it["usage"]}
+    fields = {"model": it["model"], "messages": MESSAGES, "user": mark, "stream": it["stream"], **it["names"]}
+    if it["n"] is not None:
+        fields["n"] = it["n"]
+    body = json.dumps(fields | {"script": [["generate", what]]})
+    content = body[:-1] + " " * it["padding"] + "}"
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    timeout = httpx.Timeout(30, read=30 if it["leaves"] is None else it["leaves"] or 0.001)
+    with (
+        suppress(httpx.TransportError),
+        httpx.Client(base_url=gateway.url, headers=headers, verify=NO_TLS, timeout=timeout) as http,
+        http.stream("POST", CHAT, content=content) as answer,
+    ):
+        began = time.monotonic()
+        for _ in answer.iter_lines():
+            if it["leaves"] is not None and time.monotonic() - began > it["leaves"]:
+                return

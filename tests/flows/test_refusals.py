@@ -1,0 +1,123 @@
+"""What a caller is told of an engine's error: all that the real engines were seen to give (tests/recordings), put
+into the mouth of a fake one, through the front door."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess
+
+RECORDINGS = Path(__file__).parent.parent / "recordings"
+ENGINES = ("ollama", "vllm", "llamacpp")
+# Of the engine's or its operator's own affairs, or of a language that callers don't speak.
+PRIVATE = re.compile(
+    r"registry\.example|json\.exception|body\.|Go struct|mmproj|\(parameter=|tools = |'loc'|Valid aliases|--"
+)
+
+# What isn't the caller's mistake, by its name in the recordings: the status and the code.
+OTHERS: dict[str, tuple[int, str]] = {
+    "its runner died": (502, "engine_failed"),
+    "its core died": (502, "engine_failed"),
+    "a Host header with another name": (502, "engine_unauthorized"),
+    "mq2-par1-ollama-cold": (503, "server_is_overloaded"),
+}
+NO_ENDPOINT = ({"detail": "Not Found"}, "File Not Found", "does not support chat", "does not support generate")
+# The field that is named, where an engine says which it is, in its way or by a word.
+PARAMS = {
+    ("llamacpp", "image"): "messages",
+    ("llamacpp", "part_text_number"): "messages",
+    ("llamacpp", "role_missing"): "messages",
+    ("llamacpp", "tools_type"): "tools",
+    ("llamacpp", "json_schema_grammar"): "grammar",
+    ("llamacpp", "reasoning_format"): "reasoning_format",
+    ("llamacpp", "temperature_string"): "temperature",
+    ("llamacpp", "dry_last_bad"): "dry_penalty_last_n",
+    ("llamacpp", "the chat template's own refusal"): "messages",
+    ("ollama", "json_schema_string"): "response_format",
+    ("ollama", "max_tokens_string"): "max_tokens",
+    ("ollama", "stop_number_list"): "stop",
+    ("ollama", "tools_string"): "tools",
+    ("ollama", "smolnat-flat"): "tools",
+    ("ollama", "effort_high"): "reasoning_effort",
+    ("ollama", "suffix"): "suffix",
+    ("ollama", "empty"): "input",
+    ("vllm", "temperature_string"): "temperature",
+    ("vllm", "tools_custom"): "tools[0].type",
+    ("vllm", "seed_huge"): "seed",
+    ("vllm", "freq_pen_3"): "frequency_penalty",
+    ("vllm", "max_tokens_0"): "messages",  # as it says of a prompt that leaves room for nothing
+    ("vllm", "stop_empty"): "stop",
+    ("vllm", "image_on_text_model"): "messages",
+}
+
+
+def recorded(engine: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RECORDINGS / engine / "errors.json").read_text())
+    return found
+
+
+def asked(gateway: GatewayProcess, engine: str, status: int, answer: Any, mark: str, **headers: str) -> Any:
+    """What the gateway makes of that answer of the engine's."""
+    said = [["event", json.loads(answer.removeprefix("data:").partition("\n")[0])]] if status == 200 else None
+    script = said or [["json", [status, answer]]]
+    body = {"model": engine, "messages": MESSAGES, "stream": True, "user": mark, "script": script}
+    with gateway.client() as client:
+        return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_recorded_error_is_told_as_whose_fault_it_is(
+    before_all: GatewayProcess, fakes: dict[str, FakeEngine], engine: str
+) -> None:
+    wrong = []
+    for number, row in enumerate(recorded(engine)):
+        mark = f"recorded-{engine}-{number}"
+        answer = asked(before_all, engine, row["status"], row["answer"], mark, **{"x-stack-queue-timeout": "0"})
+        error, name = answer.json()["error"], row["name"]
+        busy = row["status"] in (200, 503)
+        status, code = OTHERS.get(name, (503, "server_is_overloaded") if busy else (400, error["code"]))
+        if row["status"] == 501 or any(str(it) in str(row["answer"]) for it in NO_ENDPOINT):
+            code = "unsupported"
+        elif row["status"] in (403, 404) and name not in OTHERS:
+            status, code = 404, "model_not_found"
+        param = PARAMS.get((engine, name), error["param"])
+        if (answer.status_code, error["code"], error["param"]) != (status, code, param):
+            wrong.append((name, row["status"], answer.status_code, error))
+        if PRIVATE.search(error["message"]):
+            wrong.append((name, "private", error["message"]))
+        if status == 400 and len(fakes[engine].seen(mark)) != 1:
+            wrong.append((name, "asked", len(fakes[engine].seen(mark))))
+    assert not wrong
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("answer", [{"error": {"message": "CUDA out of memory at 0x7f", "type": "x"}}, {}, "<html>"])
+def test_an_unknown_failure_stays_the_engines_own(before_all: GatewayProcess, engine: str, answer: Any) -> None:
+    found = asked(before_all, engine, 500, answer, "unknown-failure")
+    assert (found.status_code, found.json()["error"]["code"]) == (502, "engine_error")
+    assert "CUDA" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("engine", "status", "answer", "says"),
+    [
+        ("llamacpp", 500, "image input is not supported - hint: provide the mmproj", "cannot read images"),
+        ("llamacpp", 400, "Field 'temperature': [json.exception.type_error.302] type must be number", "must be number"),
+        (
+            "ollama",
+            400,
+            "json: cannot unmarshal string into Go struct field X.max_tokens of type int",
+            "a whole number",
+        ),
+        ("vllm", 400, "1 validation error:\n  {'type': 'x', 'loc': 'body.seed', 'msg': 'Too \\'big\\''}", "Too"),
+    ],
+)
+def test_the_reason_is_told_in_plain_words(
+    before_all: GatewayProcess, engine: str, status: int, answer: str, says: str
+) -> None:
+    found = asked(before_all, engine, status, {"error": {"message": answer}}, "plain-words")
+    assert found.status_code == 400
+    assert says in found.json()["error"]["message"]

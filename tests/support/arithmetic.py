@@ -1,0 +1,476 @@
+"""One table of cases for the arithmetic of limits and queues, which is there twice: in Python and in PostgreSQL."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from gateway.keys.limits import Limits
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+class Ask(NamedTuple):
+    """A request with so many tokens. `gets` is "in"; or the limit that refuses it, with the seconds to wait, if any."""
+
+    tokens: int = 1
+    gets: str = "in"
+
+
+class Enter(NamedTuple):
+    """The first step of a request alone: its body is not read yet."""
+
+
+class SetAside(NamedTuple):
+    """The second step of the request that entered last."""
+
+    tokens: int
+    gets: str = "in"
+
+
+class End(NamedTuple):
+    """The request of that number, from 0, took so many tokens."""
+
+    number: int
+    tokens: int
+
+
+class Pass(NamedTuple):
+    """So many seconds pass. The clock on the wall is also set forward or back by so many days. PostgreSQL's book
+    remembers for a second that a key has nothing left."""
+
+    seconds: float = 0
+    days: int = 0
+
+
+class Change(NamedTuple):
+    """The key has these limits from now on."""
+
+    limits: Limits
+
+
+class Recorded(NamedTuple):
+    """The store's records know a request of that long ago, before this key was first seen."""
+
+    days_ago: float
+    tokens_in: int | None
+    tokens_out: int | None
+
+
+LimitStep = Ask | Enter | SetAside | End | Pass | Change | Recorded
+
+# The clock on the wall begins at noon on the 30th of a month.
+LIMITS: Mapping[str, tuple[Limits, Sequence[LimitStep]]] = {
+    "a bucket of requests holds its limit and refills evenly": (
+        Limits(requests_per_minute=3),
+        [
+            Ask(),
+            Ask(),
+            Ask(),
+            Ask(gets="requests per minute 20"),
+            Pass(19.9),
+            Ask(gets="requests per minute 0.1"),
+            Pass(0.1),
+            Ask(),
+            Ask(gets="requests per minute 20"),
+        ],
+    ),
+    "a thirtieth of a minute is exact in floats": (
+        Limits(requests_per_minute=7),
+        [
+            *[Ask()] * 7,
+            Pass(60 / 7),
+            Ask(),
+            Pass(60 / 7),
+            Ask(),
+            Pass(60 / 7 - 0.01),
+            Ask(gets="requests per minute 0.01"),
+        ],
+    ),
+    "a full bucket holds no more than its limit": (
+        Limits(requests_per_minute=2),
+        [Pass(3600), Ask(), Ask(), Ask(gets="requests per minute 30")],
+    ),
+    "tokens that were set aside too many come back": (
+        Limits(tokens_per_minute=100),
+        [Ask(60), Ask(60, "tokens per minute 12"), End(0, 10), Ask(60), End(1, 60), Ask(60, "tokens per minute 18")],
+    ),
+    "a debt is paid before the next request": (
+        Limits(tokens_per_minute=100),
+        [Ask(100), End(0, 300), Ask(1, "tokens per minute 120.6"), Pass(120.6), Ask(1)],
+    ),
+    "a request of more than a whole bucket is let in when that is full": (
+        Limits(tokens_per_minute=100),
+        [Ask(1), End(0, 1), Ask(5000, "tokens per minute 0.6"), Pass(0.6), Ask(5000), End(1, 100), Pass(60), Ask(5000)],
+    ),
+    "while a request runs nobody waits longer than a minute for tokens": (
+        Limits(tokens_per_minute=100),
+        [Ask(500), Ask(1, "tokens per minute 60"), End(0, 500), Ask(1, "tokens per minute 240.6")],
+    ),
+    "concurrent requests": (
+        Limits(concurrent=2),
+        [Ask(), Ask(), Ask(gets="concurrent requests 0.5"), End(0, 1), Ask(), Ask(gets="concurrent requests 0.5")],
+    ),
+    "of several limits the longest wait is told": (
+        Limits(requests_per_minute=2, concurrent=2),
+        [Ask(), Ask(), Ask(gets="requests per minute 30"), Pass(29.8), Ask(gets="concurrent requests 0.5")],
+    ),
+    "the last request of a quota may exceed it and is waited for": (
+        Limits(tokens_per_day=100),
+        [
+            Ask(60),
+            Ask(60),
+            Ask(1, "tokens per day, and its running requests may need the rest 0.5"),
+            End(0, 60),
+            Ask(1, "tokens per day, and its running requests may need the rest 1"),
+            End(1, 60),
+            Ask(1, "spent"),
+        ],
+    ),
+    "what a running request did not need comes back to the quota": (
+        Limits(tokens_per_month=100),
+        [Ask(100), End(0, 99), Ask(1), End(1, 1), Ask(1, "spent")],
+    ),
+    "a quota begins again with the day and the month": (
+        Limits(tokens_per_day=100, tokens_per_month=150),
+        [
+            Ask(100),
+            End(0, 100),
+            Ask(1, "spent"),
+            Pass(2, days=1),
+            Ask(100),
+            End(1, 100),
+            Pass(2, days=1),
+            Ask(50),
+            End(2, 50),
+            Pass(2, days=1),
+            Ask(1, "spent"),
+            Pass(2, days=29),
+            Ask(1),
+        ],
+    ),
+    "a clock that is set back begins no day and what is used stays used": (
+        Limits(tokens_per_day=100),
+        [
+            Ask(10),
+            End(0, 10),
+            Pass(2, days=1),
+            Ask(60),
+            End(1, 60),
+            Pass(2, days=-1),
+            Ask(1000),
+            End(2, 30),
+            Ask(10),
+            End(3, 10),
+            Ask(1, "spent"),
+            Pass(2, days=1),
+            Ask(1, "spent"),
+            Pass(2, days=1),
+            Ask(1),
+        ],
+    ),
+    "a request that ends on another day is counted where it was charged": (
+        Limits(tokens_per_day=100),
+        [
+            Ask(50),
+            Pass(2, days=1),
+            Ask(50),
+            End(0, 5000),
+            Ask(49),
+            End(1, 50),
+            End(2, 49),
+            Ask(1),
+            End(3, 1),
+            Ask(1, "spent"),
+        ],
+    ),
+    "a request whose body comes after midnight is counted once": (
+        Limits(tokens_per_day=100),
+        [
+            Enter(),
+            Pass(2, days=1),
+            Ask(10),
+            End(1, 10),
+            SetAside(500),
+            End(0, 20),
+            Ask(69),
+            End(2, 69),
+            Ask(1),
+            End(3, 1),
+            Ask(1, "spent"),
+        ],
+    ),
+    "a changed limit keeps the account": (
+        Limits(tokens_per_minute=100),
+        [
+            Ask(50),
+            End(0, 50),
+            Change(Limits(tokens_per_minute=1000)),
+            Ask(501, "tokens per minute 0.06"),
+            Ask(500),
+            End(1, 500),
+            Change(Limits(concurrent=1)),
+            Ask(),
+            Ask(gets="concurrent requests 1"),
+        ],
+    ),
+    "records of before count whatever the engine told": (
+        Limits(tokens_per_day=100, tokens_per_month=1000),
+        [
+            Recorded(0.1, 30, None),
+            Recorded(0.2, None, 30),
+            Recorded(0.3, 30, 9),
+            Recorded(0.6, 800, 100),
+            Recorded(31, 9999, 1),
+            Ask(1),
+            End(0, 1),
+            Ask(1, "spent"),
+            Pass(2, days=1),
+            Ask(1),
+        ],
+    ),
+    "records of before count in the month": (
+        Limits(tokens_per_month=1000),
+        [
+            Recorded(0.1, 99, None),
+            Recorded(3, None, 800),
+            Recorded(29.4, 100, None),
+            Recorded(29.6, 9999, 1),
+            Ask(1),
+            End(0, 1),
+            Ask(1, "spent"),
+        ],
+    ),
+}
+
+
+# -- queues -----------------------------------------------------------------------------------------------------------
+
+
+class Queue(NamedTuple):
+    """A request of a key. `gets` is "slot", "waits", or the reason of a refusal with the seconds to wait."""
+
+    key: str
+    gets: str = "waits"
+    weight: int = 1
+    wait: float = 60
+    mark: int = 0
+    ahead: bool = False
+
+
+class Leave(NamedTuple):
+    """The request of that number, from 0 and without those that were refused, is over, or waits no longer. Its leaving
+    gives slots to the requests of these keys."""
+
+    number: int
+    gives: str = ""
+    served: bool = True
+
+
+class Again(NamedTuple):
+    """A request of a key has waited in vain, and is told to come back after so many seconds."""
+
+    key: str
+    after: float
+    weight: int = 1
+    mark: int = 0
+
+
+QueueStep = Queue | Leave | Again | Pass
+WAITING = 8  # requests that may wait
+_FULL = [Queue("h", "slot"), *(Queue(str(number)) for number in range(WAITING))]
+_SLOW = [Queue("h", "slot"), Pass(10), Leave(0)]  # a request takes ten seconds
+
+# By the name of a case: the engine's slots, and what happens.
+QUEUES: Mapping[str, tuple[int, Sequence[QueueStep]]] = {
+    "a request waits only while all slots are taken": (
+        2,
+        [Queue("a", "slot"), Queue("a", "slot"), Queue("b"), Leave(0, "b"), Leave(1), Queue("c", "slot")],
+    ),
+    "a new key comes before the second request of a flood": (
+        1,
+        [
+            Queue("h", "slot"),
+            Queue("f"),
+            Queue("f"),
+            Queue("f"),
+            Queue("n"),
+            Leave(0, "f"),
+            Leave(1, "n"),
+            Leave(4, "f"),
+            Leave(2, "f"),
+            Leave(3),
+        ],
+    ),
+    "turns go by weight": (
+        1,
+        [
+            Queue("h", "slot"),
+            Queue("l"),
+            Queue("l"),
+            *[Queue("w", weight=4)] * 3,
+            Leave(0, "l"),
+            Leave(1, "w"),
+            Leave(3, "w"),
+            Leave(4, "w"),
+            Leave(5, "l"),
+        ],
+    ),
+    "a request that resumes comes before all and past the bounds": (
+        1,
+        [*_FULL, Queue("r", ahead=True), Queue("9", "full 11.25"), Leave(0, "r"), Leave(9, "0")],
+    ),
+    "a request that waited too long gets no slot": (
+        1,
+        [Queue("h", "slot"), Queue("a", wait=5), Queue("b"), Pass(5), Leave(0, "b")],
+    ),
+    "a request that leaves the queue moves its key's others up": (
+        1,
+        [
+            Queue("h", "slot"),
+            Queue("a"),
+            Queue("a"),
+            Queue("a"),
+            Queue("b"),
+            Queue("b"),
+            Leave(1),
+            Leave(2),
+            Leave(0, "a"),
+            Leave(3, "b"),
+            Leave(4, "b"),
+        ],
+    ),
+    "a key may have as many places as it leaves free": (
+        1,
+        [
+            Queue("h", "slot"),
+            *[Queue("f")] * 4,
+            Queue("f", "share 1.25"),
+            Queue("f", "share 2.5"),
+            Queue("n"),
+            Queue("n"),
+            Queue("n", "share 2.5"),
+            Queue("o"),
+            Queue("p"),
+            Queue("q", "full 6.25"),
+        ],
+    ),
+    "a request that would not be served in time is refused": (
+        1,
+        [
+            *_SLOW,
+            Queue("h", "slot"),
+            Queue("a", wait=10),
+            Queue("b", "deadline 31.7", wait=19),
+            Queue("b", "deadline 56.7", wait=20),
+            Queue("b", wait=29),
+            Queue("c", "deadline 46.5", wait=30),
+        ],
+    ),
+    "a request that comes back as promised is let in once": (
+        1,
+        [*_FULL, Queue("r", "full 11.25", mark=7), Pass(11.25), Queue("r", mark=7), Queue("r", "full 11.25", mark=7)],
+    ),
+    "a promise is kept a little early": (
+        1,
+        [*_FULL, Queue("r", "full 11.25", mark=7), Pass(11.2), Queue("r", mark=7)],
+    ),
+    "a promise is not kept too early": (
+        1,
+        [*_FULL, Queue("r", "full 11.25", mark=7), Pass(11.15), Queue("r", "full 11.35", mark=7)],
+    ),
+    "a promise lasts five seconds": (
+        1,
+        [*_FULL, Queue("r", "full 11.25", mark=7), Pass(16.2), Queue("r", mark=7)],
+    ),
+    "a promise is over after five seconds": (
+        1,
+        [*_FULL, Queue("r", "full 11.25", mark=7), Pass(16.25), Queue("r", "full 11.25", mark=7)],
+    ),
+    "a promise is of one key and one body": (
+        1,
+        [
+            *_FULL,
+            Queue("r", "full 11.25", mark=7),
+            Pass(11.25),
+            Queue("s", "full 11.25", mark=7),
+            Queue("r", "full 12.5", mark=8),
+            Queue("r", mark=7),
+        ],
+    ),
+    "a promise outlasts a request that needed none": (
+        1,
+        [
+            *_FULL,
+            Queue("r", "full 11.25", mark=7),
+            *(Leave(number) for number in range(1, 9)),
+            Leave(0),
+            Pass(11.25),
+            Queue("r", "slot", mark=7),
+            *(Queue(f"x{number}") for number in range(WAITING)),
+            Queue("r", mark=7),
+        ],
+    ),
+    "each key has a line of promises of its own": (
+        1,
+        [
+            *_FULL,
+            Queue("r", "full 11.25", mark=1),
+            Queue("r", "full 22.5", mark=2),
+            Queue("s", "full 12.5"),
+            Queue("r", "full 35", mark=3),
+            Queue("w", "full 3.75", weight=5),
+            Queue("w", "full 7.5", weight=5),
+        ],
+    ),
+    "a key's weight is its newest in its line": (
+        1,
+        [
+            Queue("h", "slot"),
+            Queue("a", weight=4),
+            Queue("a", weight=4),
+            *(Queue(str(it)) for it in range(6)),
+            Queue("b", "full 13.75"),
+            Queue("b", "full 18.125", weight=4, mark=1),
+            Queue("c", "full 18.75"),
+        ],
+    ),
+    "promises are bounded in time": (
+        1,
+        [
+            Queue("h", "slot"),
+            Pass(400),
+            Leave(0),
+            Queue("h", "slot"),
+            Queue("a", wait=4000),
+            Queue("b", "deadline 1730", wait=100),
+            Queue("b", "deadline 1730", wait=100),
+            Queue("c", "deadline 2230", wait=100),
+        ],
+    ),
+    "a request that waited in vain is promised a moment": (
+        2,
+        [
+            *_SLOW,
+            Queue("h", "slot"),
+            Queue("h", "slot"),
+            Queue("a"),
+            Again("b", 12.5, mark=3),
+            Again("b", 25, mark=4),
+            Again("a", 12.5, weight=1),
+        ],
+    ),
+    "a request that the engine refused says nothing of its pace": (
+        1,
+        [*_SLOW, Queue("h", "slot"), Pass(0.01), Leave(1, served=False), Queue("h", "slot"), Again("a", 12.5)],
+    ),
+    "the pace is a mean of 32": (
+        1,
+        [
+            *[it for number in range(40) for it in (Queue("h", "slot"), Pass(10), Leave(number))],
+            Queue("h", "slot"),
+            Pass(42),
+            Leave(40),
+            Queue("h", "slot"),
+            Again("a", 13.75),
+        ],
+    ),
+}

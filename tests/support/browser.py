@@ -1,0 +1,65 @@
+"""Chromium, driven by Playwright: one browser for a session, and a fresh profile for each test."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+from tests.support.processes import ROOT
+
+PICTURES = ROOT / "test-results" / "screenshots"
+DESK, PHONE = (1280, 900), (390, 844)  # width and height in pixels
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's browser. Fails with a sentence if there is none."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.fail("chromium is missing: install it (on Debian 'apt-get install chromium')", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = _launch(playwright, program)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def _launch(playwright: Playwright, program: str) -> Browser:
+    options = ["--no-sandbox"] if os.getuid() == 0 else []  # root may not use it
+    return playwright.chromium.launch(executable_path=program, args=[*options, "--disable-gpu"])
+
+
+@contextmanager
+def page(browser: Browser, url: str, *, dark: bool = False, size: tuple[int, int] = DESK) -> Iterator[Page]:
+    """A page of a profile of its own. At its end it must have raised no error, and broken no rule of the policy."""
+    context = browser.new_context(
+        base_url=url,
+        color_scheme="dark" if dark else "light",
+        viewport={"width": size[0], "height": size[1]},
+        reduced_motion="reduce",
+    )
+    made = context.new_page()
+    made.set_default_timeout(30_000)
+    wrong: list[str] = []
+    made.on("pageerror", lambda it: wrong.append(str(it)))
+    made.on("console", lambda it: wrong.append(it.text) if "Content Security Policy" in it.text else None)
+    made.on("dialog", lambda it: wrong.append(f"a dialog: {it.message}"))
+    try:
+        yield made
+    finally:
+        context.close()
+    assert wrong == []
+
+
+def picture(page: Page, name: str) -> Path:
+    """Keep a picture of the whole page."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    file = PICTURES / f"{name}.png"
+    page.screenshot(path=file, full_page=True)
+    return file

@@ -1,0 +1,130 @@
+"""The kinds of requests that are sent while engines and workers are killed (tests/support/deaths.py): a table, to which
+a kind is added as a row."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.processes import MESSAGES, events
+from tests.support.soak import CUT_OFF
+
+PACE = 0.01  # seconds between two events of an engine
+PIECES = ["Well", ",", " then", ":\n", " one", " two", " three", " 🚀", " four", "."]
+THINKS = ["Let", " me", " see", "."]
+OBJECT = ['{"', "city", '":', ' "', "Par", "is", '",', ' "n', '": ', "12", "}"]
+CALL = [
+    ["event", {"choices": [{"index": 0, "delta": {"role": "assistant", "tool_calls": [it]}, "finish_reason": None}]}]
+    for it in (
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}},
+        *({"index": 0, "function": {"arguments": piece}} for piece in OBJECT),
+    )
+]
+TWO = [
+    ["event", {"choices": [{"index": number, "delta": {"content": piece}, "finish_reason": None}]}]
+    for piece in PIECES
+    for number in (0, 1)
+]
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "n": {"type": "integer"}}}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+USUAL_END = [["usage"], ["done"], ["end"]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of request. `answer` is what the fake model knows (tests/support/fakes/model.py), or else `script` what
+    its engine does; `whole` is the answer, as `_said` puts it together. `on`: engines go on with it."""
+
+    weight: float
+    model: str
+    whole: Any
+    fields: dict[str, Any] = field(default_factory=dict)
+    answer: dict[str, Any] | None = None
+    script: list[Any] | None = None
+    path: str = "chat"
+    stream: bool = True
+    on: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """How many the whole has, as its engine counts them."""
+        if self.script is not None:
+            return len([it for it in self.script if it[0] == "event" and it[1]["choices"][0]["delta"]])
+        answer = {"pieces": PIECES, "thinks": []} | (self.answer or {})
+        return len(answer["pieces"]) + len(answer["thinks"])
+
+    def body(self, name: str) -> bytes:
+        """The request that has this name."""
+        script = self.script or [["answer", {"dialect": self.model, "pieces": PIECES} | (self.answer or {})]]
+        known = {"user": name, "script": script, "pace": PACE}
+        # A raw request to Ollama has no field for a script, so the message holds it, too.
+        raw = [{"role": "user", "content": f"Say it. #{json.dumps(known)}"}]
+        asked = (
+            {"prompt": ""} if self.path == "completion" else {"messages": raw if self.model == "ollama" else MESSAGES}
+        )
+        return json.dumps(
+            {"model": self.model, "stream": self.stream, "temperature": 0} | asked | known | self.fields
+        ).encode()
+
+
+TEXT = {0: "".join(PIECES)}
+KINDS = {
+    **{f"a stream of {it}": Kind(6, it, TEXT) for it in ("vllm", "llamacpp", "ollama")},
+    **{f"a blocking answer of {it}": Kind(3, it, TEXT, stream=False) for it in ("vllm", "llamacpp", "ollama")},
+    "a completion": Kind(3, "vllm", TEXT, path="completion"),
+    **{
+        f"a schema at {it}": Kind(3, it, {0: "".join(OBJECT)}, {"response_format": FORMAT}, {"pieces": OBJECT})
+        for it in ("vllm", "llamacpp")
+    },
+    **{
+        f"reasoning of {it}": Kind(3, it, {0: "".join([*THINKS, *PIECES])}, {}, {"thinks": THINKS})
+        for it in ("vllm", "llamacpp")
+    },
+    "a tool call": Kind(
+        2,
+        "vllm",
+        {0: "weather" + "".join(OBJECT)},
+        {"tools": [TOOL]},
+        script=[*CALL, ["finish", "tool_calls"], *USUAL_END],
+    ),
+    "two choices that are not continued": Kind(
+        2,
+        "vllm",
+        {0: TEXT[0], 1: TEXT[0]},
+        {"n": 2},
+        script=[
+            *TWO,
+            *(["event", {"choices": [{"index": it, "delta": {}, "finish_reason": "stop"}]}] for it in (0, 1)),
+            *USUAL_END,
+        ],
+        on=False,
+    ),
+}
+
+
+def _said(kind: Kind, body: bytes) -> dict[int, str]:
+    """All that an answer's choices say, one thing after another."""
+    chunks = events(body.decode())[:-1] if kind.stream else [json.loads(body)]
+    said: defaultdict[int, str] = defaultdict(str)
+    for choice in (it for chunk in chunks for it in chunk["choices"]):
+        part = choice.get("delta") or choice.get("message") or choice
+        calls = [it["function"] for it in part.get("tool_calls") or ()]
+        texts = (part.get(name) for name in ("reasoning", "reasoning_content", "content", "text"))
+        said[choice["index"]] += "".join(filter(None, texts))
+        said[choice["index"]] += "".join((it.get("name") or "") + it["arguments"] for it in calls)
+    return dict(said)
+
+
+def verdict(kind: Kind, status: int, body: bytes) -> str:
+    """`whole`, or the code of the error that an answer honestly ends with; anything else is said in a sentence."""
+    if status == 200 and body.endswith(CUT_OFF):
+        last = [{}, *events(body.removesuffix(CUT_OFF).decode())][-1] if kind.stream else {}
+        error = last.get("error") if isinstance(last, dict) else None
+        return str(error["code"]) if error else "cut off"
+    if status != 200:
+        return str(json.loads(body)["error"]["code"])
+    if kind.stream and not body.rstrip().endswith(b"data: [DONE]"):
+        return f"a clean end without [DONE]: {body[-200:]!r}"
+    said = _said(kind, body)
+    return "whole" if said == kind.whole else f"another answer: {said}"

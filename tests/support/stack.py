@@ -1,0 +1,118 @@
+"""Stack: the whole stack in containers while it runs, and long streams through it."""
+
+import os
+import threading
+from typing import Any
+from uuid import uuid4
+
+import docker
+import httpx
+from docker.models.containers import Container
+from testcontainers.compose import DockerCompose
+
+from tests.support.processes import AUTH, events, wait_for
+
+QUICK = {"RES_OPTIONS": "timeout:1 attempts:1"}  # a name that does not exist fails at once
+FILES = ["compose.yaml", "compose.tiny.yaml"]
+
+
+class Stack:
+    """A running stack: its address and its containers."""
+
+    def __init__(self, compose: DockerCompose, project: str) -> None:
+        self.compose = compose
+        self.project = project
+        self.docker = docker.from_env()
+        self.port = int(compose.get_service_port("gateway", 9000) or 0)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def container(self, service: str) -> Container:
+        container_id = self.compose.get_container(service, include_all=True).ID
+        assert container_id
+        return self.docker.containers.get(container_id)
+
+    def address(self, service: str, network: str) -> str:
+        networks = self.container(service).attrs["NetworkSettings"]["Networks"]
+        address: str = networks[f"{self.project}_{network}"]["IPAddress"]
+        assert address
+        return address
+
+    def python(self, service: str, code: str) -> str:
+        """Run Python in a service's container and return what it prints."""
+        status, output = self.container(service).exec_run(["python", "-c", code], environment=QUICK)
+        assert status == 0, output.decode()
+        text: str = output.decode().strip()
+        return text
+
+    def environment(self) -> dict[str, str]:
+        """The environment with which scripts act on this stack."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("STACK_", "LLM_"))}
+        return kept | {"COMPOSE_PROJECT_NAME": self.project, "COMPOSE_FILE": ":".join(FILES)}
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=AUTH, timeout=200)
+
+    def wait_until_ready(self) -> None:
+        """Wait until the gateway answers. A restarted gateway has a new port if Docker chose the host's port."""
+
+        def ready() -> bool:
+            try:
+                self.port = int(self.compose.get_service_port("gateway", 9000) or 0)
+                self.url = f"http://127.0.0.1:{self.port}"
+                return httpx.get(self.url + "/readyz").status_code == 200
+            except Exception:  # noqa: BLE001  Docker and HTTP each have their own ways of saying "not yet"
+                return False
+
+        wait_for(ready, deadline=120, message="the stack did not become ready again")
+
+
+QUESTION: Any = [{"role": "user", "content": "Count from 1 to 5."}]
+BUSY = (
+    "import json, urllib.request as u;"
+    "print(sum(s['is_processing'] for s in json.load(u.urlopen('http://127.0.0.1:8080/slots'))))"
+)
+
+
+LONG = {
+    "messages": [{"role": "user", "content": "Write a very long story about a dragon."}],
+    "stream": True,
+    "temperature": 0,
+    "ignore_eos": True,
+}
+
+
+class Stream(threading.Thread):
+    """A long streaming answer, read in a thread."""
+
+    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True) -> None:
+        super().__init__(daemon=True)
+        self.headers = AUTH | {"x-stack-resume": "off"}  # no resume, so that the failure is visible
+        self.url = stack.url + "/v1/chat/completions"
+        # Each request is different, because copies of one request that see several engines die are suspected as the
+        # reason.
+        self.body: dict[str, Any] = LONG | {"max_tokens": max_tokens, "user": uuid4().hex}
+        self.text = ""
+        self.error: Exception | None = None
+        self.start()
+        if begun:
+            wait_for(lambda: '"content":"' in self.text, deadline=60)
+
+    def run(self) -> None:
+        try:
+            with httpx.stream("POST", self.url, json=self.body, headers=self.headers, timeout=120) as answer:
+                for piece in answer.iter_text():
+                    self.text += piece
+        except httpx.HTTPError as exc:
+            # The gateway's error event, and then the cut
+            if not self.text.rpartition("data: ")[2].startswith('{"error"'):
+                self.error = exc
+
+    def wait(self) -> str:
+        """Return all of it. Fails if the gateway's error event is missing."""
+        self.join(120)
+        assert not self.is_alive()
+        assert self.error is None, self.error
+        return self.text
+
+    def chunks(self) -> list[Any]:
+        return events(self.wait())

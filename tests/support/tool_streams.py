@@ -1,0 +1,19 @@
+"""Tool streams: scripts of a fake engine whose answer calls a tool."""
+
+from typing import Any
+
+from tests.support.faces import END, script
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+def calls(*pieces: str) -> str:
+    """A stream that calls the tool, with its arguments in these pieces."""
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    told = [delta({"tool_calls": [call]})]
+    told += [delta({"tool_calls": [{"index": 0, "function": {"arguments": it}}]}) for it in pieces]
+    return script(["role"], *told, *[["finish", "tool_calls"], *END[1:]])
+
+
+def delta(fields: dict[str, Any]) -> list[Any]:
+    return ["event", {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}]
