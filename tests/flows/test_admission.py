@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.command import Command
-from tests.support.crowd import KEYS, engine_port, fairness, obeyed, overload, own_rate, percentile, settings, shares
+from tests.support.crowd import KEYS, ask, engine_port, fairness, obeyed, overload, own_rate, percentile, settings
 from tests.support.keys import ADMIN
 from tests.support.kills import queue_kills
 from tests.support.processes import (
@@ -299,17 +300,30 @@ def test_a_key_that_floods_waits_behind_itself(hot: GatewayProcess) -> None:
     assert median(waits) < 2
 
 
-def test_weights_are_seen_in_the_shares_served(hot: GatewayProcess) -> None:
-    keys = {}
-    with httpx.Client(base_url=hot.url, headers={"authorization": f"Bearer {ADMIN}"}) as admin:
-        for weight in (1, 2, 4):
-            made = admin.post("/admin/keys", json={"name": f"w{weight}", "priority": weight}).raise_for_status().json()
-            keys[weight] = made["secret"]
-    served = asyncio.run(shares(hot.port, list(keys.values()), 3))
-    total = sum(served.values())
-    for weight, key in keys.items():
-        share = total * weight / 7
-        assert served[key] == pytest.approx(share, rel=0.2, abs=3), "three requests may be counted at the ends"
+def test_turns_go_by_the_keys_weights(engine: FakeEngine, tmp_path: Path) -> None:
+    metrics = free_port()
+    options = settings(LLM_SLOTS="1", STACK_ADMIN_KEYS=ADMIN, STACK_METRICS_BIND=f"127.0.0.1:{metrics}")
+
+    async def served(port: int, keys: dict[str, str]) -> list[str]:
+        """Queue 14 requests of each key while the slot is taken, and return the order in which they got it."""
+        waiting = [asyncio.create_task(ask(port, key, 0, user=name)) for name, key in keys.items() for _ in range(14)]
+        while await asyncio.to_thread(lambda: scrape(metrics).total("stack_queue_depth")) < len(waiting):
+            assert not any(it.done() for it in waiting)
+        engine.release("weights")
+        assert {(await it).status for it in waiting} == {200}
+        return [user for it in engine.seen() if (user := it["body"].get("user")) in keys]
+
+    with running_gateway(tmp_path / "log", engine.url, **options) as gateway:
+        keys = {}
+        with httpx.Client(base_url=gateway.url, headers={"authorization": f"Bearer {ADMIN}"}) as admin:
+            for weight in (1, 2, 4):
+                made = admin.post("/admin/keys", json={"name": f"w{weight}", "priority": weight}).raise_for_status()
+                keys[f"w{weight}"] = made.json()["secret"]
+        with busy(gateway, engine, "weights", key=KEYS[0]):
+            order = asyncio.run(served(gateway.port, keys))
+    first = Counter(order[:14])
+    assert all(abs(first[f"w{weight}"] - 2 * weight) <= 1 for weight in (1, 2, 4)), first
+    assert Counter(order) == dict.fromkeys(keys, 14)
 
 
 def test_a_client_that_obeys_retry_after_is_admitted(hot: GatewayProcess) -> None:

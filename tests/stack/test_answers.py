@@ -181,9 +181,9 @@ def test_a_prompt_that_does_not_fit_is_400(client: openai.OpenAI, stream: bool) 
 
 ENGINES_OWN = """
 import json, sys, urllib.request
-for body in json.loads(sys.argv[2]):
+for path, body in json.loads(sys.argv[1]):
     data = json.dumps(body).encode()
-    url = "http://127.0.0.1:8080/v1/" + sys.argv[1]
+    url = "http://127.0.0.1:8080/v1/" + path
     request = urllib.request.Request(url, data, {"content-type": "application/json"})
     print(urllib.request.urlopen(request, timeout=60).read().decode())
 """
@@ -231,19 +231,32 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 LENGTHS = (1, 2, 3, 6, 20)
 
 
+BODIES = {
+    case: [(path, fields | {"temperature": 0, "max_tokens": length}) for length in LENGTHS]
+    for case, (path, fields) in SAME.items()
+}
+
+
+@pytest.fixture(scope="module")
+def own_answers(stack: Stack) -> dict[str, list[Any]]:
+    """What the engine itself answers to each case, at each length."""
+    asked = json.dumps([it for bodies in BODIES.values() for it in bodies])
+    status, output = stack.container("engine").exec_run(["python", "-c", ENGINES_OWN, asked])
+    assert status == 0, output
+    answers = map(json.loads, output.decode().splitlines())
+    return {case: [next(answers) for _ in bodies] for case, bodies in BODIES.items()}
+
+
 @pytest.mark.parametrize("case", SAME)
-def test_a_blocking_answer_is_the_engines_own_at_every_length(stack: Stack, case: str) -> None:
+def test_a_blocking_answer_is_the_engines_own_at_every_length(
+    stack: Stack, own_answers: dict[str, list[Any]], case: str
+) -> None:
     """llama.cpp is deaf to the hang-up of a blocking request, so the gateway asks it for a stream, if that holds all of
     the answer, and adds it up. What comes is what the engine itself would have answered, but for id, times, timings,
     and usage where there are several choices: the engine tells the first one's."""
-    path, fields = SAME[case]
-    bodies = [fields | {"temperature": 0, "max_tokens": length} for length in LENGTHS]
     with stack.client() as http:
-        ours = [http.post("/v1/" + path, json=body).json() for body in bodies]
-    status, output = stack.container("engine").exec_run(["python", "-c", ENGINES_OWN, path, json.dumps(bodies)])
-    assert status == 0, output
-    for mine, line in zip(ours, output.decode().splitlines(), strict=True):
-        own = json.loads(line)
+        ours = [http.post("/v1/" + path, json=body).json() for path, body in BODIES[case]]
+    for mine, own in zip(ours, own_answers[case], strict=True):
         for answer in (mine, own):
             for name in ("id", "created", "timings"):
                 answer.pop(name, None)

@@ -65,7 +65,7 @@ class Postgres:
         return self.url(name)
 
     def stop(self) -> None:
-        docker("stop", "--time", "5", self.container)
+        docker("stop", "--time", "30", self.container)
 
     def start(self) -> None:
         docker("start", self.container)
@@ -79,7 +79,7 @@ class Postgres:
                 return False
             return True
 
-        wait_for(answers, deadline=60)
+        wait_for(answers, deadline=150)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,26 +83,6 @@ async def fairness(port: int, flooder: str, other: str, *, flood: int = 200, ask
         for it in callers:
             it.cancel()
         await asyncio.gather(*callers, return_exceptions=True)
-
-
-async def shares(port: int, keys: Sequence[str], seconds: float) -> Counter[str]:
-    """Keep several requests of each key waiting, and count how many of each are answered."""
-    served: Counter[str] = Counter()
-    settled = asyncio.Event()
-
-    async def caller(key: str) -> None:
-        while True:
-            answer = await ask(port, key)
-            served[key] += answer.status == 200
-            if not settled.is_set() and served.total() == SLOTS * 2:  # the first requests took free slots
-                served.clear()
-                settled.set()
-            if answer.status != 200:
-                await asyncio.sleep(int(answer.headers["retry-after-ms"]) / 1000)
-
-    await _for(1.0 + seconds, [caller(key) for key in keys for _ in range(SLOTS * 2)])
-    assert settled.is_set()
-    return served
 
 
 @dataclass

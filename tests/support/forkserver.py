@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -205,13 +206,26 @@ def _main(program: str) -> int:
     return status
 
 
+def _warm_up() -> None:
+    """Do once what every gateway does when it starts, because that imports modules and fills caches."""
+    with tempfile.TemporaryDirectory() as data:
+        settings = Settings(stack_api_keys="sk-test-0123456789abcdef", stack_data_dir=Path(data))
+        prepare(settings)
+    FastAPI().add_api_route("/", lambda: "", response_model=str)
+
+
 if __name__ == "__main__":
     import gc
+
+    from fastapi import FastAPI
 
     import gateway.app  # noqa: F401
     from gateway.cli.main import main as stack
     from gateway.server.master import main as serve
+    from gateway.settings import Settings
+    from gateway.store.store import prepare
 
+    _warm_up()
     gc.collect()
     gc.freeze()
     atexit._clear()
