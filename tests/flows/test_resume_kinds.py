@@ -25,6 +25,7 @@ from tests.support.kinds import (
     pieces,
     schema,
 )
+from tests.support.long import some
 from tests.support.processes import ROOT, FakeEngine, GatewayProcess, events, post, running_gateway, was_cut
 
 CONFIG = """
@@ -119,9 +120,9 @@ def test_an_answer_of_any_kind_cut_at_every_event_is_whole(at: Setting, name: st
     kind = KINDS[name]
     whole = read(ask(at, kind, dialect))
     length = engine_events(kind, dialect)
-    cuts: list[Any] = [[it] for it in range(1, length + 1)] + [[first, 3] for first in range(5, length, 4)]
+    cuts: list[Any] = some([[it] for it in range(1, length + 1)]) + some([[first, 3] for first in range(5, length, 4)])
     if "n" in kind.asks and dialect == "ollama":  # the second choice has a request of its own
-        cuts += [[None, it] for it in range(len(kind.choices[1]["pieces"]) + 1)]
+        cuts += some([[None, it] for it in range(len(kind.choices[1]["pieces"]) + 1)])
     answers = together([partial(ask, at, kind, dialect, cuts=it) for it in cuts])
     seen: set[str] = set()
     for cut, answer in zip(cuts, answers, strict=True):
@@ -161,7 +162,7 @@ def test_a_call_that_does_not_come_again_is_completed_by_its_schema(at: Setting,
     """What has come of it stays, with its id and its name. A call that has not begun may be missing."""
     kind = replace(KINDS[name], asks={"tools": TOOLS, "temperature": 0})
     whole = read(ask(at, kind, dialect))[0]["calls"]
-    cuts = range(1 + (dialect != "ollama"), engine_events(kind, dialect) + 1)
+    cuts = some(range(1 + (dialect != "ollama"), engine_events(kind, dialect) + 1))
     answers = together([partial(ask, at, kind, dialect, cuts=[it], again=ANOTHER) for it in cuts])
     for cut, answer in zip(cuts, answers, strict=True):
         got = outcome(answer, {0: {}})
@@ -176,7 +177,7 @@ def test_a_sampled_call_of_vllm_is_completed_by_its_schema(at: Setting) -> None:
     """It has no seed, so that it would not come the same again."""
     kind = replace(KINDS["a tool call"], asks={"tools": TOOLS})
     whole = read(ask(at, kind, "vllm"))
-    cuts = range(2, engine_events(kind, "vllm") + 1)
+    cuts = some(range(2, engine_events(kind, "vllm") + 1))
     for answer in together([partial(ask, at, kind, "vllm", cuts=[it]) for it in cuts]):
         assert outcome(answer, whole) == "whole", answer.text
 
@@ -187,7 +188,7 @@ def test_json_that_comes_again_with_other_white_space_is_joined(at: Setting) -> 
     text = "".join(PET_PIECES)
     whole = json.loads(text)
     again = [{"pieces": pieces(json.dumps(whole, ensure_ascii=False, indent=2))}]
-    cuts = range(1, len(PET_PIECES) + 1)
+    cuts = some(range(1, len(PET_PIECES) + 1))
     answers = together([partial(ask, at, kind, "ollama", cuts=[it], again=again) for it in cuts])
     for cut, answer in zip(cuts, answers, strict=True):
         assert outcome(answer, {0: {}}) == "other", cut
@@ -222,7 +223,7 @@ def test_a_model_of_vllm_that_takes_up_its_reasoning_goes_on_with_it(at: Setting
         asks={"model": "thinker"} | {it: value for it, value in KINDS[name].asks.items() if it != "temperature"},
     )
     whole = read(ask(at, kind, "vllm"))
-    cuts = [[it] for it in range(2, engine_events(kind, "vllm") + 1)] + [[2, 2], [4, 2], [6, 2]]
+    cuts = [*some([[it] for it in range(2, engine_events(kind, "vllm") + 1)]), [2, 2], [4, 2], [6, 2]]
     answers = together([partial(ask, at, kind, "vllm", cuts=it) for it in cuts])
     for cut, answer in zip(cuts, answers, strict=True):
         assert outcome(answer, whole) == "whole", (cut, answer.text)
@@ -240,7 +241,7 @@ def test_a_blocking_answer_of_several_choices_is_whole(at: Setting) -> None:
     """llama.cpp is asked for a stream."""
     kind = replace(KINDS["two choices"], asks=KINDS["two choices"].asks | {"stream": False, "stream_options": None})
     whole = ask(at, kind, "llamacpp").json()
-    cuts = range(3, engine_events(kind, "llamacpp") + 1)
+    cuts = some(range(3, engine_events(kind, "llamacpp") + 1))
     for cut, answer in zip(cuts, together([partial(ask, at, kind, "llamacpp", cuts=[it]) for it in cuts]), strict=True):
         assert answer.status_code == 200, (cut, answer.text)
         assert answer.json()["choices"] == whole["choices"], cut

@@ -1,7 +1,6 @@
 """Invalid settings stop the start with a message, and valid ones take effect."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,9 +42,7 @@ REFUSED = [
 @pytest.mark.parametrize(("settings", "sentence"), REFUSED, ids=[str(settings) for settings, _ in REFUSED])
 def test_an_invalid_setting_is_refused_with_a_message(settings: dict[str, str], sentence: str) -> None:
     env = environment("http://127.0.0.1:1", **({"STACK_BIND": f"127.0.0.1:{free_port()}"} | settings))
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = forkserver.run([sys.executable, "-m", "gateway"], stdin="", cwd=ROOT, env=env)
     assert done.returncode == 1
     assert done.stdout == ""
     assert sentence in done.stderr
@@ -120,9 +117,7 @@ def test_a_secret_in_a_pipe_or_a_device_is_refused(tmp_path: Path, name: str, de
     else:
         os.mkfifo(file)
     env = environment("http://127.0.0.1:1", **{name: str(file)})
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = forkserver.run([sys.executable, "-m", "gateway"], stdin="", cwd=ROOT, env=env)
     assert done.returncode == 1
     assert name in done.stderr
     assert "not a regular file" in done.stderr
