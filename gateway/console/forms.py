@@ -11,7 +11,7 @@ from starlette.requests import Request
 from gateway import validation
 from gateway.errors import BadRequest, TooLarge, UnsupportedMediaType
 from gateway.keys.entries import Entry
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 
 SMALL, LARGE = 16 * 1024, 512 * 1024  # bytes of a form: of one before anybody is known, and of any other
 MAX_FIELDS = 40

@@ -16,7 +16,7 @@ from gateway.errors import BadRequest, GatewayBusy, NotFound, StackError
 from gateway.keys.book import Keybook
 from gateway.keys.configured import defaults
 from gateway.keys.entries import Entry, KeyFields, NewKeyFields
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.limits.rules import quotas_used
 from gateway.prompts.book import Promptbook, Template, Use
 from gateway.recent.captures import Captures

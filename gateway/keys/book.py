@@ -16,7 +16,7 @@ from gateway import validation
 from gateway.errors import BadRequest, NotFound
 from gateway.keys import secret
 from gateway.keys.entries import Contents, Entry, KeptDefault, KeptSecret, KeyFields, NewKeyFields
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.keys.tables import default_limits, deleted_keys, keys, secrets
 from gateway.responses.tables import forget
 from gateway.store.store import Store

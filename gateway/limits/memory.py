@@ -23,7 +23,7 @@ from contextlib import suppress
 
 from gateway.errors import GatewayBusy, StackError
 from gateway.keys.authenticate import Key
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.near import Near
 from gateway.limits.rules import (

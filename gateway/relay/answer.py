@@ -13,13 +13,13 @@ from gateway.exchange import Exchange, Try, Usage
 from gateway.limits.estimates import seen, written
 from gateway.relay.content import reasons
 from gateway.relay.fold import Fold, foldable, streamable
-from gateway.relay.handover import Handover, hand_over
-from gateway.relay.part import seeded
 from gateway.relay.reader import Reader
-from gateway.relay.resume import Search, part_of, possible
+from gateway.relay.resume.handover import Handover, hand_over
+from gateway.relay.resume.part import seeded
+from gateway.relay.resume.seam import Seam
+from gateway.relay.resume.search import Search, part_of, possible
 from gateway.relay.round_writer import plain_writer
 from gateway.relay.rounds import Rounds, begun, rounds, unfinished
-from gateway.relay.seam import Seam
 from gateway.relay.sounds import heard
 from gateway.relay.tally import Tally, count, counting
 from gateway.relay.tap import Tap

@@ -8,7 +8,7 @@ from gateway.config import Retries
 from gateway.limits.estimates import Estimates
 from gateway.metrics import Metrics
 from gateway.recent.recent import Recent
-from gateway.relay.continuation_trials import Continuations
+from gateway.relay.resume.trials import Continuations
 from gateway.relay.suspects import Suspects
 from gateway.routing.retry import Budget
 from gateway.upstream.context_window import Contexts

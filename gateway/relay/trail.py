@@ -15,8 +15,8 @@ from gateway import sse
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.exchange import Exchange, Usage
 from gateway.relay.fold import Fold
-from gateway.relay.part import seeded
 from gateway.relay.reader import Reader
+from gateway.relay.resume.part import seeded
 from gateway.relay.rounds import rounds
 from gateway.relay.tap import Tap
 from gateway.routing.routes import Route, Target

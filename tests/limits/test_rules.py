@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import GatewayBusy, QuotaSpent, RateLimited
 from gateway.keys.authenticate import Key
 from gateway.keys.configured import defaults
-from gateway.keys.limits import LimitFields, LimitName, Limits
+from gateway.keys.limit_fields import LimitFields, LimitName, Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import CELLS, WAYS, Accounts, SharedBook, _digest
 from gateway.limits.rules import GRAIN, Lease, Period, State, charge, correct, duration, headers, refusal

@@ -8,10 +8,10 @@ import pytest
 from gateway.dialects import DIALECTS
 from gateway.errors import EngineError
 from gateway.exchange import Exchange
-from gateway.relay.handover import hand_over
-from gateway.relay.part import Part
 from gateway.relay.reader import Reader
-from gateway.relay.seam import Seam
+from gateway.relay.resume.handover import hand_over
+from gateway.relay.resume.part import Part
+from gateway.relay.resume.seam import Seam
 from gateway.relay.tap import Tap
 from tests.support.relays import DONE, Shout, chunk, exchange
 

@@ -6,11 +6,11 @@ from typing import Any
 from gateway.errors import EngineError
 from gateway.exchange import Usage
 from gateway.relay.content import Content
-from gateway.relay.handover import Handover
-from gateway.relay.part import Part
 from gateway.relay.reader import Reader
+from gateway.relay.resume.handover import Handover
+from gateway.relay.resume.part import Part
+from gateway.relay.resume.splice import Splice
 from gateway.relay.rounds import Rounds
-from gateway.relay.splice import Splice
 from gateway.relay.tap import Tap
 from gateway.relay.writer import OPENAI
 from gateway.translation.face import Writer

@@ -19,7 +19,7 @@ from gateway.forced_tools.plan import call_of
 from gateway.grammars.constraint import FIELDS, Constraint, constraint
 from gateway.grammars.grammar import UnsupportedError
 from gateway.relay.content import Content
-from gateway.relay.part import Part, chats_on, continuable, is_constrained, repeatable, stops, thinkable
+from gateway.relay.resume.part import Part, chats_on, continuable, is_constrained, repeatable, stops, thinkable
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 

@@ -1,8 +1,6 @@
-"""Resume: an answer outlives its engine. This file decides whether an answer that broke off is continued, and by whom.
+"""Search: decide whether an answer that broke off is continued, and find the engine that continues it.
 
-`part` says what the request allows, `handover` in which ways an engine can continue and what it is given, and `seam`
-makes one stream of the two (`splice` decides what of the second is left out). If no token had come yet, the request is
-made again as it was.
+If no token had come yet, the request is made again as it was.
 """
 
 import time
@@ -11,10 +9,10 @@ from gateway.dialects.dialect import Dialect, Way
 from gateway.errors import EngineRefused, EngineTimeout, EngineUnreachable, StackError
 from gateway.exchange import Exchange
 from gateway.relay.content import Content
-from gateway.relay.handover import ways
 from gateway.relay.outage import first_back
-from gateway.relay.part import Part
 from gateway.relay.reader import Reader
+from gateway.relay.resume.handover import ways
+from gateway.relay.resume.part import Part
 from gateway.relay.rounds import Rounds
 from gateway.routing.retry import worthwhile
 from gateway.routing.routes import Route, Target, least_busy
