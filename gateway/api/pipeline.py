@@ -157,8 +157,8 @@ class Pipeline:
         return its, (weight + held, functools.partial(face.read, body))
 
     async def as_begun(self, request: Request, setting: dict[str, Any]) -> Request:
-        """The same request with the writer that an earlier one like it had at its beginning. `setting` is what that
-        was read with, as `Request.setting` tells it."""
+        """Return the request with a new writer, which is in the state in which an earlier request's writer began.
+        `setting` is the `Request.setting` of that earlier request."""
         if request.reading is None or request.its is None or not setting:
             return request
         return self._written_by(request, await self._bodies.work(*request.reading, replace(request.its, **setting)))
@@ -225,8 +225,11 @@ class Pipeline:
         return Count(estimate if tokens is None else tokens, exact=tokens is not None)
 
     async def admit(self, request: Request, trail: Trail | None = None, trace: Trace | None = None) -> Relay:
-        """A Relay that is ready to run, and has to: its key is charged its tokens. Raises StackError. With a `trail`,
-        what its key is charged is noted there; what it was charged for a part of the answer is not charged again."""
+        """Charge the key the request's tokens, and return the Relay. The caller must run it, because it holds the
+        charge.
+
+        With a `trail`, the charge is noted there. A part of the answer that was charged before is not charged again.
+        Raises StackError."""
         it, lease = request.exchange, request.lease
         key = self._allowed(request.key, it)
         estimate = self._services.estimates.of(it, request.route.name)

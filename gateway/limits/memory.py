@@ -84,7 +84,7 @@ class Accounts:
         self.active = view[_COUNTERS:].cast("H")
 
     def now(self) -> float:
-        """The time of a clock that nobody can set."""
+        """Return the time of a clock that nobody can set."""
         return time.monotonic() - self._started
 
     def occupy(self, seat: int) -> None:

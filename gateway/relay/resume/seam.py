@@ -109,7 +109,7 @@ class Seam:
         return self._take()
 
     def close(self, reason: str) -> bytes:
-        """The answer's end, where nothing is left to be made."""
+        """Return the answer's end, where nothing is left to be made."""
         self._splice.ending = reason
         said = b'"delta":{}' if self.handover.exchange.endpoint.chats else b'"text":""'
         return self.feed(b'data: {"choices":[{"index":0,%s}]}\n\n' % said)
