@@ -248,7 +248,7 @@ class Settings(EngineSettings):
         for alias, model in self.stack_model_aliases.items():
             if model in self.stack_model_aliases:
                 raise ValueError(
-                    f"STACK_MODEL_ALIASES: '{alias}' stands for '{model}', an alias itself. Use a model's name."
+                    f"STACK_MODEL_ALIASES: '{alias}' stands for '{model}', which is an alias itself. Use a model."
                 )
             if alias == self.llm_model:
                 raise ValueError(f"STACK_MODEL_ALIASES: '{alias}' is the name of the model itself (LLM_MODEL).")

@@ -54,7 +54,7 @@ def asked(query: Mapping[str, str], now: Callable[[], float] = time.time) -> Ask
     if found is None or name not in WORDS:
         raise BadRequest(f"'by' is one of {', '.join(BYS)}, and 'span' is one of {', '.join(WORDS)}.")
     if found == "key" and name in NOT_OF_KEYS:
-        raise BadRequest("By key, the longest span is a month.")
+        raise BadRequest("Usage by key covers at most a month. Choose a shorter range.")
     return Asked(found, name, *_spans(name, int(now() * 1000)))
 
 

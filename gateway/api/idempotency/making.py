@@ -18,7 +18,7 @@ from gateway.errors import EngineUnavailable
 from gateway.relay.trail import Past, Trail
 
 _FULL = EngineUnavailable(
-    "This answer is too large to keep for its Idempotency-Key. Ask without one.", code="idempotency_full"
+    "This answer is too large to keep for its Idempotency-Key. Send the request without one.", code="idempotency_full"
 )
 _FULL.headers = MappingProxyType({})  # it would not help to ask again
 
