@@ -43,7 +43,7 @@ from gateway.metrics import Metrics
 from gateway.prompts.book import InForce, Promptbook
 from gateway.prompts.render import Prompts
 from gateway.recent.recent import Memory, Recent
-from gateway.relay.continuation_trials import Continuations
+from gateway.relay.resume.trials import Continuations
 from gateway.relay.services import Services
 from gateway.relay.suspects import Suspects
 from gateway.responses.responses import Responses
@@ -102,21 +102,21 @@ def create_app(
     recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
     admission = Admission(settings, config, upstreams, places, shared.seat, shared.sockets, metrics)
     recent = Recent(memory, shared.seat)
-    rules = _rules(settings, config, metrics, recorder, recent, admission, suspects, progress)
+    services = _services(settings, config, metrics, recorder, recent, admission, suspects, progress)
     prompts = Prompts()
     also = Also(lambda: promptbook.in_force().dump(), lambda it: prompts.take(*InForce.load(it)))
     keys = Keys(settings, store, shared.keys, also, lambda: pipeline.look_after(list(relays)))
     book = _book(settings, accounts, shared.seat, usage, Near(metrics.near_quota))
     held = byte_budget.per_worker(settings.stack_body_budget_bytes, settings.stack_workers)
     bodies, answers, responses = Workshop(), Answers(settings, shared.answers), Responses(settings, store)
-    pipeline = Pipeline(settings, keys, routes, prompts, book, answers, rules, held, bodies, responses)
+    pipeline = Pipeline(settings, keys, routes, prompts, book, answers, services, held, bodies, responses)
     health, keybook = Health(routes, upstreams, progress, shared.draining), Keybook(store, listed)
     now = Now(settings, config, keys, keybook, health, upstreams, progress, recent, listed)
     console = _console(settings, sessions, keys, now, keybook, promptbook, usage, Sums(store), recent, routes)
 
     opened: list[AbstractAsyncContextManager[object]] = [recorder, keys]
-    if rules.traces is not None:
-        opened.insert(0, rules.traces)  # the last to be closed: every request has ended then
+    if services.traces is not None:
+        opened.insert(0, services.traces)  # the last to be closed: every request has ended then
     if isinstance(book, PostgresBook):
         opened.append(book)
     opened += [*upstreams.values(), admission, Probes(config.breaker, upstreams), answers, responses, console]
@@ -125,10 +125,10 @@ def create_app(
     add_admin_routes(fastapi, settings, keybook, promptbook, usage, routes)
     fastapi.router.routes.extend(console.paths())
     relayed = RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
-    return Gateway(_middleware(relayed, settings, metrics, rules.traces), relays)
+    return Gateway(_middleware(relayed, settings, metrics, services.traces), relays)
 
 
-def _rules(
+def _services(
     settings: Settings,
     config: Config,
     metrics: Metrics,

@@ -191,13 +191,13 @@ class Try:
     error: str = ""  # the outcome, if it gave no whole answer; an exception would keep the request in memory
 
     def heard(self, now: float) -> None:
-        """The engine has said all that it says."""
+        """Note that the engine has sent everything. `now` is time.monotonic()."""
         if self.working_since is not None:
             self.worked += now - self.working_since
             self.working_since = None
 
     def ends(self, now: float, error: str) -> None:
-        """It is over, with that outcome if it gave no whole answer."""
+        """Note that the attempt is over. `error` is its outcome, empty if it gave a whole answer."""
         self.heard(now)
         self.ended, self.error = now, error
 

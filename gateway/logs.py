@@ -141,7 +141,7 @@ def content(name: str, fields: dict[str, Any]) -> None:
 
 
 def sampled(request_id: str) -> bool:
-    """Whether the lines of this request are written if nothing goes wrong. The same for all lines of a request."""
+    """Return whether the lines of this request are written if it succeeds. The result is the same for all its lines."""
     return _sample.share >= 1.0 or zlib.crc32(request_id.encode()) < _sample.share * 2**32
 
 

@@ -70,7 +70,7 @@ UNKNOWN = ""  # the model of a request that was refused before it was looked up
 
 
 class Metrics:
-    """One worker's counters. Where their values live was settled before this is made (scrape.Board.take)."""
+    """The metrics of one worker. Call scrape.Board.take first, which decides where their values are stored."""
 
     def __init__(self, models: Iterable[str]) -> None:
         own = CollectorRegistry()  # not the library's global one
@@ -83,11 +83,11 @@ class Metrics:
             self._of("chat", "chat_completions", model, None)
 
     def started(self, it: Exchange, model: str, arm: str | None) -> None:
-        """An exchange with an engine begins. `finished` must follow, exactly once."""
+        """Count the beginning of an exchange with an engine. `finished` must follow, exactly once."""
         self._of(it.kind, it.api, model, arm).in_flight.inc()
 
     def finished(self, ending: Ending) -> None:
-        """It is over."""
+        """Count the end of an exchange."""
         it = ending.exchange
         series = self._of(it.kind, it.api, ending.route, ending.arm)
         series.in_flight.dec()
@@ -115,64 +115,64 @@ class Metrics:
             series.own.observe(max(0.0, ending.ended - it.started - waited - ending.tries[0].worked))
 
     def refused(self, endpoint: Endpoint, error: StackError) -> None:
-        """A request to a relayed route ended before it became an exchange."""
+        """Count a request to a relayed route that was refused before it became an exchange."""
         self._of(endpoint.kind, endpoint.api, UNKNOWN, None).outcome(error.outcome).inc()
         if isinstance(error, RateLimited | QuotaSpent):
             self._operators.limited.labels(error.limit).inc()
 
     def responded(self, status: int) -> None:
-        """Any request is over."""
+        """Count the end of any request."""
         self._classes["499" if status == 499 else f"{status // 100}xx"].inc()
 
     def retried(self, upstream: str) -> None:
-        """A request is sent to that upstream again."""
+        """Count a request that is sent to that upstream again."""
         self._engines.retries.labels(upstream).inc()
 
     def fell_back(self, route: str) -> None:
-        """A request goes to a fallback of that route."""
+        """Count a request that goes to a fallback of that route."""
         self._engines.fallbacks.labels(route).inc()
 
     def resumed(self, route: str, outcome: Literal["resumed", "failed", "abandoned"]) -> None:
-        """An answer broke off, and another engine went on with it; or none did, or it was not waited for."""
+        """Count an answer that broke off, by its `outcome`: whether an engine continued it."""
         self._engines.resumes.labels(route, outcome).inc()
 
     def upstream_state(self, name: str, state: State) -> None:
-        """This worker sees that upstream so from now on."""
+        """Set the state that the upstream has in this worker."""
         for each in STATES:
             self._engines.states.labels(name, each).set(each == state)
 
     def slots(self, upstream: str, slots: int, used: int, waiting: int) -> None:
-        """The engine's slots, and how many requests of this worker's have one or wait for one."""
+        """Set the number of the engine's slots, and how many requests of this worker have a slot or wait for one."""
         self._engines.slots.labels(upstream).set(slots)
         self._engines.slots_used.labels(upstream).set(used)
         self._engines.depth.labels(upstream).set(waiting)
 
     def queued(self, upstream: str, seconds: float) -> None:
-        """A request waited for so long, and now has a slot or has given up."""
+        """Count a wait of `seconds` in the queue, which ended with a slot or without one."""
         self._engines.waits.labels(upstream).observe(seconds)
 
     def turned_away(self, upstream: str, reason: str) -> None:
-        """A request can't have a slot."""
+        """Count a request that gets no slot."""
         self._engines.turned_away.labels(upstream, reason).inc()
 
     def near_quota(self, quota: str, percent: int, keys: int) -> None:
-        """So many keys have used so much of that quota, as far as this worker knows."""
+        """Set how many keys have used that share of a quota, as far as this worker knows."""
         self._operators.near.labels(quota, str(percent)).set(keys)
 
     def store_trouble(self, *, present: bool) -> None:
-        """Whether this worker cannot save usage. Any thread may say so."""
+        """Set whether this worker is unable to save usage. Any thread may call this."""
         self._operators.store_trouble.set(present)
 
     def usage_dropped(self, count: int) -> None:
-        """Any thread may say so."""
+        """Count usage rows that were lost. Any thread may call this."""
         self._operators.usage_dropped.inc(count)
 
     def log_line_dropped(self) -> None:
-        """Any thread may say so."""
+        """Count a log line that was lost. Any thread may call this."""
         self._operators.lines_dropped.inc()
 
     def spans_dropped(self, count: int) -> None:
-        """Any thread may say so."""
+        """Count spans that were lost. Any thread may call this."""
         self._operators.spans_dropped.inc(count)
 
     def _at(self, engine: str) -> Histogram:

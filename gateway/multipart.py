@@ -46,7 +46,7 @@ class File:
 
 
 def is_form(content_type: bytes) -> bool:
-    """Whether a Content-Type is that of a form that can be read."""
+    """Return whether a Content-Type is that of a form that can be read."""
     return _BOUNDARY.fullmatch(content_type) is not None
 
 
@@ -84,7 +84,7 @@ def write(fields: Mapping[str, Any]) -> bytes:
 
 
 def says(fields: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
-    """Give what a form says: the same for every boundary."""
+    """Return a description of the form's content, which is the same for every boundary."""
     for name, value in fields.items():
         for it in value if type(value) is list else [value]:
             yield f"\n{name}\n".encode()
@@ -92,7 +92,7 @@ def says(fields: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
 
 
 def seconds(file: File) -> float | None:
-    """How long a sound is, if it is in a WAV file whose head says so. None for every other file."""
+    """Return the length of a sound in seconds, if the head of a WAV file tells it; None for every other file."""
     data = file.data
     if len(data) < 44 or bytes(data[:4]) != b"RIFF" or bytes(data[8:12]) != b"WAVE":
         return None

@@ -164,15 +164,16 @@ class Settings(EngineSettings):
         return ipaddress.ip_address(self.reachable_from).is_loopback
 
     def accepted_keys(self) -> tuple[str, ...]:
-        """Every key of STACK_API_KEYS and its file, in plain text, as of the time when the settings were loaded."""
+        """Return every key of STACK_API_KEYS and its file, in plain text, as they were when the settings were
+        loaded."""
         return self._accepted_keys
 
     def admin_keys(self) -> tuple[str, ...]:
-        """Every key of STACK_ADMIN_KEYS and its file. Without any, there is no admin API."""
+        """Return every key of STACK_ADMIN_KEYS and its file. Without any, there is no admin API."""
         return self._admin_keys
 
     def collector_headers(self) -> dict[str, str]:
-        """The headers of OTEL_EXPORTER_OTLP_HEADERS, for requests to the collector."""
+        """Return the headers of OTEL_EXPORTER_OTLP_HEADERS, for requests to the collector."""
         given = self.otel_exporter_otlp_headers
         pairs = _split(given.get_secret_value()) if given is not None else ()
         parts = (pair.partition("=") for pair in pairs)
@@ -247,7 +248,7 @@ class Settings(EngineSettings):
         for alias, model in self.stack_model_aliases.items():
             if model in self.stack_model_aliases:
                 raise ValueError(
-                    f"STACK_MODEL_ALIASES: '{alias}' stands for '{model}', an alias itself. Use a model's name."
+                    f"STACK_MODEL_ALIASES: '{alias}' stands for '{model}', which is an alias itself. Use a model."
                 )
             if alias == self.llm_model:
                 raise ValueError(f"STACK_MODEL_ALIASES: '{alias}' is the name of the model itself (LLM_MODEL).")

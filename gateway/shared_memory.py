@@ -169,7 +169,8 @@ class Shared:
         return directory
 
     def remove(self) -> None:
-        """The gateway ends. Called in the master. If it is killed instead, its answers stay for its next start."""
+        """Remove the shared files when the gateway ends. Called in the master. The answers of a gateway that is killed
+        stay for its next start."""
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._answers is not None:
             with suppress(OSError):

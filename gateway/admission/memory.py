@@ -107,7 +107,7 @@ class Places:
         return 0.0 if free else (waiting + 1) * (self._pace(engine) or UNKNOWN)
 
     def load(self, engine: int) -> Load:
-        """How many slots it has, how many of them are taken, and how many requests wait for one. Needs no lock."""
+        """Return the numbers of the engine's slots, its taken slots, and its waiting requests. Needs no lock."""
         kinds = self._kinds(engine)
         return Load(int(self.slots[engine]), kinds.count(_HELD), kinds.count(_WAITS))
 

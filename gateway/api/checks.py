@@ -21,7 +21,7 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
     guard.refuse_control(body)
     model = body.get("model")
     if model is not None and (not isinstance(model, str) or not model):
-        raise BadRequest("'model' must be the name of a model, or be absent.", param="model")
+        raise BadRequest("'model' must be the name of a model. Leave it out to get the default model.", param="model")
     if type(body.get("stream")) not in (bool, NoneType):
         raise BadRequest("'stream' must be true or false.", param="stream")
     if type(body.get("stream_options")) not in (dict, NoneType):

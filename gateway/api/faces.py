@@ -103,9 +103,10 @@ def refusal(error: StackError, path: str, request_id: str) -> Refusal:
 
 
 def failing(error: StackError, scope: Mapping[str, Any]) -> bytes | None:
-    """Write an error as a whole stream, for a client that reads it better there: Codex repeats a request 30 times after
-    a 5xx, six times after most others, and is the only one to ask for nothing but events. None: the client gets the
-    error as a response."""
+    """Return an error as a whole stream for Codex; None if the client gets the error as a response.
+
+    Codex repeats a request 30 times after a 5xx and six times after most other errors, but not after an error in a
+    stream. It is recognised because no other client accepts nothing but events."""
     face = of_path(scope["path"])
     if face is None or not face.fails_in_stream or scope["path"] != face.path or scope["method"] != "POST":
         return None

@@ -91,12 +91,14 @@ def _judge(value: dict[str, Any], where: str) -> None:
         param = where + name[:64]
         if name.startswith("_"):
             raise BadRequest(
-                f"'{param}' cannot be set by a request, because names with a leading underscore belong to the engine.",
+                f"'{param}' cannot be set by a request. Names that begin with an underscore belong to the engine.",
                 param=param,
             )
         if (known := folded(name)) in KNOWN:
             raise BadRequest(
-                f"'{param}' must be written '{known}', because some engines do not distinguish the two.", param=param
+                f"'{param}' must be written '{known}'. Some engines do not distinguish capital and small letters, so "
+                "only the documented spelling is accepted.",
+                param=param,
             )
 
 

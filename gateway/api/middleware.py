@@ -27,8 +27,8 @@ async def respond(
     *,
     client: Client | None = None,
 ) -> None:
-    """Send an error as a whole response in the form of the path's API, with `more` headers; or as a stream, to a client
-    that reads it better there. `client` is who gets what is sent, if that is not the request's own."""
+    """Send an error as a whole response in the form of the path's API, with `more` headers. To Codex it is sent as a
+    stream (`faces.failing`). `client` receives the response, if it is not the request's own client."""
     if (events := faces.failing(error, scope)) is not None:
         start = {"type": "http.response.start", "status": 200, "headers": [*sse.HEADERS, *more]}
         await send(start | {"error": error.outcome, "failed": error.status})

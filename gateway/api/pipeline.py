@@ -60,7 +60,7 @@ class Pipeline:
         prompts: Prompts,
         book: Book,
         answers: Answers,
-        rules: Services,
+        services: Services,
         memory: Budget,
         bodies: Workshop,
         responses: Responses,
@@ -70,7 +70,7 @@ class Pipeline:
         self._prompts = prompts
         self._book = book
         self._answers = answers
-        self._rules = rules
+        self._services = services
         self._memory = memory
         self._bodies = bodies
         self._responses = responses
@@ -89,7 +89,7 @@ class Pipeline:
         scope["stack.client"].known = True
         _check_type(endpoint, headers.get(b"content-type", b""))
         replay = self._answers.has(headers.get(names.IDEMPOTENCY_KEY), key.id)
-        lease = await self._book.enter(key, self._rules.estimates.seconds(key.id), replay=replay)
+        lease = await self._book.enter(key, self._services.estimates.seconds(key.id), replay=replay)
         try:
             return await self._understand(endpoint, scope, receive, headers, key, lease, replay=replay)
         except BaseException:
@@ -157,8 +157,8 @@ class Pipeline:
         return its, (weight + held, functools.partial(face.read, body))
 
     async def as_begun(self, request: Request, setting: dict[str, Any]) -> Request:
-        """The same request with the writer that an earlier one like it had at its beginning. `setting` is what that
-        was read with, as `Request.setting` tells it."""
+        """Return the request with a new writer, which is in the state in which an earlier request's writer began.
+        `setting` is the `Request.setting` of that earlier request."""
         if request.reading is None or request.its is None or not setting:
             return request
         return self._written_by(request, await self._bodies.work(*request.reading, replace(request.its, **setting)))
@@ -219,32 +219,35 @@ class Pipeline:
         """Count the tokens of a request's prompt. This takes no slot of an engine, and its key is charged no tokens.
         Raises StackError."""
         it, route = request.exchange, request.route
-        estimate = self._rules.estimates.of(it, route.name).prompt
+        estimate = self._services.estimates.of(it, route.name).prompt
         target = route.pick(())
-        tokens = await self._rules.contexts.counted(target.upstream, it, target.model)
+        tokens = await self._services.contexts.counted(target.upstream, it, target.model)
         return Count(estimate if tokens is None else tokens, exact=tokens is not None)
 
     async def admit(self, request: Request, trail: Trail | None = None, trace: Trace | None = None) -> Relay:
-        """A Relay that is ready to run, and has to: its key is charged its tokens. Raises StackError. With a `trail`,
-        what its key is charged is noted there; what it was charged for a part of the answer is not charged again."""
+        """Charge the key the request's tokens, and return the Relay. The caller must run it, because it holds the
+        charge.
+
+        With a `trail`, the charge is noted there. A part of the answer that was charged before is not charged again.
+        Raises StackError."""
         it, lease = request.exchange, request.lease
         key = self._allowed(request.key, it)
-        estimate = self._rules.estimates.of(it, request.route.name)
+        estimate = self._services.estimates.of(it, request.route.name)
         past = trail.past if trail is not None else None
         goes_on = past is not None and past.book == self._book.memory  # what the dead had set aside stays charged there
         if lease.taken or not lease.open or request.replay:  # the answer that existed is gone
-            lease = await self._book.enter(key, self._rules.estimates.seconds(key.id), goes_on=goes_on)
+            lease = await self._book.enter(key, self._services.estimates.seconds(key.id), goes_on=goes_on)
         lease.taken = True
         try:
             if past is not None and past.book and not goes_on:  # the accounts began anew, by what the records say
-                past.charged = await self._rules.recorder.charged(past.row.get("id", ""))
+                past.charged = await self._services.recorder.charged(past.row.get("id", ""))
             if not goes_on:
                 await lease.set_aside(estimate)
             if past is not None and past.book:
                 lease = Inherited(lease, past.charged, estimate)
             if trail is not None:
                 trail.note({"book": self._book.memory, "charged": lease.charged})
-            return Relay(it, request.route, key, lease, self._rules, request.writer, request.keep, trail, trace)
+            return Relay(it, request.route, key, lease, self._services, request.writer, request.keep, trail, trace)
         except BaseException:
             lease.settle(0)
             raise

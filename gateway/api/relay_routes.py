@@ -29,7 +29,7 @@ _BUG = "The gateway had an internal error. Its log has the details."
 
 
 class Maker:
-    """Makes the answer to one request: see idempotency.answers.Maker."""
+    """Make the answer to one request. See idempotency.answers.Maker."""
 
     def __init__(self, routes: "RelayRoutes", request: Request, scope: Scope) -> None:
         self._routes = routes
@@ -43,7 +43,8 @@ class Maker:
         return Past(self._begun.exchange, self._begun.route, self._begun.writer)
 
     async def run(self, client: Client, send: Send, trail: Trail) -> bool:
-        """See idempotency.answers.Maker.run. Of an answer that goes on, the writer has written the beginning."""
+        """See idempotency.answers.Maker.run. If the answer is continued, its writer has already written the
+        beginning."""
         request = self._begun if trail.past is not None and trail.past.started else self._request
         return await self._routes.relay(request, self._scope, client, send, trail)
 
@@ -126,7 +127,8 @@ class RelayRoutes:
     async def relay(
         self, request: Request, scope: Scope, client: Client, send: Send, trail: Trail | None = None
     ) -> bool:
-        """Have an engine answer; whether the answer is whole. Every error but a bug is told to the client here."""
+        """Have an engine answer the request. Returns whether the answer is complete. Every error except a bug is sent
+        to the client here."""
         relay: Relay | None = None
         try:
             try:

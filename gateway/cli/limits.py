@@ -14,7 +14,7 @@ from gateway.cli.console import Json, opened, out, print_json, valid, whole
 from gateway.keys.book import Keybook
 from gateway.keys.configured import defaults, listed_ids
 from gateway.keys.entries import KeyFields
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.limits.rules import quotas_used
 from gateway.usage.rows import UsageBook
 

@@ -61,7 +61,8 @@ class Allowance:
         self._left -= LEAST
 
     def charge(self, seconds: float) -> None:
-        """The page took so long. Any thread may say so: a charge that another one overwrites does no harm."""
+        """Charge the `seconds` that a page took. Any thread may call this. Of two calls at once, one may be lost, which
+        does no harm."""
         self._left -= seconds
 
 
@@ -99,7 +100,7 @@ class Console:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def paths(self) -> list[Route]:
-        """Every path of the console; none if there is no admin key."""
+        """Return every path of the console; none if there is no admin key."""
         if not self._door.exists:
             return []
         keys, operator = self._keys, self._operator

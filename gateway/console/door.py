@@ -124,7 +124,7 @@ class Door:
 
 
 def form_token(token: str) -> str:
-    """The token of the forms of that session."""
+    """Return the token of the forms of that session."""
     return hashlib.sha256(b"form " + token.encode()).hexdigest()
 
 
@@ -135,7 +135,7 @@ def welcome(request: Request, response: Response, before: str) -> None:
 
 
 def before(request: Request) -> str:
-    """The value of that cookie, or a new one."""
+    """Return the value of that cookie, or a new one."""
     return request.cookies.get(BEFORE) or secrets.token_urlsafe(32)
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from gateway import validation
 from gateway.errors import BadRequest, TooLarge, UnsupportedMediaType
 from gateway.keys.entries import Entry
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 
 SMALL, LARGE = 16 * 1024, 512 * 1024  # bytes of a form: of one before anybody is known, and of any other
 MAX_FIELDS = 40
@@ -22,7 +22,7 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 
 async def read(request: Request, most: int) -> Form:
-    """The fields of a form. Raises TooLarge, UnsupportedMediaType, BadRequest."""
+    """Return the fields of a form. Raises TooLarge, UnsupportedMediaType, BadRequest."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("Send the form as application/x-www-form-urlencoded.")
@@ -41,7 +41,7 @@ async def read(request: Request, most: int) -> Form:
 
 
 def understood(values: dict[str, Any], model: type[Fields]) -> Fields:
-    """The values as `model`. Raises BadRequest with a sentence that names the field."""
+    """Return the values as `model`. Raises BadRequest with a sentence that names the field."""
     try:
         return model.model_validate(values, strict=True)
     except ValidationError as exc:
@@ -50,8 +50,7 @@ def understood(values: dict[str, Any], model: type[Fields]) -> Fields:
 
 
 def key_fields(form: Form, there: Entry | None = None) -> dict[str, Any]:
-    """What a form says of a key, for KeyFields. An expiry that is still that of the key is left out. Raises
-    BadRequest."""
+    """Return the fields of a key in a form, for KeyFields. An unchanged expiry is left out. Raises BadRequest."""
     values: dict[str, Any] = {
         "name": form.get("name", "").strip(),
         "owner": form.get("owner", "").strip(),
@@ -66,12 +65,12 @@ def key_fields(form: Form, there: Entry | None = None) -> dict[str, Any]:
 
 
 def limits(form: Form) -> dict[str, int | None]:
-    """The limits that a form says; None for each field that is empty. Raises BadRequest."""
+    """Return the limits in a form; None for each empty field. Raises BadRequest."""
     return {name: number(form, name) for name in LIMITS}
 
 
 def number(form: Form, name: str) -> int | None:
-    """A whole number, None if the field is empty. Raises BadRequest."""
+    """Return a whole number, None if the field is empty. Raises BadRequest."""
     typed = form.get(name, "").strip()
     if not typed:
         return None
@@ -81,7 +80,7 @@ def number(form: Form, name: str) -> int | None:
 
 
 def day(moment: int | None) -> str:
-    """The UTC day of a time in seconds since 1970, as a form has it; empty for None."""
+    """Return the UTC day of a time in seconds since 1970, as a form has it; empty for None."""
     return "" if moment is None else dt.datetime.fromtimestamp(moment, dt.UTC).date().isoformat()
 
 

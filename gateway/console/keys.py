@@ -16,7 +16,7 @@ from gateway.errors import BadRequest, GatewayBusy, NotFound, StackError
 from gateway.keys.book import Keybook
 from gateway.keys.configured import defaults
 from gateway.keys.entries import Entry, KeyFields, NewKeyFields
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.limits.rules import quotas_used
 from gateway.prompts.book import Promptbook, Template, Use
 from gateway.recent.captures import Captures
@@ -50,7 +50,7 @@ class KeyPages:
         self._pages = pages
 
     def listing(self, ask: Ask) -> Response:
-        """A page of keys, the newest first."""
+        """Return a page of keys, the newest first."""
         search, cursor = ask.query.get("q", "").strip()[:200], ask.query.get("before", "")
         match = _CURSOR.fullmatch(cursor)
         before = (int(match[1]), match[2]) if match else None
@@ -60,7 +60,7 @@ class KeyPages:
         return self._pages.page("keys", ask.visitor, keys=found, search=search, following=following, first=not cursor)
 
     def new(self, ask: Ask) -> Response:
-        """The form for a new key."""
+        """Return the form for a new key."""
         return self._form(ask, {})
 
     def create(self, ask: Ask) -> Response:
@@ -73,7 +73,7 @@ class KeyPages:
         return self._pages.page("secret", ask.visitor, 201, entry=entry, secret=text, rotated=False)
 
     def show(self, ask: Ask) -> Response:
-        """One key, with the forms that change it."""
+        """Return one key, with the forms that change it."""
         return self._show(ask)
 
     def change(self, ask: Ask) -> Response:
@@ -137,7 +137,7 @@ class KeyPages:
     # -- the limits of all keys without their own -----------------------------------------------------------------
 
     def limits(self, ask: Ask) -> Response:
-        """The default limits."""
+        """Return the default limits."""
         return self._limits(ask, self._book.defaults().model_dump())
 
     def set_limits(self, ask: Ask) -> Response:
@@ -159,7 +159,7 @@ class KeyPages:
     # -- prompts --------------------------------------------------------------------------------------------------
 
     def prompts(self, ask: Ask) -> Response:
-        """All prompts, and the form for a new version."""
+        """Return all prompts, and the form for a new version."""
         return self._prompt_page(ask, {"name": ask.query.get("name", "")[:64]})
 
     def set_prompt(self, ask: Ask) -> Response:

@@ -62,11 +62,11 @@ class Now:
         self._models = _models(config)
 
     def json(self) -> bytes:
-        """The picture for the page's script."""
+        """Return the picture for the page's script."""
         return orjson.dumps(self.picture())
 
     def picture(self) -> dict[str, Any]:
-        """The picture, at most a second old. Durations are in seconds."""
+        """Return the picture, at most a second old. Durations are in seconds."""
         if time.monotonic() > self._made_at + FRESH:
             self._picture = self._make()
             self._made_at = time.monotonic()

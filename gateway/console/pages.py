@@ -60,7 +60,7 @@ class Pages:
         return answer(body.encode(), HTML, status, error.headers if isinstance(error, StackError) else {})
 
     def static(self, name: str) -> Response | None:
-        """A static file; None if there is none of that name. Its address changes with its content."""
+        """Return a static file; None if there is none of that name. Its address changes with its content."""
         content = self._static.get(name)
         if content is None:
             return None
@@ -70,7 +70,7 @@ class Pages:
 def answer(
     body: bytes, kind: str, status: int = 200, more: Mapping[str, str] = MappingProxyType({}), cache: str = "no-store"
 ) -> Response:
-    """A response with the headers of the console, and `more`."""
+    """Return a response with the headers of the console, and `more`."""
     return Response(body, status, {**_HEADERS, "cache-control": cache, "content-type": kind, **more})
 
 
@@ -80,22 +80,22 @@ def redirect(where: str) -> Response:
 
 
 def day(at: int | None) -> str:
-    """A time in seconds since 1970 as a day in UTC."""
+    """Return a time in seconds since 1970 as a day in UTC."""
     return "never" if at is None else f"{dt.datetime.fromtimestamp(at, dt.UTC):%Y-%m-%d}"
 
 
 def moment(at: int) -> str:
-    """A time in milliseconds since 1970, in UTC."""
+    """Return a time in milliseconds since 1970, in UTC."""
     return f"{dt.datetime.fromtimestamp(at / 1000, dt.UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def count(number: float | None) -> str:
-    """A number with separators; a dash for None."""
+    """Return a number with separators; a dash for None."""
     return NOTHING if number is None else f"{number:,.0f}"
 
 
 def short(number: float) -> str:
-    """A number in a few characters: 950, 1.2k, 34M."""
+    """Return a number in a few characters: 950, 1.2k, 34M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -103,7 +103,7 @@ def short(number: float) -> str:
 
 
 def seconds(milliseconds: float | None) -> str:
-    """A duration in a few characters; a dash for None."""
+    """Return a duration in a few characters; a dash for None."""
     if milliseconds is None:
         return NOTHING
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"

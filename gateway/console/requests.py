@@ -45,7 +45,7 @@ class RequestPages:
         self._pages = pages
 
     def listing(self, ask: Ask) -> Response:
-        """The last requests; or with an id, the way to that request's page."""
+        """Return the page of the last requests. With an id, redirect to the page of that request."""
         if wanted := ask.query.get("id", "").strip():
             return redirect(f"{PATH}/requests/{quote(wanted[:ID], safe='')}")
         order = ask.query.get("order", "newest")
@@ -61,7 +61,7 @@ class RequestPages:
         )
 
     def show(self, ask: Ask) -> Response:
-        """What happened to one request, as far as anything knows of it."""
+        """Return the page of one request: its steps, its running state or its usage row, whichever exists."""
         wanted = ask.path["request_id"][:ID]
         course = self._course(wanted)
         runs = None if course else next((it for it in running.look(self._home) if it.request_id == wanted), None)

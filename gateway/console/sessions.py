@@ -51,7 +51,7 @@ class Sessions:
         return token
 
     def find(self, token: str) -> bytes | None:
-        """The digest of the key whose session that token is of; None if there is no such session, or no more."""
+        """Return the digest of the key whose session that token is of; None if there is no such session, or no more."""
         with self._locked():
             place = self._place(token)
             return None if place is None else bytes(self._lines[place * _LINE + _DIGEST : (place + 1) * _LINE])
@@ -75,7 +75,7 @@ class Sessions:
             return 0.0
 
     def was_right(self, address: str) -> None:
-        """The attempt was right, and is not charged."""
+        """Give back the charge of an attempt, because its key was right."""
         with self._locked():
             self._full[self._cell(address)] -= AGAIN
 

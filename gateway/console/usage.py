@@ -48,13 +48,13 @@ class Plot(NamedTuple):
 
 
 def asked(query: Mapping[str, str], now: Callable[[], float] = time.time) -> Asked:
-    """What the address of a page asks for. Raises BadRequest."""
+    """Return what the query of a page asks for. Raises BadRequest."""
     by, name = query.get("by", "all"), query.get("span", "24h")
     found = next((it for it in BYS if it == by), None)
     if found is None or name not in WORDS:
         raise BadRequest(f"'by' is one of {', '.join(BYS)}, and 'span' is one of {', '.join(WORDS)}.")
     if found == "key" and name in NOT_OF_KEYS:
-        raise BadRequest("By key, the longest span is a month.")
+        raise BadRequest("Usage by key covers at most a month. Choose a shorter range.")
     return Asked(found, name, *_spans(name, int(now() * 1000)))
 
 
@@ -87,19 +87,19 @@ class UsagePages:
         self._pages = pages
 
     def show(self, ask: Ask) -> Response:
-        """Everybody's usage, for operators."""
+        """Return everybody's usage, for operators."""
         it = asked(ask.query)
         table = self._table(it)
         drawn = self._plots(it, table)
         return self._pages.page("usage", ask.visitor, table=table, plots=drawn, asked=it, words=WORDS, bys=BYS)
 
     def csv(self, ask: Ask) -> Response:
-        """The same as CSV."""
+        """Return everybody's usage as CSV."""
         it = asked(ask.query)
         return _file(f"usage-{it.by}-{it.name}.csv", self._csv(it))
 
     def own(self, ask: Ask) -> Response:
-        """The usage, limits and quotas of the visitor's key."""
+        """Return the usage, limits and quotas of the visitor's key."""
         key = _key(ask)
         it = asked({**ask.query, "by": "key"})
         table = self._table(it, 1, key.id)
@@ -109,7 +109,7 @@ class UsagePages:
         )  # fmt: skip
 
     def own_csv(self, ask: Ask) -> Response:
-        """The usage of the visitor's key as CSV."""
+        """Return the usage of the visitor's key as CSV."""
         it = asked({**ask.query, "by": "key"})
         return _file(f"usage-{it.name}.csv", self._csv(it, _key(ask).id))
 

@@ -76,7 +76,7 @@ class Constraint:
         return text.rstrip().endswith(("}", "]")) and self.fault(text) is None
 
     def exact(self, style: JsonStyle) -> bool:
-        """Whether the grammar that is made here allows only texts that fit. Raises UnsupportedError."""
+        """Return whether the grammar that is made here allows only texts that fit. Raises UnsupportedError."""
         with _understood():
             return not self.is_json or compiled(self.schema, style).exact
 
@@ -87,13 +87,13 @@ class Constraint:
         with _understood():
             walk = Walk(self._compiled(style))
             if not walk.follow(text) or walk.must_end:
-                raise UnsupportedError("a text that does not begin as it has to, or is whole")
+                raise UnsupportedError("the text does not fit the grammar, or is complete already")
             return style.asks(write(walk.rest(before)))
 
     def nailed(self, text: str) -> dict[str, Any]:
         """Return the fields that allow an engine only texts that begin with `text`. Raises UnsupportedError."""
         if not self.is_json or not isinstance(self.schema, dict):
-            raise UnsupportedError("a constraint that is no schema")
+            raise UnsupportedError("the constraint is not a JSON Schema")
         with _understood():
             schema = nailed(self.schema, text)
         named = {"name": "answer", "strict": True, "schema": schema}
@@ -114,7 +114,7 @@ def _understood() -> Iterator[None]:
     except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as exc:
         if isinstance(exc, UnsupportedError):
             raise
-        raise UnsupportedError("a schema that is malformed") from exc
+        raise UnsupportedError("the schema is malformed") from exc
 
 
 def constraint(fields: Mapping[str, Any]) -> Constraint | None:
@@ -123,7 +123,7 @@ def constraint(fields: Mapping[str, Any]) -> Constraint | None:
     asked = [name for name in sorted(FIELDS & fields.keys()) if fields[name] is not None and fields[name] is not False]
     found = [it for it in (_read(name, fields[name]) for name in asked) if it is not None]
     if len(found) > 1:
-        raise UnsupportedError("several constraints")
+        raise UnsupportedError("the request has several constraints")
     return found[0] if found else None
 
 
@@ -150,7 +150,7 @@ def _read(name: str, value: Any) -> Constraint | None:
             return Constraint()
         if said.keys() == {"choice"} and all(isinstance(it, str) and it for it in said["choice"]):
             return Constraint(choices=tuple(said["choice"]))
-    raise UnsupportedError(f"the constraint '{name}'")
+    raise UnsupportedError(f"the constraint '{name}' is not supported")
 
 
 def _by_schema(schema: Any) -> Constraint:
@@ -160,5 +160,5 @@ def _by_schema(schema: Any) -> Constraint:
         except orjson.JSONDecodeError:
             schema = None
     if not isinstance(schema, dict):
-        raise UnsupportedError("a schema that is no object")
+        raise UnsupportedError("the schema is not a JSON object")
     return Constraint(schema=schema)

@@ -11,7 +11,7 @@ MOST_RULES = 5_000  # in one grammar; a schema may ask for any number of them
 
 
 class UnsupportedError(ValueError):
-    """This cannot be expressed here. The message says what."""
+    """Say that a grammar or a schema is not supported here. The message is a clause that gives the reason."""
 
 
 class Chars(NamedTuple):
@@ -55,7 +55,7 @@ class Grammar:
     def add(self, name: str, alternatives: Iterable[Sequence]) -> Ref:
         """Add a rule under a name that is not taken. Returns what stands for it."""
         if len(self.rules) >= MOST_RULES:
-            raise UnsupportedError("a grammar with very many rules")
+            raise UnsupportedError("the grammar has too many rules")
         name = f"{name}-{len(self.rules)}"
         self.rules[name] = list(alternatives)
         return Ref(name)
@@ -167,7 +167,7 @@ class _Reader:
         while (token := self._next()) is not None:
             kind, name = token
             if kind != "defines" or name in grammar.rules:
-                raise UnsupportedError("a grammar's rule without a name, or with another one's")
+                raise UnsupportedError("a rule of the grammar has no name, or the name of an earlier rule")
             grammar.rules[name] = []
             grammar.rules[name] = self._alternatives()
         rules = (it for alternatives in grammar.rules.values() for sequence in alternatives for it in sequence)
@@ -175,9 +175,9 @@ class _Reader:
             while isinstance(it, Repeat):
                 it = it.of  # noqa: PLW2901
             if isinstance(it, Ref) and it.name not in grammar.rules:
-                raise UnsupportedError("a rule that is not there")
+                raise UnsupportedError("the grammar uses a rule that it does not define")
         if ROOT not in grammar.rules:
-            raise UnsupportedError("a grammar without a root")
+            raise UnsupportedError("the grammar has no rule 'root'")
         return grammar
 
     def _peek(self) -> tuple[str, str] | None:
@@ -215,10 +215,10 @@ class _Reader:
         if text == ".":
             return (ANY,)
         if text != "(":
-            raise UnsupportedError(f"a grammar with '{text}' in this place")
+            raise UnsupportedError(f"the grammar has '{text}' where it does not belong")
         inside = self._alternatives()
         if self._next() != ("sign", ")"):
-            raise UnsupportedError("a group without an end")
+            raise UnsupportedError("a group in the grammar does not end")
         return (self._grammar.add("group", inside),)
 
     def _repeated(self, item: Sequence) -> Sequence:
@@ -251,7 +251,7 @@ def _tokens(text: str) -> Iterable[tuple[str, str]]:
         if found is None or count > MOST_SYMBOLS:
             if re.fullmatch(r"\s*(#[^\n]*\s*)*", text[at:]):
                 return
-            raise UnsupportedError("a grammar with signs that are not known here, or a very long one")
+            raise UnsupportedError("the grammar has unknown characters, or is too long")
         at = found.end()
         kind = str(found.lastgroup)
         yield kind, found["name"] if kind == "defines" else found[kind]

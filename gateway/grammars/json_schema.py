@@ -99,10 +99,10 @@ class _Making:
         if schema is True or schema == {}:
             return Ref("value")
         if not isinstance(schema, dict):
-            raise UnsupportedError("a schema that is no object")
+            raise UnsupportedError("the schema is not a JSON object")
         self._depth += 1
         if self._depth > MOST_DEPTH:
-            raise UnsupportedError("a schema that is nested too deeply")
+            raise UnsupportedError("the schema is nested too deeply")
         try:
             return self._of(schema)
         finally:
@@ -135,7 +135,7 @@ class _Making:
 
     def _typed(self, kind: Any, schema: Mapping[str, Any]) -> Symbol:
         if kind not in _TYPES:
-            raise UnsupportedError("a schema with an unknown type")
+            raise UnsupportedError("the schema has an unknown type")
         if kind == "object" and (schema.get("properties") or isinstance(schema.get("additionalProperties"), dict)):
             return self._object(schema)
         if kind == "object":
@@ -151,7 +151,7 @@ class _Making:
 
     def _referred(self, where: Any) -> Ref:
         if not isinstance(where, str) or not where.startswith("#"):
-            raise UnsupportedError("a schema that refers to another one")
+            raise UnsupportedError("the schema refers to another document")
         if where not in self._refs:
             self._refs[where] = name = self.grammar.add("ref", [])
             self.grammar.rules[name.name] = [(self._value(pointed(self._whole, where)),)]
@@ -165,7 +165,7 @@ class _Making:
             while isinstance(part, dict) and isinstance(part.get("$ref"), str) and len(parts) > 2:
                 part = pointed(self._whole, part["$ref"])  # noqa: PLW2901
             if not isinstance(part, dict):
-                raise UnsupportedError("a schema that is no object")
+                raise UnsupportedError("the schema is not a JSON object")
             self.exact = self.exact and not (made.keys() & part.keys() - {"properties", "required", "type", "title"})
             properties = {**made.get("properties", {}), **part.get("properties", {})}
             required = [*made.get("required", []), *part.get("required", [])]
@@ -231,7 +231,7 @@ def pointed(schema: Any, where: str) -> Any:
     for step in where.removeprefix("#").split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         if not isinstance(schema, dict) or name not in schema:
-            raise UnsupportedError("a schema that refers to nothing")
+            raise UnsupportedError("the schema has a reference to nothing")
         schema = schema[name]
     return schema
 

@@ -41,7 +41,7 @@ def nailed(schema: Any, text: str) -> dict[str, Any]:
         return {**shared, **found.schema}
     except RecursionError:
         pass
-    raise UnsupportedError("an answer that is whole, or is nested too deeply")
+    raise UnsupportedError("the answer is complete already, or is nested too deeply")
 
 
 class _Reader:
@@ -53,14 +53,14 @@ class _Reader:
 
     def value(self, schema: Any, at: int, depth: int) -> tuple[Any, int]:
         if depth > MOST_DEPTH:
-            raise UnsupportedError("a schema that is nested too deeply")
+            raise UnsupportedError("the schema is nested too deeply")
         while isinstance(schema, dict) and "$ref" in schema:
             schema = pointed(self._whole, str(schema["$ref"]))
             depth += 1
             if depth > MOST_DEPTH:
-                raise UnsupportedError("a schema that refers to itself")
+                raise UnsupportedError("the schema refers to itself")
         if not isinstance(schema, dict):
-            raise UnsupportedError("a schema that is no object")
+            raise UnsupportedError("the schema is not a JSON object")
         at = self._space(at, schema)
         for name in ("anyOf", "oneOf"):
             if name in schema:
@@ -74,7 +74,7 @@ class _Reader:
             return self._string(schema, at)
         found = _SCALAR.match(text, at)
         if found is None or char in "{[":
-            raise UnsupportedError("a value that its schema does not describe")
+            raise UnsupportedError("the schema does not describe a value of the answer")
         if found.end() == len(text):
             raise _Open(self._cut_down(schema, found[0]))
         return {"const": _json(found[0])}, found.end()
@@ -90,7 +90,7 @@ class _Reader:
             except UnsupportedError:
                 continue
         if not left:
-            raise UnsupportedError("a value that fits none of its schemas")
+            raise UnsupportedError("a value of the answer fits none of its schemas")
         raise _Open(left[0] if len(left) == 1 else {"anyOf": left})
 
     def _string(self, schema: Mapping[str, Any], at: int) -> tuple[Any, int]:
@@ -101,7 +101,7 @@ class _Reader:
         if "enum" in schema or "const" in schema:
             raise _Open(self._cut_down(schema, self._text[at:]))
         if "\\" in begun or "pattern" in schema or "format" in schema or schema.get("type") != "string":
-            raise UnsupportedError("a text with an escape, or with a pattern of its own")
+            raise UnsupportedError("a text of the answer has an escape, or a pattern")
         most = schema.get("maxLength")
         least = max(0, int(schema.get("minLength", 0)) - len(begun))
         left = "" if most is None else max(0, int(most) - len(begun))
@@ -116,7 +116,7 @@ class _Reader:
             return dict(schema)
         left = [it for it in values if orjson.dumps(it).decode().startswith(begun)]
         if not left:
-            raise UnsupportedError("a value that is none of those that may come")
+            raise UnsupportedError("a value of the answer is not one of the allowed ones")
         return {"enum": left}
 
     def _array(self, schema: Mapping[str, Any], at: int, depth: int) -> tuple[Any, int]:
@@ -144,7 +144,7 @@ class _Reader:
         least = max(len(done), int(schema.get("minItems", 0)))
         most = min(int(schema.get("maxItems", len(done) + MOST_ITEMS)), len(done) + MOST_ITEMS)
         if least > len(done) + MOST_ITEMS:
-            raise UnsupportedError("a very long array")
+            raise UnsupportedError("an array of the answer is too long")
         lengths = [done + [item] * (length - len(done)) for length in range(least, max(least, most) + 1)]
         return {"anyOf": [{"type": "array", "prefixItems": it} for it in lengths]}
 
@@ -192,7 +192,7 @@ class _Reader:
             if name in required:
                 break
         if not found:
-            raise UnsupportedError("a property in another place than is expected")
+            raise UnsupportedError("a property of the answer is not at its expected place")
         return found
 
     def _space(self, at: int, schema: Any) -> int:
@@ -208,4 +208,4 @@ def _json(text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise UnsupportedError("a text that is no JSON") from None
+        raise UnsupportedError("the text is not JSON") from None

@@ -61,7 +61,7 @@ class Walk:
         rules = {name: it for name, it in self._grammar.rules.items() if name != ROOT}
         rest = Grammar(rules)
         if any(it == Ref(ROOT) for sequence in self._grammar.rules.values() for one in sequence for it in one):
-            raise UnsupportedError("a grammar whose root is used by another rule")
+            raise UnsupportedError("another rule of the grammar uses the root")
         ways = dict.fromkeys(tuple(_symbols(it)) for it in self._at)
         rest.rules[ROOT] = [literal(before) + it for it in ways]
         return rest
@@ -95,7 +95,7 @@ class Walk:
             seen.add(it)
             self._count(1)
             if len(seen) > MOST_PLACES:
-                raise UnsupportedError("a grammar that has too many ways to go on, or a rule that begins with itself")
+                raise UnsupportedError("the grammar allows too many continuations, or a rule begins with itself")
             if it is None or isinstance(it.symbol, Chars):
                 leaves[it] = None
             elif isinstance(it.symbol, Ref):
@@ -116,7 +116,7 @@ class Walk:
     def _count(self, steps: int) -> None:
         self._steps += steps
         if self._steps > MOST_STEPS:
-            raise UnsupportedError("a text that is too long to be followed")
+            raise UnsupportedError("the text is too long for this grammar")
 
 
 def _symbols(place: _Place | None) -> Iterator[Symbol]:

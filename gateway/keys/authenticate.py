@@ -23,7 +23,7 @@ from gateway.keys import keepsake, neighbours, secret
 from gateway.keys.book import Keybook
 from gateway.keys.configured import defaults, listed_id
 from gateway.keys.entries import Contents, Entry
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.settings import PLACEHOLDER_KEY, Settings
 from gateway.shared_memory import Keepsake
 from gateway.store.store import Store

@@ -16,7 +16,7 @@ from gateway import validation
 from gateway.errors import BadRequest, NotFound
 from gateway.keys import secret
 from gateway.keys.entries import Contents, Entry, KeptDefault, KeptSecret, KeyFields, NewKeyFields
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.keys.tables import default_limits, deleted_keys, keys, secrets
 from gateway.responses.tables import forget
 from gateway.store.store import Store
@@ -42,9 +42,10 @@ class Keybook:
         return self.show(key_id), text
 
     def page(self, search: str, before: tuple[int, str] | None, most: int) -> tuple[list[Entry], bool]:
-        """The keys whose id begins with `search`, or whose name or owner contains it, in any capitals: the newest
-        first, at most `most` of them, and whether there are more. `before` is the creation time and id of the last
-        one of the page before."""
+        """Return one page of the keys that match `search`, the newest first, and whether there are more.
+
+        A key matches if its id begins with `search`, or if its name or owner contains it, in capital or small letters.
+        A page has at most `most` keys. `before` is the creation time and id of the last key of the previous page."""
         where: list[sa.ColumnElement[bool]] = []
         if search:
             contains = (
@@ -60,7 +61,7 @@ class Keybook:
         return found[::-1], len(ids) > most
 
     def called(self, ids: Collection[str]) -> dict[str, tuple[str, str]]:
-        """The name and owner of each of those keys that is in the store, by id."""
+        """Return the name and owner of each of those keys that is in the store, by id."""
         query = sa.select(keys.c.id, keys.c.name, keys.c.owner).where(keys.c.id.in_(ids))
         with self._store.read() as connection:
             return {it.id: (it.name, it.owner) for it in connection.execute(query)}

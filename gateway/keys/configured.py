@@ -1,7 +1,7 @@
 """Configured: what the settings say about keys: the keys of STACK_API_KEYS, and the default limits."""
 
 from gateway.keys import secret
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.settings import Settings
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gateway.keys.limits import LimitFields, LimitName
+from gateway.keys.limit_fields import LimitFields, LimitName
 from gateway.validation import NO_CONTROLS
 
 

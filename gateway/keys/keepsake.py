@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from gateway.keys.entries import DIGEST, Contents, Entry, Id, Moment
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 
 
 class _Secret(BaseModel):

@@ -120,12 +120,12 @@ class Estimates:
             self._speeds[ending.route] = max(self._speeds.get(ending.route, 0.0), made / working)
 
     def unseen(self, exchange: Exchange, estimate: Estimate, route: str, seconds: float) -> int:
-        """Return how many tokens an engine may have made of an answer that nobody saw, in that many seconds.
+        """Return how many tokens an engine can have made in that many seconds of an answer that the gateway did not
+        see.
 
-        They are the request's own limit, or without one what was set aside. Where an answer of this route has shown how
-        fast its engine is, they are at most what it makes in that time at twice that speed; without a limit of the
-        request's own, they are that number.
-        """
+        If no answer of this route has shown the engine's speed, the result is the request's own limit, or else the
+        reserved tokens. If the speed is known, the result is the number of tokens at twice that speed, and at most the
+        request's own limit."""
         speed, most = self._speeds.get(route), estimate.most
         if speed is None or not exchange.endpoint.generates:
             return estimate.answer if most is None else most

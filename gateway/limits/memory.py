@@ -23,7 +23,7 @@ from contextlib import suppress
 
 from gateway.errors import GatewayBusy, StackError
 from gateway.keys.authenticate import Key
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.near import Near
 from gateway.limits.rules import (
@@ -84,7 +84,7 @@ class Accounts:
         self.active = view[_COUNTERS:].cast("H")
 
     def now(self) -> float:
-        """The time of a clock that nobody can set."""
+        """Return the time of a clock that nobody can set."""
         return time.monotonic() - self._started
 
     def occupy(self, seat: int) -> None:

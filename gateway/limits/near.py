@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from gateway import logs
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.limits.rules import Period, State
 
 SHARES = (75, 95)  # percent

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 from gateway.errors import QuotaSpent, RateLimited, StackError
 from gateway.headers import RATE_LIMITS
 from gateway.keys.authenticate import Key
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import NOTHING, Estimate
 from gateway.usage.rows import UsageBook
 
@@ -153,12 +153,13 @@ class Book(Protocol):
     memory: str
 
     async def enter(self, key: Key, seconds: float = TURN, *, replay: bool = False, goes_on: bool = False) -> Lease:
-        """Charge a request of which only the head was read; the key's requests take so many seconds. `replay`: there is
-        an answer to it already; it is charged as a request, is none of those at a time, and takes no tokens. `goes_on`:
-        it goes on with an answer whose tokens are charged already, so that their limits are not looked at, and nothing
-        is set aside.
+        """Charge a request whose body was not read yet. `seconds` is how long the key's requests take.
 
-        Raises RateLimited or QuotaSpent; another StackError where nobody can tell.
+        `replay`: its answer exists already. It is charged as a request and no tokens, and is not a concurrent request.
+        `goes_on`: it continues an answer whose tokens are charged already. Limits of tokens are not checked, and no
+        tokens are reserved.
+
+        Raises RateLimited or QuotaSpent, or another StackError if the account is unavailable.
         """
 
 

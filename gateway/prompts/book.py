@@ -181,7 +181,7 @@ class Promptbook:
                 raise NotFound(f"The {of} '{target[:200]}' uses no prompt.")
 
     def in_force(self) -> InForce:
-        """What workers hold in memory."""
+        """Return what workers hold in memory."""
         with self._store.read() as connection:
             rows = connection.execute(sa.select(versions).order_by(versions.c.version))
             there = {(it.name, it.version): Prompt(it.name, it.version, it.template) for it in rows}

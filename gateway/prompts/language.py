@@ -92,7 +92,7 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, Undefined):
         return str(value)  # raises UndefinedError, which says what is missing
     if not isinstance(value, _Scalar):
-        raise SecurityError("only texts and numbers can be written; use `join` for a list")
+        raise SecurityError("a template can write only text and numbers; use `join` for a list")
     return value
 
 

@@ -65,7 +65,7 @@ class Captures:
             self._last[0] = max(self._ends.tolist())
 
     def stop(self, key_id: str) -> None:
-        """Capture them no more. What was captured of any key is forgotten. Raises BusyError."""
+        """End the capture of that key, and delete all captured bodies, also those of other keys. Raises BusyError."""
         with self._region.lock:
             if (place := self._place(key_id)) is not None:
                 self._ends[place] = 0.0
@@ -73,7 +73,7 @@ class Captures:
             self._lines[:] = bytes(len(self._lines))
 
     def left(self, key_id: str) -> float:
-        """For how many seconds its requests are still captured; 0 if they are not. Needs no lock."""
+        """Return for how many more seconds the key's requests are captured; 0 if they are not. Needs no lock."""
         now = self._now()
         if self._last[0] <= now:
             return 0.0
@@ -98,7 +98,7 @@ class Captures:
             return
 
     def of(self, request_id: str) -> Capture | None:
-        """The newest bodies of a request with that id. Raises BusyError."""
+        """Return the newest bodies of a request with that id. Raises BusyError."""
         wanted = _digest(request_id).to_bytes(8, "little")
         with self._region.lock:
             for back in range(1, RING + 1):

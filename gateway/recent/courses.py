@@ -39,7 +39,7 @@ class Course:
             del self._steps[MAX_STEPS // 2]
 
     def told(self, ending: Ending) -> dict[str, Any]:
-        """The whole course, once it is over."""
+        """Return the whole course, once it is over."""
         it, first, error = ending.exchange, ending.first_token_at, ending.error
         return {
             "id": it.request_id,
@@ -68,7 +68,7 @@ class Course:
 
 
 def status(error: StackError | None, *, begun: bool) -> int:
-    """The HTTP status that the client got."""
+    """Return the HTTP status that the client got."""
     return 200 if error is None or (begun and error.status != 499) else error.status
 
 
@@ -99,7 +99,7 @@ class Courses:
             return
 
     def of(self, request_id: str) -> dict[str, Any] | None:
-        """The newest course of a request with that id. Raises BusyError."""
+        """Return the newest course of a request with that id. Raises BusyError."""
         head = _head(request_id)
         with self._region.lock:
             heads = self._heads.tolist()
@@ -108,7 +108,7 @@ class Courses:
         return min(found, key=lambda it: it[0])[1] if found else None
 
     def latest(self, most: int) -> list[dict[str, Any]]:
-        """The last ones, the newest first. Raises BusyError."""
+        """Return the last ones, the newest first. Raises BusyError."""
         with self._region.lock:
             count = self._count[0]
             places = [number % self._size for number in range(count - 1, max(0, count - min(most, self._size)) - 1, -1)]

@@ -61,7 +61,7 @@ class Pace:
             cells[at + _TTFT] += ending.first_token_at - ending.exchange.started
 
     def told(self, seconds: int = SPAN) -> Told:
-        """What ended in the last `seconds`, to within one cell."""
+        """Return what ended in the last `seconds`, to within one cell."""
         sums = self._sum(int(self._now() // CELL) - seconds // CELL)
         requests, ttfts = sums[_REQUESTS], sums[_TTFTS]
         return Told(

@@ -25,13 +25,12 @@ class Recent:
         self._seat = seat
 
     def begins(self, exchange: Exchange) -> Course:
-        """A request begins. `ended` must follow."""
+        """Note that a request begins, and return its Course. `ended` must follow."""
         return Course(exchange)
 
     def ended(self, course: Course, ending: Ending, *, keep: bool) -> None:
-        """It is over. Its course is kept if asked for: requests that are sent away at once may come in thousands, and
-        would displace all others.
-        """
+        """Note that a request has ended. With `keep`, its course is kept. Rejected requests are not kept, because they
+        may come in thousands and would displace all others."""
         self.pace.ended(self._seat, ending)
         if keep:
             self.courses.keep(course.told(ending))

@@ -13,13 +13,13 @@ from gateway.exchange import Exchange, Try, Usage
 from gateway.limits.estimates import seen, written
 from gateway.relay.content import reasons
 from gateway.relay.fold import Fold, foldable, streamable
-from gateway.relay.handover import Handover, hand_over
-from gateway.relay.part import seeded
 from gateway.relay.reader import Reader
-from gateway.relay.resume import Search, part_of, possible
+from gateway.relay.resume.handover import Handover, hand_over
+from gateway.relay.resume.part import seeded
+from gateway.relay.resume.seam import Seam
+from gateway.relay.resume.search import Search, part_of, possible
 from gateway.relay.round_writer import plain_writer
 from gateway.relay.rounds import Rounds, begun, rounds, unfinished
-from gateway.relay.seam import Seam
 from gateway.relay.sounds import heard
 from gateway.relay.tally import Tally, count, counting
 from gateway.relay.tap import Tap
@@ -38,9 +38,9 @@ class Asked(NamedTuple):
 
 
 class Answer:
-    """How far the answer to one exchange has come. After `breaks`, there is a `search` for an engine that goes on with
-    it. With a `writer`, it is written in another form than the engines'. With a `trail`, another worker can go on with
-    it if this one dies, and this one goes on with what an earlier one has left."""
+    """The state of the answer to one exchange. After `breaks`, `search` is the search for an engine that continues the
+    answer. With a `writer`, the answer is written in the form of another API. With a `trail`, another worker can
+    continue the answer if this one dies, and this one continues what an earlier worker has left."""
 
     def __init__(
         self, exchange: Exchange, route: Route, writer: Writer | None = None, trail: Trail | None = None
@@ -60,7 +60,7 @@ class Answer:
             self._go_on(trail.past)
 
     def begin_anew(self) -> None:
-        """Forget what has come of it: another attempt begins from nothing."""
+        """Forget everything that has come, because another attempt begins the answer again."""
         self._forget()
         if self._trail is not None:
             self._trail.reader = None
@@ -101,15 +101,15 @@ class Answer:
         return self.tried[-1].upstream.name if self.tried else None
 
     def begins(self, target: Target) -> Rounds | None:
-        """This target is asked now. Returns the rounds by which it answers, None if it is one and nothing is changed.
-        Raises BadRequest."""
+        """Note that this target is asked now. Returns the rounds by which it answers; None if one unchanged request
+        suffices. Raises BadRequest."""
         if self.search is None:
             self.rounds = rounds(self._repeatable(target.upstream.dialect), target.upstream.dialect)
         return self.rounds
 
     def next(self) -> bool:
-        """Begin the next round. Returns whether there is one. If the answer was resumed, the engine goes on with the
-        choice as well. Raises what broke the answer off if there is no way to do that."""
+        """Begin the next round. Returns whether there is one. If the answer was resumed, the next choice is resumed
+        too. Raises the error that broke the answer off if there is no way to do that."""
         ways = self.rounds
         if ways is None or not ways.next(self.told):
             return False
@@ -139,8 +139,8 @@ class Answer:
         return content.complete or (ways is not None and ways.alone and ways.index in content.finished)
 
     def streams(self, target: Target) -> bool:
-        """Whether this target is asked for a stream: its caller wants one, or it would not hear a blocking request's
-        caller leave, or the answer could be continued if the engine died."""
+        """Return whether this target is asked for a stream. It is if the caller wants one, if the engine would not
+        notice a disconnect during a blocking request, or if the answer can be continued when the engine dies."""
         it, dialect = self._asked, target.upstream.dialect
         if it.stream or not it.endpoint.streams:
             return it.stream
@@ -151,17 +151,17 @@ class Answer:
         return goes_on or (dialect.whole_streams and resumes)
 
     def doubts(self, target: Target) -> bool:
-        """Whether it has to be found out in which way this target goes on with the text so far."""
+        """Return whether it has to be found out in which way this target goes on with the text so far."""
         search = self.search
         return search is not None and search.continues and target.upstream.dialect.doubtful
 
     def began(self, target: Target) -> bool:
-        """Whether the same model on such an engine began the answer."""
+        """Return whether the same model on such an engine began the answer."""
         first = self.search.first if self.search else None
         return first is not None and (first.model, first.upstream.dialect) == (target.model, target.upstream.dialect)
 
     def ask(self, target: Target, way: Way = "message") -> Asked:
-        """What to ask of this target for a stream. If it goes on with the text so far, it does so in that `way`."""
+        """Return what to ask of this target for a stream. `way` is how it continues the text so far, if it does."""
         dialect, ways = target.upstream.dialect, self.rounds
         if self.search is not None:
             search, first = self.search, self.search.first.upstream.dialect
@@ -210,12 +210,12 @@ class Answer:
         return writer if self.rounds is None else self.rounds.writer(plain_writer(writer))
 
     def ask_whole(self, target: Target) -> Exchange:
-        """What to ask of this target for a blocking answer."""
+        """Return what to ask of this target for a blocking answer."""
         return counting(self._asked) if self._counts_one(target) else self._asked
 
     def takes_whole(self, target: Target, answer: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """This target has answered. Returns the answer as the client gets it, and whether it was changed: so that it
-        tells the usage of all choices, or by its rounds. Raises EngineDisobeyed."""
+        """Take the blocking answer of this target. Returns the answer for the client, and whether it was changed,
+        because of its rounds or to report the usage of all choices. Raises EngineDisobeyed."""
         if self.exchange.endpoint.unit == "seconds":
             self.amount = heard(self.exchange, answer)
             return answer, False
@@ -236,7 +236,7 @@ class Answer:
         return answer, one or ways is not None
 
     def folded(self, fold: Fold) -> dict[str, Any]:
-        """The sum of a stream whose caller waits for the whole."""
+        """Return the sum of a stream whose caller waits for the whole."""
         return fold.answer(self.reader.usage if self.reader else None)
 
     def _counts_one(self, target: Target) -> bool:
@@ -244,7 +244,7 @@ class Answer:
         return target.upstream.dialect.counts_each and it.choices > 1 and it.endpoint.generates
 
     def takes(self, target: Target, reader: Reader) -> bool:
-        """This target has begun to answer. Returns whether it goes on with what another began."""
+        """Note that this target has begun to answer. Returns whether it continues what another one began."""
         search, self.search = self.search, None
         self._first, self.reader = search.first if search else target, reader
         resumed = search is not None and search.part.resumed
@@ -277,14 +277,14 @@ class Answer:
         return max(made, self.reader.content.tokens)
 
     def learn(self) -> None:
-        """Take down what was said so far."""
+        """Update the tokens, the usage and the finish_reason from the stream so far."""
         if reader := self.reader:
             self.usage, self.finish_reason = reader.usage, reader.content.finish_reason
             self.tokens = max(reader.made, seen(reader.content.tokens, reader.content.characters))
 
     def breaks(self, error: StackError, *, sent: bool) -> Search | None:
-        """An attempt ended so. Returns a search for an engine that goes on; None where there is nothing to go on with,
-        or that can't be. `sent`: the client has something of the answer."""
+        """Note that an attempt ended with this error. Returns the search for an engine that continues the answer; None
+        if there is nothing to continue, or no way to do it. `sent`: the client has a part of the answer."""
         first, reader = self._first, self.reader
         if not first or not reader or self.resumes >= self.route.resume.most:
             return self.search
@@ -357,8 +357,9 @@ class Answer:
 
 
 def way(past: Past) -> Literal["on", "from nothing", "elsewhere"]:
-    """How an answer is made whole whose worker died: an engine goes on with it; or it is made from nothing, because no
-    client has anything of it; or the same elsewhere, because one may have."""
+    """Return how to complete an answer whose worker died. `on`: an engine continues it. `from nothing`: it is made
+    again, because no client has a part of it. `elsewhere`: it is made again as a separate answer, because a client may
+    have a part of the old one."""
     if Answer(past.asked, past.route, None, Trail(lambda _: None, past)).search is not None:
         return "on"
     return "from nothing" if past.empty else "elsewhere"

@@ -29,14 +29,14 @@ class Attempt:
     """One try at one engine, for which the request has a slot. `run` it once. It is the engine's Asker."""
 
     def __init__(
-        self, target: Target, answer: Answer, delivery: Delivery, watch: Watch, rules: Services, lines: str
+        self, target: Target, answer: Answer, delivery: Delivery, watch: Watch, services: Services, lines: str
     ) -> None:
         self._target = target
         self._answer = answer
         self._delivery = delivery
         self._try = answer.tries[-1]
         self._watch = watch
-        self._rules = rules
+        self._services = services
         self._lines = lines
         self._client = delivery.client
         self._flows = False  # the answer is in its middle, so `_pump` may pass bytes on
@@ -105,7 +105,7 @@ class Attempt:
         answer, target = self._answer, self._target
         answer.hidden_since = time.monotonic()
         with await self._post(answer.ask_whole(target), stream=False) as reply:
-            body = await self.rest(reply, self._rules.max_answer)
+            body = await self.rest(reply, self._services.max_answer)
         self._try.heard(time.monotonic())
         try:
             whole = orjson.loads(body)
@@ -149,7 +149,7 @@ class Attempt:
         self._reader = reader
         self._watch.waits()
         with await self._post(exchange, stream=True, raw=raw) as reply:
-            if self._answer.fold is None and not self._rules.log_content:
+            if self._answer.fold is None and not self._services.log_content:
                 reply.pump(self._pump)
             try:
                 await self._pass_on(reply)
@@ -167,12 +167,12 @@ class Attempt:
         target, answer = self._target, self._answer
         if answer.search is not None and answer.search.way == "thought" and answer.search.part.content.tokens:
             self._watch.waits()
-            await self._rules.continuations.thinks(target.upstream, target.model)
+            await self._services.continuations.thinks(target.upstream, target.model)
         if not answer.doubts(target):
             return "message"
         self._watch.waits()
         same = answer.began(target)
-        return await self._rules.continuations.way(target.upstream, target.model, answer.exchange, same=same)
+        return await self._services.continuations.way(target.upstream, target.model, answer.exchange, same=same)
 
     def _post(self, exchange: Exchange, *, stream: bool, raw: str | None = None) -> Awaitable[Reply]:
         if raw is not None:
@@ -183,7 +183,7 @@ class Attempt:
             exchange,
             self._target.model,
             stream=stream,
-            contexts=self._rules.contexts,
+            contexts=self._services.contexts,
             connect_timeout=self._answer.route.patience.connect,
             asker=self,
         )
@@ -252,7 +252,7 @@ class Attempt:
         if not self._watch.begun:
             self._watch.begun = True
             if self._answer.takes(self._target, self._reader):
-                self._rules.metrics.resumed(self._answer.route.name, "resumed")
+                self._services.metrics.resumed(self._answer.route.name, "resumed")
         self._watch.waits_no_more()  # the client, not the engine, may be slow now
         if self._answer.first_token_at is None and self._reader.content.any:
             self._answer.first_token_at = time.monotonic()
@@ -260,5 +260,5 @@ class Attempt:
     def _fold(self, data: bytes) -> None:
         """Count the bytes of a stream that is folded. Raises EngineError if they are too many."""
         self._answer.folded_bytes += len(data)
-        if self._answer.folded_bytes > self._rules.max_answer:
-            raise EngineError(f"The engine's answer is larger than {self._rules.max_answer} bytes.")
+        if self._answer.folded_bytes > self._services.max_answer:
+            raise EngineError(f"The engine's answer is larger than {self._services.max_answer} bytes.")

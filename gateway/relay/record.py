@@ -36,7 +36,7 @@ class Record:
         answer: Answer,
         visit: Visit,
         lease: Lease,
-        rules: Services,
+        services: Services,
         keep: Callable[[], Awaitable[object]] | None,
         trail: Trail | None = None,
         trace: Trace | None = None,
@@ -47,26 +47,26 @@ class Record:
         self._exchange: Exchange = answer.exchange
         self._visit = visit
         self._lease = lease
-        self._rules = rules
+        self._services = services
         self._row: dict[str, Any] = {}  # its record in the journal
-        self._course = rules.recent.begins(self._exchange)
+        self._course = services.recent.begins(self._exchange)
         self._place = trace  # which is handed on even if nothing is told of it
         self._trace = trace if trace is not None and trace.sampled else None
         self._told: Ending | None = None  # the ending that was written when the answer was complete
-        self._captures = rules.recent.captures.left(self._exchange.key_id) > 0
+        self._captures = services.recent.captures.left(self._exchange.key_id) > 0
         self.text: list[bytes] | None = None  # the bytes that the client has received
-        if rules.log_content or self._captures:
-            self.text = [] if rules.log_content else Copy()
+        if services.log_content or self._captures:
+            self.text = [] if services.log_content else Copy()
         self._ends: list[_Step] = [self._settle]  # the steps at the end, in reverse order
 
     def begins(self) -> None:
         """Count that the exchange begins, and make sure that its end is counted."""
-        it, rules, route = self._exchange, self._rules, self._answer.route
+        it, services, route = self._exchange, self._services, self._answer.route
         self._ends.append(self._learn)
         if self._trace is not None:
             self._ends.append(self._tell)
-        rules.metrics.started(it, route.name, route.arm)
-        self._ends.append(rules.metrics.finished)
+        services.metrics.started(it, route.name, route.arm)
+        self._ends.append(services.metrics.finished)
         self._ends.append(self._remember)
 
     def attempts(self, target: Target) -> str:
@@ -90,7 +90,7 @@ class Record:
         if past is not None and past.row:
             self._row = past.row | {"outcome": LOST}  # it had this row, and ends otherwise
         else:
-            self._row = self._rules.recorder.started(it, route.name, route.arm, self._lease.estimate.prompt)
+            self._row = self._services.recorder.started(it, route.name, route.arm, self._lease.estimate.prompt)
         if self._trail is not None:
             self._trail.note({"row": self._row})
         self._ends.append(self._write_down)
@@ -113,23 +113,23 @@ class Record:
         fallback."""
         self.hands_on("retry" if same else "fallback", error, target)
         if same:
-            self._rules.metrics.retried(target.upstream.name)
+            self._services.metrics.retried(target.upstream.name)
         else:
-            self._rules.metrics.fell_back(self._answer.route.name)
+            self._services.metrics.fell_back(self._answer.route.name)
 
     def resumed(self, outcome: Literal["resumed", "failed", "abandoned"]) -> None:
         """Count the outcome of an answer that broke off."""
         self._course.step("resume_ended", outcome=outcome)
-        self._rules.metrics.resumed(self._answer.route.name, outcome)
+        self._services.metrics.resumed(self._answer.route.name, outcome)
 
     async def answered(self) -> None:
         """Write that the answer is complete, before its last bytes are sent, so that it is charged even if this process
         is killed now."""
         with contextlib.suppress(BusyError):
-            self._rules.suspects.clear(self._exchange)
+            self._services.suspects.clear(self._exchange)
         ending = self._told = self._ending(None, begun=True)
         self._lease.settle(ending.tokens_in + ending.tokens_out)
-        self._rules.recorder.finished(self._row, ending)
+        self._services.recorder.finished(self._row, ending)
         if self._trail is not None:
             self._trail.note({"charged": ending.tokens_in + ending.tokens_out})
         await self._lease.known()
@@ -178,20 +178,20 @@ class Record:
             self.resumed("abandoned")
 
     def _learn(self, ending: Ending) -> None:
-        self._rules.estimates.learn(ending, self._lease.estimate)
+        self._services.estimates.learn(ending, self._lease.estimate)
 
     def _remember(self, ending: Ending) -> None:
         if self._captures and self.text is not None:
             body = _for_log(self._exchange.fields).encode()
-            self._rules.recent.captures.keep(self._exchange.request_id, body, b"".join(self.text))
-        self._rules.recent.ended(self._course, ending, keep=bool(self._row) or ending.queued_ms > 0)
+            self._services.recent.captures.keep(self._exchange.request_id, body, b"".join(self.text))
+        self._services.recent.ended(self._course, ending, keep=bool(self._row) or ending.queued_ms > 0)
 
     def _write_down(self, ending: Ending) -> None:
         if ending is not self._told:
-            self._rules.recorder.finished(self._row, ending)
+            self._services.recorder.finished(self._row, ending)
 
     def _tell(self, ending: Ending) -> None:
-        traces, answer = self._rules.traces, self._answer
+        traces, answer = self._services.traces, self._answer
         if self._trace is not None and traces is not None:
             broken = ending.error is not None and answer.search is not None
             traces.answered(self._trace, ending, broken=broken, answer=answer.texts if traces.content else ())
@@ -201,7 +201,7 @@ class Record:
         name = f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished"
         if ending.error is not None or logs.sampled(it.request_id):
             logs.event(name, ending.fields(), ending.level)
-        if self._rules.log_content and self.text is not None:
+        if self._services.log_content and self.text is not None:
             logs.content("output", {"request_id": it.request_id, "body": b"".join(self.text).decode(errors="replace")})
 
     # -- what the steps write -----------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class Record:
             fields["prompt"] = it.prompt
         if logs.sampled(it.request_id):
             logs.event(f"{it.kind}_started", fields | {"stream": it.stream})
-        if self._rules.log_content:
+        if self._services.log_content:
             logs.content("prompt", {"request_id": it.request_id, "body": _for_log(it.fields)})
 
     def _ending(self, error: StackError | None, *, begun: bool, unknown: bool = False) -> Ending:
@@ -256,7 +256,7 @@ class Record:
         if answer.hidden_since is None or not answer.asked or not wasteful(error):
             return 0
         seconds = time.monotonic() - answer.hidden_since
-        return self._rules.estimates.unseen(self._exchange, self._lease.estimate, answer.route.name, seconds)
+        return self._services.estimates.unseen(self._exchange, self._lease.estimate, answer.route.name, seconds)
 
 
 def _for_log(fields: dict[str, Any]) -> str:

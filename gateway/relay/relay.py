@@ -37,7 +37,7 @@ from gateway.relay.client import Client
 from gateway.relay.delivery import Delivery, Phase
 from gateway.relay.outage import Outage
 from gateway.relay.record import Record
-from gateway.relay.resume import Search
+from gateway.relay.resume.search import Search
 from gateway.relay.services import Services
 from gateway.relay.suspects import BARRED, suspected
 from gateway.relay.trail import Trail
@@ -64,7 +64,7 @@ class Relay:
         route: Route,
         key: Key,
         lease: Lease,
-        rules: Services,
+        services: Services,
         writer: Writer | None = None,
         keep: Keep | None = None,
         trail: Trail | None = None,
@@ -74,17 +74,17 @@ class Relay:
         self.exchange = exchange
         self._lease = lease
         self._route = route
-        self._rules = rules
-        self._visit = rules.admission.visit(exchange)
+        self._services = services
+        self._visit = services.admission.visit(exchange)
         self._answer = Answer(exchange, route, writer, trail)
-        self._record = Record(self._answer, self._visit, lease, rules, keep, trail, trace)  # it holds the lease
+        self._record = Record(self._answer, self._visit, lease, services, keep, trail, trace)  # it holds the lease
         tells = lease.headers, self._record.answered, self._record.text
         self._delivery = Delivery(self._answer, self._visit, *tells, begun=trail is not None and trail.begun)
         self._watch = Watch(exchange, route.patience, self._delivery)
         self._tried = self._answer.tried
         self._killed: set[Upstream] = set()  # engines that died at it
-        self._outage = Outage(exchange, route, rules.progress, self._visit, self._killed)
-        self._turns = Turns(exchange, self._visit, rules)
+        self._outage = Outage(exchange, route, services.progress, self._visit, self._killed)
+        self._turns = Turns(exchange, self._visit, services)
 
     @property
     def standing(self) -> Headers:
@@ -164,7 +164,7 @@ class Relay:
 
     async def _ask(self) -> None:
         """Ask one engine after another until one answers. Raises the last StackError."""
-        if (wait := self._rules.suspects.barred(self.exchange)) > 0:
+        if (wait := self._services.suspects.barred(self.exchange)) > 0:
             raise suspected(wait)
         target = await self._first()
         try:
@@ -186,7 +186,7 @@ class Relay:
         if (search := self._answer.search) is not None:
             self._record.engages()
             return await self._resume(search, None)
-        self._rules.budget.request()
+        self._services.budget.request()
         return self._route.pick(self._tried, patient=self._outage.allowed)
 
     async def _attempt(self, target: Target) -> None:
@@ -202,7 +202,7 @@ class Relay:
         upstream.breaker.began()
         try:
             lines = self._record.attempts(target)
-            await Attempt(target, self._answer, self._delivery, self._watch, self._rules, lines).run()
+            await Attempt(target, self._answer, self._delivery, self._watch, self._services, lines).run()
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
                 upstream.breaker.gave_up()
@@ -231,7 +231,7 @@ class Relay:
     async def _blame(self, upstream: Upstream, error: StackError) -> None:
         """Find out whether the engine died of this request. Raises EngineFailed if that is possible (suspects.py)."""
         it = self.exchange
-        suspects, tokens = self._rules.suspects, self._answer.counted
+        suspects, tokens = self._services.suspects, self._answer.counted
         if await suspects.suspect(upstream, it, error, tokens=tokens, killed=self._killed):
             logs.event("engine_killer_suspected", {"request_id": it.request_id, "engine": upstream.name}, "warning")
             raise suspected(BARRED) from error
@@ -265,8 +265,8 @@ class Relay:
 
     async def _retry(self, error: StackError) -> Target:
         """Return the target to ask after this failure, when it is time. Raises the error again if there is none."""
-        rules = self._rules
-        if self._delivery.phase >= Phase.EVENTS or len(self._tried) >= rules.retries.attempts:
+        services = self._services
+        if self._delivery.phase >= Phase.EVENTS or len(self._tried) >= services.retries.attempts:
             raise error
         try:
             target = self._route.pick(self._tried)
@@ -275,12 +275,12 @@ class Relay:
         same = any(target.upstream is it.upstream for it in self._tried)
         if same and self._outage.covers(error, self._tried[-1].upstream):
             raise error  # the request waits until that engine is back
-        if target.upstream in self._killed or not worthwhile(error, same_engine=same) or not rules.budget.take():
+        if target.upstream in self._killed or not worthwhile(error, same_engine=same) or not services.budget.take():
             raise error
         self._answer.begin_anew()
         self._record.retries(error, target, same=same)
         if same:
-            await asyncio.sleep(backoff(len(self._tried) + 1, rules.retries))
+            await asyncio.sleep(backoff(len(self._tried) + 1, services.retries))
             # Meanwhile another request may be the trial of a half-open breaker
             if not target.upstream.breaker.allows():
                 raise error

@@ -14,7 +14,7 @@ from gateway.forced_tools.guard import Guard
 from gateway.forced_tools.plan import Plan, plan
 from gateway.headers import FORCED_TOOLS
 from gateway.relay.content import Content, Contents, content_of
-from gateway.relay.part import alone
+from gateway.relay.resume.part import alone
 from gateway.relay.round_writer import RoundWriter
 from gateway.translation.face import Writer
 

@@ -1,4 +1,4 @@
-"""Services: what every relay of a worker uses, and the settings that hold for all of them."""
+"""Services: the objects that all relays of a worker share, and the settings that apply to all of them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from gateway.config import Retries
 from gateway.limits.estimates import Estimates
 from gateway.metrics import Metrics
 from gateway.recent.recent import Recent
-from gateway.relay.continuation_trials import Continuations
+from gateway.relay.resume.trials import Continuations
 from gateway.relay.suspects import Suspects
 from gateway.routing.retry import Budget
 from gateway.upstream.context_window import Contexts
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a relay asks, and tells, and goes by."""
+    """What all relays of one worker share."""
 
     retries: Retries
     budget: Budget

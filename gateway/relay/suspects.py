@@ -152,7 +152,7 @@ class Suspects:
 
 
 def suspected(seconds: float) -> EngineFailed:
-    """What a request is refused with whose engine died, for so many seconds."""
+    """Return the error of a request whose engine died. The same request is refused for so many seconds."""
     return EngineFailed(
         "The engine died while it worked on this request. The request may be the reason, so no other engine gets it."
         f" Change the request, or send it again after {math.ceil(seconds)} seconds."

@@ -1,8 +1,8 @@
-"""Tally: what an engine tells of an answer's tokens, added up over all of its choices.
+"""Tally: add up the tokens that an engine reports for the choices of an answer.
 
-Engines differ in where they tell it. vLLM tells each choice's tokens in each chunk, and all together at the end.
-llama.cpp tells each choice's at that choice's end, and in a blocking answer the first one's only. Ollama puts zeros
-into each chunk of a completion.
+Engines report tokens at different places. vLLM reports each choice's tokens in each chunk, and the sum at the end.
+llama.cpp reports each choice's tokens at the end of that choice, and in a blocking answer only those of the first
+choice. Ollama puts zeros into each chunk of a completion.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from gateway.exchange import Exchange, Usage
 
 
 class Tally:
-    """The tokens of an answer with so many `choices`, to so many `prompts`. `each`: the engine has a last word on every
-    choice, and none on all."""
+    """The tokens of an answer with this number of `choices`, to this number of `prompts`. `each`: the engine reports
+    the tokens of every choice at that choice's end, and no sum."""
 
     def __init__(self, choices: int, prompts: int, *, each: bool) -> None:
         self._choices = choices
@@ -24,7 +24,8 @@ class Tally:
         self._parts: dict[int, Usage] = {}  # told of one choice, by its index
 
     def tell(self, choices: list[Any], usage: Any) -> None:
-        """Take what a chunk with these choices says of usage, or its JSON. It is read only when somebody asks."""
+        """Take the `usage` of a chunk with these choices, as an object or as JSON. It is parsed only when it is
+        needed."""
         if self._choices == 1 or not (choices or self.each):
             self._last = usage
         elif told := _read(usage):
@@ -34,8 +35,8 @@ class Tally:
 
     @property
     def usage(self) -> Usage | None:
-        """Of all choices; None while an engine has not told every one's. A prompt is counted once, however many choices
-        it has."""
+        """The usage of all choices; None until the engine has reported every choice. A prompt counts once, however many
+        choices it has."""
         if told := _read(self._last):
             return told
         if not self._parts or len(self._parts) < self._choices:
@@ -49,20 +50,24 @@ class Tally:
 
     @property
     def made(self) -> int:
-        """The tokens of those choices that were told so far."""
+        """The tokens of the choices that the engine has reported so far."""
         return sum(part.tokens_out for part in self._parts.values())
 
 
 def counting(exchange: Exchange) -> Exchange:
-    """A blocking request whose answer lets `count` see each choice's tokens: the engine tells the first one's only."""
+    """Return the blocking request, changed so that `count` can count each choice's tokens in the answer.
+
+    The engine itself reports only the first choice's tokens, so the request asks for log probabilities."""
     if any(exchange.fields.get(name) not in (None, False) for name in ("logprobs", "n_probs")):
         return exchange
     return exchange.having(exchange.fields | {"n_probs": 1})
 
 
 def count(answer: dict[str, Any], exchange: Exchange, prompts: int) -> None:
-    """Put the usage of all choices into the answer to what `counting` made of this request, in place of the first
-    one's, and take out what was asked for only to count. A stop sequence's tokens are told of the first choice alone.
+    """Replace the first choice's usage in a blocking answer by that of all choices.
+
+    `exchange` is the request before `counting`. Log probabilities that only `counting` asked for are removed. Of the
+    choices after the first, the tokens of a stop sequence are not counted.
     """
     told, choices = _read(answer.get("usage")), answer.get("choices")
     if told is None or not isinstance(choices, list) or not all(isinstance(it, dict) for it in choices):

@@ -1,7 +1,7 @@
-"""Trail: what the maker of an answer writes down beside it, so that another worker can go on with it if this one dies.
+"""Trail: notes about an answer, with which another worker can continue the answer if this worker dies.
 
-What is there of a stream stands in the answer's file anyway. Beside it are notes: who began the answer, what its usage
-row is, what its key was charged, and the chunks of an answer that is passed on as a whole or in another form.
+The answer's file holds what the client got of a stream. The notes hold the rest: which engine began the answer, its
+usage row, what its key was charged, and the chunks of an answer that is sent as a whole or in the form of another API.
 """
 
 import re
@@ -15,8 +15,8 @@ from gateway import sse
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.exchange import Exchange, Usage
 from gateway.relay.fold import Fold
-from gateway.relay.part import seeded
 from gateway.relay.reader import Reader
+from gateway.relay.resume.part import seeded
 from gateway.relay.rounds import rounds
 from gateway.relay.tap import Tap
 from gateway.routing.routes import Route, Target
@@ -24,11 +24,12 @@ from gateway.translation.face import Writer
 
 MOST = 16 * 1024 * 1024  # bytes of an answer that is read again, which takes half a second
 _COMMENT = re.compile(rb"^:.*\n", re.MULTILINE)
-LOST = "The worker that made this answer has stopped. Ask again."
+LOST = "The worker that made this answer has stopped. Send the request again."
 
 
 class Trail:
-    """One answer's. `past` is what an earlier maker has left of it, if there was one. `write` takes each note."""
+    """The notes of one answer. `past` is what an earlier maker has left, if there was one. `write` is called with each
+    note."""
 
     reader: Reader | None  # of the stream that comes now
 
@@ -38,7 +39,7 @@ class Trail:
         self.reader = None
 
     def chunk(self, chunk: dict[str, Any]) -> None:
-        """Note a chunk of an answer that is passed on as a whole, or in another form."""
+        """Note a chunk of an answer that is sent as a whole, or in the form of another API."""
         self.note({"chunk": chunk})
 
     @property
@@ -48,13 +49,14 @@ class Trail:
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens so far, if the engine told them."""
+        """The tokens so far, if the engine reported them."""
         return self.reader.usage if self.reader is not None else None
 
 
 class Past:
-    """What an earlier maker has left of an answer, as it is read: `take` its notes, `body` and `count`. See
-    relay.answer.way. `exchange` is the same request, sent again."""
+    """What an earlier maker has left of an answer. Call `take` with each note, `body` with each piece of the body, and
+    `count` with each count of tokens. Then relay.answer.way says what can be done. `exchange` is the request that the
+    client has sent again."""
 
     def __init__(self, exchange: Exchange, route: Route, writer: Writer | None = None) -> None:
         """`writer` is as the one was at the beginning that wrote the answer in another form."""
@@ -101,7 +103,7 @@ class Past:
 
     @property
     def inheritance(self) -> dict[str, Any]:
-        """The notes that hold for an answer that takes the place of this one."""
+        """Return the notes that stay true for an answer that replaces this one."""
         return {"row": self.row, "charged": self.charged, "book": self.book}
 
     def body(self, data: bytes) -> None:
@@ -115,7 +117,7 @@ class Past:
             self._feed(data)
 
     def count(self, usage: list[int]) -> None:
-        """Read how many tokens there were."""
+        """Read how many tokens the engine had reported."""
         self.reader.told = Usage(*usage)
 
     def _feed(self, data: bytes) -> None:
@@ -127,12 +129,12 @@ class Past:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all there."""
+        """Whether the answer is complete."""
         return self.reader.done and self.asked.stream and self._writer is None
 
     @property
     def sound(self) -> bool:
-        """Whether an engine may go on with what there is, as far as that was read and belongs to one stream."""
+        """Whether an engine may continue the answer: everything was read, and belongs to one stream."""
         first = self.first
         return first is not None and self._agrees and rounds(self.asked, first.upstream.dialect) is None
 
@@ -142,7 +144,7 @@ class Past:
 
     @property
     def missing(self) -> bytes:
-        """What was noted of an answer in another form, and is not in its body yet."""
+        """The bytes that the noted chunks of an answer in another form make, and that its body does not have yet."""
         return self._written[len(self._body) :] if self.started and self._writer is not None else b""
 
     @property
@@ -151,7 +153,7 @@ class Past:
         return not self.reader.started and self._agrees if self.asked.stream else not self.started
 
     def exchange(self) -> Exchange:
-        """The request as it was made at first: with the seed that it got then."""
+        """Return the request as the first maker sent it: with the seed that it had."""
         it, first = self.asked, self.first
         if first is None or not first.upstream.dialect.seeds or not self.route.resume.most or not self._request_id:
             return it
@@ -159,7 +161,7 @@ class Past:
 
 
 class Noting:
-    """A Writer that notes what it is given, so that another one can be brought to where this one is."""
+    """A Writer that notes every chunk, so that another worker's Writer can be brought into the same state."""
 
     def __init__(self, writer: Writer, trail: Trail) -> None:
         self._writer = writer
@@ -195,5 +197,5 @@ class _Again(Tap):
 
 
 def lost() -> EngineError:
-    """What ended an answer whose worker died."""
+    """Return the error of an answer whose worker died."""
     return EngineUnavailable(LOST, code="answer_lost")

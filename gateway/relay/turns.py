@@ -13,20 +13,20 @@ IDLE = 2  # of these, times that an engine without any other request may
 class Turns:
     """Count the rejections of one request. A request that even an idle engine rejects must not be repeated for ever."""
 
-    def __init__(self, exchange: Exchange, visit: Visit, rules: Services) -> None:
+    def __init__(self, exchange: Exchange, visit: Visit, services: Services) -> None:
         self._exchange = exchange
         self._visit = visit
-        self._rules = rules
+        self._services = services
         # Rejections by a full engine, and by an engine that had no other request
         self._turned_back = self._refused_idle = 0
 
     def again(self, error: EngineFull) -> float:
         """Count a rejection with this error. Returns the seconds to pause: 0 if the next turn comes when another
         request ends. Raises the error that ends the request if it may not wait again."""
-        it, visit, rules = self._exchange, self._visit, self._rules
+        it, visit, services = self._exchange, self._visit, self._services
         self._turned_back += 1
         self._refused_idle += not visit.others
-        if self._refused_idle == IDLE and it.inputs > 1 and rules.admission.knows_all:
+        if self._refused_idle == IDLE and it.inputs > 1 and services.admission.knows_all:
             name, what = it.many
             raise EngineRefused(
                 f"The engine cannot take {it.inputs} {what} in one request, even when it does nothing else."
@@ -37,4 +37,4 @@ class Turns:
             ) from error
         if visit.left <= 0 or self._refused_idle == IDLE or self._turned_back == TURNED_BACK:
             raise error
-        return backoff(self._turned_back + 1, rules.retries) if not visit.learned or not visit.others else 0.0
+        return backoff(self._turned_back + 1, services.retries) if not visit.learned or not visit.others else 0.0

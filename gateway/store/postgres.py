@@ -58,7 +58,7 @@ class Database:
         return self._connections[TURNS]
 
     def connection(self) -> Connection:
-        """The next connection in turn. Raises TimeoutError if there is none."""
+        """Return the next connection in turn. Raises TimeoutError if there is none."""
         if len(self._connections) < TURNS:
             raise TimeoutError("the connection is lost")
         self._asked += 1
@@ -131,7 +131,8 @@ class Member:
         self._trouble = False
 
     async def attend(self, stays: Callable[[str], Coroutine[Any, Any, None]]) -> None:
-        """Do what `stays` says as a member, or join anew. Never raises, whatever may have happened to the database."""
+        """Call `stays` while this worker is a member, and join again if it is not. Never raises, whatever happens to
+        the database."""
         try:
             await self.database.ask(stays(self.owner) if self.owner else self._join())
         except LOST as exc:
@@ -141,7 +142,7 @@ class Member:
             self.lose(exc)
 
     async def ask(self, what: Coroutine[Any, Any, T], late: Callable[[asyncio.Task[T]], None] | None = None) -> T:
-        """See Database.ask. Raises LostError, also where there is no member."""
+        """See Database.ask. Raises LostError, also if this worker is not a member now."""
         owner = self.owner
         if not owner:
             what.close()
@@ -153,7 +154,8 @@ class Member:
             raise LostError from exc
 
     def lose(self, exc: BaseException, owner: str | None = None) -> None:
-        """Give the database up. Nothing is done if the loss was of an earlier `owner`, and so is known already."""
+        """Note that the database is lost. Does nothing if the loss concerns an earlier `owner`, because it is known
+        then."""
         if owner is not None and owner != self.owner:
             return
         if not self._trouble:

@@ -56,7 +56,5 @@ PAUSE = "pause"
 RESUME = "resume"
 FIRST_TOKEN = "stack.first_token"  # noqa: S105  not a secret
 
-OPERATIONS: Mapping[str, str] = MappingProxyType(
-    {"chat": "chat", "completion": "text_completion", "embedding": "embeddings", "rerank": "rerank"}
-)
-"""A kind of request, and `gen_ai.operation.name`. A kind that is not here has its own name."""
+OPERATIONS: Mapping[str, str] = MappingProxyType({"completion": "text_completion", "embedding": "embeddings"})
+"""By the kind of a request: its `gen_ai.operation.name`, if that is not the name of the kind."""

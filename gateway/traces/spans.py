@@ -45,8 +45,8 @@ class Traces:
     def responded(
         self, trace: Trace, method: str, path: str, route: str | None, request_id: str, status: int, error: str
     ) -> None:
-        """The response to a request is over. `route` is its path as one of a closed set. `error` is the outcome of a
-        request that was refused, or empty."""
+        """Write the span of a request whose response is over. `route` is its path as one of a closed set. `error` is
+        the outcome of a refused request, otherwise empty."""
         if not trace.sampled:
             return
         error = trace.error or error
@@ -76,8 +76,8 @@ class Traces:
         self._exporter.add(span)
 
     def answered(self, trace: Trace, ending: Ending, *, broken: bool, answer: Sequence[str]) -> None:
-        """An exchange is over, and `trace` is sampled. `broken`: nobody went on with an answer that broke off.
-        `answer` is what its choices say, if `content` asks for it."""
+        """Write the spans of an exchange that is over, and whose `trace` is sampled. `broken`: the answer broke off and
+        no engine continued it. `answer` holds the texts of its choices, if `content` is on."""
         clock = _clock()
         trace.about = self._about(ending, answer)
         trace.error = "" if ending.error is None else ending.outcome

@@ -207,13 +207,13 @@ class Upstream:
         path: str = "",
         lines: str = "",
     ) -> Reply:
-        """Send a request, under a new id each time; returns the reply once its head is here. It goes to that `path`
-        below the server's root, or to its kind's endpoint. `lines` are further lines of its head.
+        """Send a request under a new id, and return the reply when its head has arrived. The request goes to `path`
+        below the server's root, or to the endpoint of its kind. `lines` are further lines of its head.
 
-        A kept connection that breaks at once is replaced in silence: the engine closed it while it was idle. One that
-        breaks later, or to an engine that takes no other, broke with this request: to send it again could kill the
-        engine a second time.
-        Raises EngineUnreachable, EngineSilent, EngineLost, EngineError or Exhausted.
+        If an idle connection breaks at once, the engine had closed it, and the request is sent on another connection.
+        If the connection breaks later, or the engine accepts no other one, the request is not sent again, because it
+        could kill the engine a second time. Raises EngineUnreachable, EngineSilent, EngineLost, EngineError or
+        Exhausted.
         """
 
         begins = f"POST {self._root}{path}{self._lines}" if path else self._heads[kind]

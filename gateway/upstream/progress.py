@@ -30,8 +30,8 @@ class Progress:
         return (absent and self._model in models and self._reason()) or error
 
     def fetched(self) -> tuple[str, float, bool] | None:
-        """The model that is fetched, how much of it is there (0 to 1), and whether it could not be fetched. None:
-        nothing is known."""
+        """Return the model that is fetched, the share of it that is there (0 to 1), and whether the download failed.
+        None: nothing is known."""
         report, age = _read(self._file)
         state, completed, total = (report.get(name) for name in ("state", "completed", "total"))
         if report.get("model") != self._model or state not in _STATES:

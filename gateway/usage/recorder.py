@@ -110,7 +110,7 @@ class Recorder:
         self._journal.end(record)
 
     async def charged(self, row: str) -> int:
-        """The tokens, in and out, that the store has of a row; 0 where it has none, or can't be asked."""
+        """Return the tokens, in and out, that the store has of a row; 0 where it has none, or can't be asked."""
         try:
             return await asyncio.to_thread(self._book.tokens, row)
         except StoreUnavailable:

@@ -135,7 +135,7 @@ def to_csv(by: Collection[Dimension], rows: list[dict[str, Any]]) -> str:
 
 
 def inert(value: object) -> object:
-    """The value as a spreadsheet may have it: a text that it would take for a formula gets an apostrophe."""
+    """Return the value as a spreadsheet may have it: a text that it would take for a formula gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
 
 
@@ -154,8 +154,8 @@ class UsageBook:
         self._listed = listed
 
     def add(self, records: list[dict[str, Any]]) -> None:
-        """Add those that aren't there yet; a record that `amends` takes the place of one that is. What is missing in
-        one is null, and what it has too much is left out. The sums of its hour and day follow."""
+        """Add the records that the store does not have yet. A record with `amends` replaces an existing one. A missing
+        column is null, and an unknown field is left out. The sums of each record's hour and day are updated too."""
         with self._store.write() as connection:
             mark = "%s" if connection.dialect.name == "postgresql" else "?"
             _add_up(connection, mark, records)
@@ -173,14 +173,14 @@ class UsageBook:
         return self.spent_since(key_id, [since], until)[0]
 
     def spent_since(self, key_id: str, moments: Sequence[int], until: int) -> list[int]:
-        """The same for several beginnings, by the rows that are there at one moment."""
+        """Return the same as `spent` for each of several beginnings, all as of one moment."""
         query = sa.select(sa.func.sum(_TOKENS)).where(usage.c.key_id == key_id, usage.c.at < until)
         with self._store.read() as connection:
             found = [connection.execute(query.where(usage.c.at >= since)).scalar_one() for since in moments]
         return [int(it or 0) for it in found]
 
     def tokens(self, row: str) -> int:
-        """The tokens, in and out, of one row; 0 if there is none."""
+        """Return the tokens, in and out, of the row with this id; 0 if there is none."""
         query = sa.select(_TOKENS).where(usage.c.id == row)
         with self._store.read() as connection:
             return int(connection.execute(query).scalar_one_or_none() or 0)
@@ -246,7 +246,8 @@ class UsageBook:
             yield deleted
 
     def of_request(self, request_id: str) -> dict[str, Any] | None:
-        """The newest row of a request, None if there is none. A caller may have given several requests one id."""
+        """Return the newest row with this request id; None if there is none. Callers may use an id for several
+        requests."""
         query = sa.select(usage).where(usage.c.request_id == request_id).order_by(usage.c.at.desc()).limit(1)
         with self._store.read() as connection:
             row = connection.execute(query).mappings().first()

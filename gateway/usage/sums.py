@@ -60,7 +60,7 @@ _UPSERT = (
 
 
 def begins(step: Step, at: int) -> int:
-    """When the hour, day or month of that moment began."""
+    """Return when the hour, day or month of that moment began."""
     if step == "month":
         return _month(at // DAY)
     return at // HOUR * HOUR if step == "hour" else at // DAY * DAY
@@ -108,7 +108,7 @@ class Span:
     part: int
 
     def parts(self) -> list[int]:
-        """When each part begins."""
+        """Return when each part begins."""
         return sorted({it // self.part * self.part for it in self.begins})
 
 
@@ -195,7 +195,8 @@ class Sums:
         self._store = store
 
     def top(self, by: By, span: Span, most: int, only: str | None = None) -> list[Total]:
-        """The totals of that span, those with the most requests first, and `most` of them. `only` that name."""
+        """Return the totals of that span by name: at most `most`, the one with the most requests first. With `only`,
+        return only that name."""
         where = _within(by, span)
         if only is not None:
             where.append(sums.c.name == only)
@@ -208,7 +209,7 @@ class Sums:
             return _labelled(connection, found) if by == "key" else found
 
     def over_time(self, by: By, span: Span, names: Collection[str]) -> dict[str, dict[int, Total]]:
-        """The totals of each part of the span that has any, by name and by the part's beginning."""
+        """Return the totals of each part of the span that has any, by name and by the part's beginning."""
         part = (sums.c.at // sa.literal_column(str(span.part), sa.BigInteger)).label("part")
         query = sa.select(sums.c.name, part, *(_added(it).label(it) for it in _COUNTS))
         query = query.where(*_within(by, span), sums.c.name.in_(names)).group_by(sums.c.name, part)

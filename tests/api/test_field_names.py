@@ -35,7 +35,7 @@ def test_every_name_that_ollama_reads_is_known() -> None:
     assert {name for name in read if not name.startswith("_")} <= KNOWN
 
 
-def test_folding_is_that_of_unicode() -> None:
+def test_names_are_compared_by_unicodes_simple_case_folding() -> None:
     """Python's regular expressions fold simply, too; but they take a dotless i for an i."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     pattern = re.compile(f"[{letters}]", re.IGNORECASE)

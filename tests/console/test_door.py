@@ -35,18 +35,18 @@ def test_every_page_opens_for_an_operator_and_has_the_policy(operator: Visit, pa
 
 
 @pytest.mark.parametrize("page", [*PAGES, "own", "usage.csv", "own.csv"])
-def test_a_stranger_is_sent_to_the_door(stranger: Visit, page: str) -> None:
+def test_a_visitor_without_a_session_is_sent_to_the_sign_in_page(stranger: Visit, page: str) -> None:
     answer = stranger.get(f"/console/{page}")
     assert (answer.status_code, answer.headers["location"]) == (303, "/console/sign-in")
 
 
-def test_a_stranger_gets_no_picture(stranger: Visit) -> None:
+def test_a_visitor_without_a_session_gets_no_state_of_the_gateway(stranger: Visit) -> None:
     answer = stranger.get("/console/now.json")
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_the_start_leads_to_the_door_and_then_to_now(stranger: Visit) -> None:
+def test_the_start_page_leads_to_sign_in_and_then_to_now(stranger: Visit) -> None:
     assert stranger.get("/console").headers["location"] == "/console/sign-in"
     stranger.sign_in(ADMIN)
     assert stranger.get("/console").headers["location"] == "/console/now"
@@ -145,7 +145,7 @@ def test_the_token_of_another_session_is_none(console: GatewayProcess, operator:
     assert operator.post("/console/keys", {"form_token": token, "name": "forged"}).status_code == 403
 
 
-def test_the_form_at_the_door_is_protected_too(console: GatewayProcess, stranger: Visit) -> None:
+def test_the_sign_in_form_needs_its_token_too(console: GatewayProcess, stranger: Visit) -> None:
     with visiting(console, None) as other:
         token = other.token("/console/sign-in")
     stranger.get("/console/sign-in")
@@ -183,7 +183,7 @@ def test_a_key_of_the_setting_may_sign_in(console: GatewayProcess) -> None:
         assert owner.get("/console/own").status_code == 200
 
 
-def test_the_page_at_the_door_holds_no_session(stranger: Visit) -> None:
+def test_the_sign_in_page_holds_no_session(stranger: Visit) -> None:
     first = stranger.get("/console/sign-in")
     assert token_of(first) == token_of(stranger.get("/console/sign-in"))
     assert "stack_console=" not in str(first.headers)

@@ -259,7 +259,9 @@ def test_of_equal_engines_the_one_with_a_free_slot_is_asked(engine: FakeEngine, 
             assert gateway.lines(answer.headers["x-request-id"])[-2]["engine"] == "spare"
 
 
-def test_an_answer_that_broke_off_goes_before_all_who_wait(engine: FakeEngine, gateway: GatewayProcess) -> None:
+def test_a_broken_answer_gets_the_next_slot_before_all_waiting_requests(
+    engine: FakeEngine, gateway: GatewayProcess
+) -> None:
     lost = [["role"], ["token", "x"], ["gate", "lost"], ["close"]]
     with busy(gateway, engine, "before"):
         waits = Asked(gateway, "waits")

@@ -88,7 +88,9 @@ def peak(gateway: GatewayProcess) -> int:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_is_refused_at_the_size_limit_in_little_memory_and_time(gateway: GatewayProcess, bomb: str) -> None:
+def test_a_decompression_bomb_is_refused_at_the_size_limit_in_little_memory_and_time(
+    gateway: GatewayProcess, bomb: str
+) -> None:
     data = BOMBS[bomb]()
     assert len(data) < CAP
     encoding = bomb.partition(",")[0]

@@ -160,7 +160,7 @@ def test_every_file_that_a_map_names_exists(page: Path) -> None:
     assert [it for it in sorted(named) if not any(f"/{file}".endswith(f"/{it}") for file in FILES)] == []
 
 
-def test_an_engine_that_lacks_the_new_endpoint_is_found_by_the_walk(tree: Path, tmp_path: Path) -> None:
+def test_an_engine_that_lacks_the_new_endpoint_is_reported(tree: Path, tmp_path: Path) -> None:
     shutil.copytree(tree / "gateway", tmp_path / "gateway", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tree / "tests", tmp_path / "tests")
     put(tmp_path / "gateway/dialects/parrot.py", '"judge": None, ', "")
@@ -168,7 +168,7 @@ def test_an_engine_that_lacks_the_new_endpoint_is_found_by_the_walk(tree: Path, 
     assert found == "[\"parrot: it knows no endpoint 'judge'\"]"
 
 
-def test_a_text_that_no_estimate_counts_is_found_by_the_walk(tree: Path, tmp_path: Path) -> None:
+def test_a_text_that_no_estimate_counts_is_reported(tree: Path, tmp_path: Path) -> None:
     shutil.copytree(tree / "gateway", tmp_path / "gateway", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(tree / "tests", tmp_path / "tests")
     put(tmp_path / "gateway/endpoints.py", '    rendered=("question",),\n', "")
@@ -176,7 +176,7 @@ def test_a_text_that_no_estimate_counts_is_found_by_the_walk(tree: Path, tmp_pat
     assert found.startswith("judge: no estimate counts 'question'")
 
 
-def test_the_walk_finds_no_gap_in_what_the_recipes_make(tree: Path) -> None:
+def test_the_recipes_leave_no_gap_in_the_engines_tables(tree: Path) -> None:
     assert python(tree, "from tests.test_dialects import gaps; print(gaps())") == "[]"
 
 

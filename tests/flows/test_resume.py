@@ -259,7 +259,7 @@ STOPS = [["\u200d"], [":\n\n-"], [" says:", "Grüße."], " G", ["never", ", 👩
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_a_stop_sequence_across_the_seam_is_honoured(each: Setting, stop: Any) -> None:
+def test_a_stop_sequence_that_spans_two_engines_ends_the_answer(each: Setting, stop: Any) -> None:
     """This engine does not hold back the beginning of a stop sequence, so without a cut that beginning is sent."""
     ends = min((WHOLE.index(it) for it in ([stop] if isinstance(stop, str) else stop) if it in WHOLE), default=None)
     cuts = some(range(1, len(PIECES)))
@@ -553,7 +553,7 @@ def test_what_cannot_be_continued_ends_with_an_error(one: Setting, case: str) ->
 
 
 @pytest.mark.parametrize("case", BEGUN)
-def test_an_answer_with_a_begun_tool_call_cannot_be_continued(one: Setting, case: str) -> None:
+def test_a_refusal_or_content_of_another_form_is_not_continued(one: Setting, case: str) -> None:
     begun = ["event", {"choices": [{"index": 0, "delta": BEGUN[case], "finish_reason": None}]}]
     answer = ask(one, script=[["role"], ["token", "x"], begun, ["close"]])
     assert events(answer.text)[-1]["error"]["code"] == "engine_broken_stream"

@@ -280,7 +280,9 @@ def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
             assert "error" not in under_way.result().text
 
 
-def test_blocking_calls_to_a_deaf_engine_are_streamed_and_folded(engine: FakeEngine, tmp_path: Path, mark: str) -> None:
+def test_blocking_calls_are_sent_as_streams_to_an_engine_that_misses_disconnects(
+    engine: FakeEngine, tmp_path: Path, mark: str
+) -> None:
     """llama.cpp's server continues a blocking request after its client has disconnected, but aborts a stream."""
     calls = [
         {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}]},

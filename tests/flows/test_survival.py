@@ -71,6 +71,17 @@ class House:
             wait_for(lambda: _started(gateway) == 2)
             yield gateway
 
+    @contextmanager
+    def answering(self, name: str, asked: dict[str, Any]) -> Iterator[tuple[GatewayProcess, "Listener", int, int]]:
+        """A gateway that makes this answer: the gateway, a client that has read HALF of the answer, the worker that
+        makes it, and the other worker."""
+        with self.running() as gateway:
+            one, other = gateway.workers()
+            with only(gateway, one):
+                first = Listener(gateway, name, asked)
+            with closing(first):
+                yield gateway, first, one, other
+
     def rows(self) -> list[dict[str, Any]]:
         with closing(Rows(self.settings)) as rows:
             return rows.all()
@@ -136,10 +147,7 @@ def check(answer: httpx.Response) -> list[Any]:
 
 def test_a_stream_goes_on_on_another_worker(house: House, engine: FakeEngine, mark: str) -> None:
     asked = body(mark)
-    with house.running() as gateway:
-        one, other = gateway.workers()
-        with only(gateway, one):
-            first = Listener(gateway, mark, asked)
+    with house.answering(mark, asked) as (gateway, first, one, other):
         kill(one)
         answer = ask(gateway, mark, asked)
         check(answer)
@@ -154,7 +162,6 @@ def test_a_stream_goes_on_on_another_worker(house: House, engine: FakeEngine, ma
         assert len(house.rows()) == 1, "one answer has one row"
         told = [it for it in gateway.log() if it["msg"] == "answer_taken_over"]
         assert [(it["level"], it["after"], it["way"]) for it in told] == [("warning", request_id, "on")]
-        first.close()
         assert other in gateway.workers()
 
 
@@ -162,10 +169,7 @@ def test_a_client_that_had_joined_on_another_worker_notices_nothing(
     house: House, engine: FakeEngine, mark: str
 ) -> None:
     asked = body(mark)
-    with house.running() as gateway:
-        one, other = gateway.workers()
-        with only(gateway, one):
-            first = Listener(gateway, mark, asked)
+    with house.answering(mark, asked) as (gateway, _, one, other):
         with only(gateway, other):
             joined = Listener(gateway, mark, asked)
             kill(one)
@@ -173,7 +177,6 @@ def test_a_client_that_had_joined_on_another_worker_notices_nothing(
         assert text_of(events(rest)) == WHOLE
         assert events(rest)[-1] == "[DONE]"
         assert len(engine.seen(mark)) == 2
-        first.close()
         joined.close()
 
 
@@ -181,17 +184,13 @@ def test_of_many_repeats_after_the_death_one_goes_on_and_the_others_join(
     house: House, engine: FakeEngine, mark: str
 ) -> None:
     asked = body(mark)
-    with house.running() as gateway:
-        one, _ = gateway.workers()
-        with only(gateway, one):
-            first = Listener(gateway, mark, asked)
+    with house.answering(mark, asked) as (gateway, _, one, _):
         kill(one)
         with ThreadPoolExecutor(8) as pool:
             answers = [it.result() for it in [pool.submit(ask, gateway, mark, asked) for _ in range(8)]]
         for answer in answers:
             check(answer)
         assert len(engine.seen(mark)) == 2
-        first.close()
 
 
 def test_an_answer_survives_one_death_after_another(house: House, engine: FakeEngine, mark: str) -> None:
@@ -244,10 +243,7 @@ def test_half_a_piece_that_a_killed_worker_left_is_cut_off(
     house: House, engine: FakeEngine, mark: str, garbage: bytes
 ) -> None:
     asked = body(mark)
-    with house.running() as gateway:
-        one, _ = gateway.workers()
-        with only(gateway, one):
-            first = Listener(gateway, mark, asked)
+    with house.answering(mark, asked) as (gateway, _, one, _):
         kill(one)
         wait_for(lambda: one not in gateway.workers())
         (file,) = house.answers()
@@ -255,15 +251,11 @@ def test_half_a_piece_that_a_killed_worker_left_is_cut_off(
             torn.write(garbage)
         check(ask(gateway, mark, asked))
         assert len(engine.seen(mark)) == 2
-        first.close()
 
 
 def test_a_file_that_is_no_answer_is_replaced(house: House, mark: str) -> None:
     asked = body(mark)
-    with house.running() as gateway:
-        one, _ = gateway.workers()
-        with only(gateway, one):
-            first = Listener(gateway, mark, asked)
+    with house.answering(mark, asked) as (gateway, _, one, _):
         kill(one)
         wait_for(lambda: one not in gateway.workers())
         (file,) = house.answers()
@@ -271,7 +263,6 @@ def test_a_file_that_is_no_answer_is_replaced(house: House, mark: str) -> None:
         answer = ask(gateway, mark, asked)
         assert text_of(events(answer.text)) == WHOLE
         assert "idempotent-replayed" not in answer.headers
-        first.close()
 
 
 def test_a_blocking_answer_that_is_streamed_and_added_up_goes_on(house: House, engine: FakeEngine, mark: str) -> None:
@@ -297,10 +288,7 @@ def test_what_cannot_be_continued_is_made_anew_and_charged_once(
     house: House, engine: FakeEngine, mark: str, fields: dict[str, Any]
 ) -> None:
     asked = body(mark) | fields
-    with house.running() as gateway:
-        one, other = gateway.workers()
-        with only(gateway, one):
-            first = Listener(gateway, mark, asked)
+    with house.answering(mark, asked) as (gateway, _, one, other):
         with only(gateway, other):
             joined = Listener(gateway, mark, asked)
             kill(one)
@@ -311,7 +299,6 @@ def test_what_cannot_be_continued_is_made_anew_and_charged_once(
         assert len(house.answers()) == 1
         assert len(engine.seen(mark)) == 2
         wait_for(lambda: [it["outcome"] for it in house.rows()] == ["finished"])
-        first.close()
         joined.close()
 
 

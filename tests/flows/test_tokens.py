@@ -254,7 +254,7 @@ def test_a_blocking_answer_that_llama_cpp_gives_itself_tells_the_usage_of_all_ch
     assert answer.json()["usage"] == usage(5, 9)
 
 
-def test_a_folded_answer_tells_the_usage_of_all_choices(at: Setting) -> None:
+def test_a_blocking_answer_made_of_a_stream_has_the_usage_of_all_choices(at: Setting) -> None:
     for case in ("three choices of llama.cpp", "two prompts of two choices each, of llama.cpp"):
         model, path, fields, script, used = STREAMS[case]
         answer = ask(at, model, path, script, **fields)
@@ -291,7 +291,7 @@ def test_a_blocking_call_is_streamed_where_the_stream_has_all_of_the_answer(at: 
 CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
-def test_a_folded_answer_without_text_is_empty_and_null_beside_a_call(at: Setting) -> None:
+def test_a_blocking_answer_made_of_a_stream_has_empty_text_or_null_beside_a_call(at: Setting) -> None:
     for delta, content in (({}, ""), ({"content": None}, ""), ({"tool_calls": [CALL]}, None)):
         chunk = HEAD | {"choices": [{"index": 0, "delta": {"role": "assistant"} | delta, "finish_reason": None}]}
         answer = ask(at, "llamacpp", CHAT, [["event", chunk], chat(0, None, "stop"), told(5, 1), *END])

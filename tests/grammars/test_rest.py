@@ -105,7 +105,7 @@ def test_any_json_object_has_a_rest_at_every_cut(value: Any) -> None:
 
 
 @pytest.mark.parametrize("case", [it for it in CASES if it not in ("further properties", "a tuple", "all of them")])
-def test_at_every_cut_the_nailed_schema_allows_the_whole_and_not_another_beginning(case: str) -> None:
+def test_at_every_cut_the_schema_allows_the_whole_answer_and_no_other_beginning(case: str) -> None:
     schema, value = CASES[case]
     text = json.dumps(value, ensure_ascii=False).replace('\\"', "'").replace("\\", "")  # no text has an escape
     value = json.loads(text)

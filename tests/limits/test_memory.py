@@ -14,7 +14,7 @@ import pytest
 
 from gateway.errors import GatewayBusy, RateLimited
 from gateway.keys.authenticate import Key
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import Accounts, SharedBook
 from tests.support.books import admit

@@ -1,6 +1,6 @@
 """Which keys are near a quota: what is told as their use grows, and when a period ends."""
 
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 from gateway.limits.near import MOST, Near
 from gateway.limits.rules import Period, State
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.errors import GatewayBusy, QuotaSpent, RateLimited
 from gateway.keys.authenticate import Key
 from gateway.keys.configured import defaults
-from gateway.keys.limits import LimitFields, LimitName, Limits
+from gateway.keys.limit_fields import LimitFields, LimitName, Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import CELLS, WAYS, Accounts, SharedBook, _digest
 from gateway.limits.rules import GRAIN, Lease, Period, State, charge, correct, duration, headers, refusal
@@ -70,7 +70,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 300)), max_siz
 
 @settings(deadline=None)
 @given(st.integers(1, 1000), STEPS)
-def test_a_bucket_does_what_the_model_does(limit: int, steps: list[tuple[int, int]]) -> None:
+def test_a_token_bucket_admits_what_an_exact_simulation_admits(limit: int, steps: list[tuple[int, int]]) -> None:
     model, full, now = Model(limit), 0.0, Fraction(0)
     limits = Limits(tokens_per_minute=limit)
     for pause, cost in steps:

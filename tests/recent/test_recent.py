@@ -47,7 +47,7 @@ def told(request_id: str, steps: int = 1, **more: Any) -> dict[str, Any]:
     return course.told(it)
 
 
-def test_a_course_is_found_by_its_id_and_says_how_it_went() -> None:
+def test_a_finished_request_is_found_by_its_id_with_its_steps() -> None:
     courses = Courses()
     for number in range(10):
         courses.keep(told(f"r{number}"))
@@ -65,7 +65,7 @@ def test_a_course_is_found_by_its_id_and_says_how_it_went() -> None:
     assert [it["id"] for it in courses.latest(3)] == ["r9", "r8", "r7"]
 
 
-def test_the_oldest_course_makes_room() -> None:
+def test_the_oldest_request_is_dropped_when_the_memory_is_full() -> None:
     courses = Courses(4)
     for number in range(6):
         courses.keep(told(f"r{number}"))
@@ -82,7 +82,7 @@ def test_of_two_requests_with_one_id_the_newer_is_told() -> None:
     assert found["tokens_out"] == 5
 
 
-def test_a_long_course_keeps_its_ends_and_its_room() -> None:
+def test_a_request_with_many_steps_keeps_the_first_and_the_last_in_bounded_space() -> None:
     courses = Courses(4)
     courses.keep(told("long", steps=200, route="m" * 5000, engine="e" * 5000))
     found = courses.of("long")
@@ -92,7 +92,7 @@ def test_a_long_course_keeps_its_ends_and_its_room() -> None:
     assert (found["steps"][0]["what"], found["steps"][-1]["what"]) == ("step 0", "step 199")
 
 
-def test_a_course_of_one_process_is_told_by_another() -> None:
+def test_a_request_of_one_process_is_found_by_another() -> None:
     courses = Courses(4)
     process = _fork.Process(target=lambda: courses.keep(told("theirs")), daemon=True)
     process.start()

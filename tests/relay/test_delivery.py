@@ -93,7 +93,7 @@ async def test_a_blocking_answer_that_was_changed_is_written_anew() -> None:
     assert scene.client.body == b'{"a":2}'
 
 
-async def test_a_farewell_has_the_error_with_its_seconds_and_cuts() -> None:
+async def test_a_failed_stream_ends_with_its_error_the_retry_seconds_and_a_broken_connection() -> None:
     scene = Scene()
     await scene.delivery.forward(b"one\n", last=False)
     await scene.delivery.farewell(EngineUnavailable("The engine is away. Try again shortly."))

@@ -104,7 +104,9 @@ def test_an_answer_that_goes_on_with_the_callers_words_repeats_them(beginning: A
         ({"stop": ["end"]}, False),
     ],
 )
-def test_only_a_stream_that_holds_the_whole_answer_is_folded(fields: dict[str, Any], *, whole: bool) -> None:
+def test_a_blocking_request_is_streamed_only_if_the_stream_holds_the_whole_answer(
+    fields: dict[str, Any], *, whole: bool
+) -> None:
     assert foldable(fields) is whole
 
 

@@ -13,9 +13,9 @@ from gateway.dialects import DIALECTS
 from gateway.dialects.asking import Prompt
 from gateway.dialects.ollama_raw import lines
 from gateway.errors import EngineError
-from gateway.relay.handover import hand_over
-from gateway.relay.part import Part
-from gateway.relay.seam import Seam
+from gateway.relay.resume.handover import hand_over
+from gateway.relay.resume.part import Part
+from gateway.relay.resume.seam import Seam
 from gateway.relay.tap import Tap
 from tests.support.processes import ROOT, events, text_of
 from tests.support.relays import exchange

@@ -8,10 +8,10 @@ import pytest
 from gateway.dialects import DIALECTS
 from gateway.errors import EngineError
 from gateway.exchange import Exchange
-from gateway.relay.handover import hand_over
-from gateway.relay.part import Part
 from gateway.relay.reader import Reader
-from gateway.relay.seam import Seam
+from gateway.relay.resume.handover import hand_over
+from gateway.relay.resume.part import Part
+from gateway.relay.resume.seam import Seam
 from gateway.relay.tap import Tap
 from tests.support.relays import DONE, Shout, chunk, exchange
 
@@ -88,7 +88,7 @@ def test_white_space_that_was_taken_from_the_end_and_comes_again_is_not_sent_twi
         (["N"], "N", None),
     ],
 )
-def test_a_stop_sequence_that_lies_across_the_seam_ends_the_answer(
+def test_a_stop_sequence_that_spans_both_parts_ends_the_answer(
     pieces: list[str], rest: str, finished: str | None
 ) -> None:
     it = seam(begun("Hello ST"), exchange(stop="STOP"))
@@ -151,7 +151,7 @@ def test_an_answer_is_continued_twice_as_one_stream() -> None:
     assert (it.content.text.getvalue(), it.content.tokens) == ("abc", 3)
 
 
-def test_chunks_go_to_a_fold_instead() -> None:
+def test_chunks_of_a_blocking_answer_are_added_up_and_not_sent() -> None:
     added: list[dict[str, Any]] = []
     it = seam(begun("a"), add=added.append)
     assert it.feed(chunk("b")) == b": resumed 1\n"

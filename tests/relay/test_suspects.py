@@ -34,7 +34,9 @@ def handed_on(suspects: Suspects, engine: str, died: list[Died], *, again: bool 
         ([(1, 0)] * 10, [False] * 10),
     ],
 )
-def test_blame_for_one_death(died: list[Died], expected: list[bool]) -> None:
+def test_a_request_is_handed_on_after_a_death_unless_it_alone_can_be_the_reason(
+    died: list[Died], expected: list[bool]
+) -> None:
     assert handed_on(Suspects(), "engine", died) == expected
 
 

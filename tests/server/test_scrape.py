@@ -18,7 +18,7 @@ def board() -> Iterator[Board]:
     board.remove()
 
 
-def test_a_seat_that_is_reused_during_scrapes_fails_no_scrape(board: Board) -> None:
+def test_a_worker_number_that_is_reused_during_scrapes_breaks_no_scrape(board: Board) -> None:
     """A worker's death takes its files of gauges away, and its successor's are made, while others are read."""
     over = threading.Event()
 

@@ -40,7 +40,7 @@ def answered(stack: Stack, key: str) -> bool:
     return bool(answer.choices)
 
 
-def test_a_newcomers_walk(stack: Stack) -> None:
+def test_a_key_is_created_rotated_disabled_and_deleted_in_the_container(stack: Stack) -> None:
     gateway = stack.container("gateway")
     new = made(gateway, "create", "billing", "--owner", "Ann", "--expires", "90d")
     key_id, first = new["key"]["id"], new["secret"]

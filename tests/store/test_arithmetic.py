@@ -15,7 +15,7 @@ from gateway.admission.memory import Places, Refusal
 from gateway.admission.postgres import PostgresQueues
 from gateway.errors import QuotaSpent, RateLimited, StackError
 from gateway.keys.authenticate import Key
-from gateway.keys.limits import LimitName, Limits
+from gateway.keys.limit_fields import LimitName, Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import Accounts, SharedBook
 from gateway.limits.postgres import PostgresBook

@@ -14,7 +14,7 @@ import pytest
 from gateway.keys import keepsake, secret
 from gateway.keys.book import Keybook
 from gateway.keys.entries import LAST, NewKeyFields
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.settings import Settings
 from gateway.store.store import open_store, prepare
 from tests.support.command import Command, empty_store

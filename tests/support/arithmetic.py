@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from gateway.keys.limits import Limits
+from gateway.keys.limit_fields import Limits
 
 # -- limits -----------------------------------------------------------------------------------------------------------
 

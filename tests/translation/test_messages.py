@@ -195,7 +195,7 @@ EFFORTS: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("fields", "effort"), EFFORTS)
-def test_thinking_and_effort_are_one_wish(fields: dict[str, Any], effort: str | None) -> None:
+def test_thinking_and_effort_become_one_optional_reasoning_effort(fields: dict[str, Any], effort: str | None) -> None:
     made = asked(**fields)
     assert made.chat.get("reasoning_effort") == effort
     assert made.advice == (() if effort is None else ("reasoning_effort",))

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from gateway.api.admin.reading import body, takes
 from gateway.keys.book import Keybook
 from gateway.keys.configured import defaults
-from gateway.keys.limits import LimitFields
+from gateway.keys.limit_fields import LimitFields
 from gateway.limits.rules import quotas_used
 from gateway.settings import Settings
 from gateway.usage.rows import UsageBook

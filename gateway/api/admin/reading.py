@@ -27,14 +27,14 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
 
 
 async def body(request: HttpRequest, model: type[Fields]) -> Fields:
-    """The request's body as `model`. Raises BadRequest that names the field, and what `read` raises."""
+    """Return the request's body as `model`. Raises BadRequest that names the field, and what `read` raises."""
     charge = Budget(_COPIES * MAX_BODY).charge("", 0)  # of its own: an operator need not wait for callers
     raw = await read(request.scope, request.receive, charge, MAX_BODY)
     return understand(parse(raw or b"{}"), model)
 
 
 def understand(body: dict[str, Any], model: type[Fields]) -> Fields:
-    """The body as `model`. Raises BadRequest that names the field."""
+    """Return the body as `model`. Raises BadRequest that names the field."""
     try:
         return model.model_validate(body, strict=True)
     except ValidationError as exc:
@@ -43,7 +43,8 @@ def understand(body: dict[str, Any], model: type[Fields]) -> Fields:
 
 
 def moment(name: str, words: str, *, end: bool = False) -> int:
-    """A day (its end, if asked for) or seconds since 1970, in milliseconds. Raises BadRequest."""
+    """Return the milliseconds since 1970 of a day (its end, if asked for) or of seconds since 1970. Raises
+    BadRequest."""
     if re.fullmatch(r"[0-9]{1,11}", words):
         return int(words) * 1000
     with suppress(ValueError):

@@ -29,23 +29,24 @@ SWEEP = 1.0  # seconds
 
 
 class Maker(Protocol):
-    """Makes the answer to one request."""
+    """Make the answer to one request."""
 
     setting: dict[str, Any]  # JSON: what `past` needs to know of the request that an answer was begun for
 
     async def run(self, client: Client, send: Send, trail: Trail) -> bool:
-        """Make it, or go on with it as the trail's past says. Returns whether it came out whole."""
+        """Make the answer, or continue the part that `trail.past` holds. Returns whether the answer is complete."""
 
     async def past(self, setting: dict[str, Any]) -> Past:
-        """Give what takes what an earlier maker has left of it."""
+        """Return an empty Past, into which the answer's file is read. `setting` is the one of its first maker."""
 
 
 class Answers:
     """The answers of one host's gateway to requests with an Idempotency-Key, in `directory`. Use it with `async with`.
 
-    Bounded by settings: whole ones are kept for `stack_idempotency_ttl` seconds, all together take at most
-    `stack_idempotency_bytes`, one alone half of that, and so do one key's. A key that has no room left loses its own
-    oldest ones. Where there is none left for all, those give way that have more than an equal share; never another.
+    A complete answer is kept for `stack_idempotency_ttl` seconds after it was last read. All answers together take at
+    most `stack_idempotency_bytes`. A single answer, and all answers of one key, take at most half of that. A key
+    without space loses its own oldest answers. When all space is used, the keys with more than an equal share lose
+    their oldest answers, and no other key loses any.
     """
 
     def __init__(self, settings: Settings, directory: Path) -> None:
@@ -80,11 +81,12 @@ class Answers:
         send: Send,
         form: Form,
     ) -> None:
-        """Answer from the one there is, or have `maker` make it. `digest` is of what must be the same, the
-        request's path and body. `form` writes errors that arise here.
+        """Send the answer that is kept under this `name`, or have `maker` make one. `digest` is that of the request's
+        path and body, which must be the same as before. `form` writes the errors that occur here.
 
-        Raises BadRequest for a name that is none, IdempotencyConflict where the name stands for another request, and
-        ClientLeft. The maker goes on for a while without its client.
+        Raises BadRequest for an invalid name, IdempotencyConflict if the name belongs to another request,
+        EngineUnavailable if there is no space, and ClientLeft. After ClientLeft the maker continues for
+        `stack_idempotency_linger` seconds.
         """
         if not 0 < len(name) <= MAX_NAME or not name.isascii() or not name.decode("ascii").isprintable():
             raise BadRequest(
@@ -132,7 +134,7 @@ class Answers:
         return True
 
     def has(self, name: bytes | None, key_id: str) -> bool:
-        """Whether there is an answer by that name, or one is being made."""
+        """Return whether this key has an answer with this name, complete or running."""
         return name is not None and self._path(name, key_id).exists()
 
     def _path(self, name: bytes, key_id: str) -> Path:

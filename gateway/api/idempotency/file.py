@@ -30,7 +30,7 @@ _FRAME = struct.Struct("<BI")  # what it is, and how many bytes follow
 
 
 class Kind(IntEnum):
-    """What a frame is. None is 0, which is what a disk may give back after a power failure."""
+    """The kind of a frame. No kind is 0, because a disk may return zeros after a power failure."""
 
     START = 1  # the response's status and headers, as JSON
     BODY = 2  # whole events, or all of a blocking answer
@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
 
 class Frame(NamedTuple):
-    """A part of an answer's file, and the offset behind it."""
+    """A part of an answer's file. `end` is the offset of the next frame, in bytes."""
 
     kind: Kind
     data: bytes
@@ -48,27 +48,27 @@ class Frame(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a file says first."""
+    """The beginning of a file: the digest of the request, and the state of the answer."""
 
     digest: bytes
     state: int
 
 
 def framed(kind: Kind, data: bytes = b"") -> bytes:
-    """Write a frame."""
+    """Return the bytes of a frame."""
     return _FRAME.pack(kind, len(data)) + data
 
 
 class Entry:
-    """One answer's file, open. Its maker writes; anybody reads."""
+    """The open file of one answer. Only its maker, which holds the lock, writes. Every process may read."""
 
     def __init__(self, descriptor: int) -> None:
         self._fd = descriptor
 
     @classmethod
     def create(cls, path: Path, digest: bytes, frames: bytes, *, instead: bool = False) -> "Self | None":
-        """Begin an answer, locked, with these frames; None if there is one already, unless it comes `instead` of that.
-        Raises OSError."""
+        """Create the file with these frames, and lock it. Returns None if `path` has an answer already; with `instead`,
+        the new file replaces that answer. Raises OSError."""
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix="new-")
         entry = cls(descriptor)
         try:
@@ -87,18 +87,18 @@ class Entry:
 
     @classmethod
     def open(cls, path: Path) -> "Self | None":
-        """Open the answer there, if there is one."""
+        """Open the answer at `path`. Returns None if there is none. Raises OSError."""
         try:
             return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except FileNotFoundError:
             return None
 
     def close(self) -> None:
-        """Close it. A maker's lock ends with this."""
+        """Close the file. This releases the maker's lock."""
         os.close(self._fd)
 
     def head(self) -> Head | None:
-        """What it says first; None if it is no answer, or one of another version."""
+        """Return the beginning of the file; None if the file is not an answer, or has another version."""
         found = os.pread(self._fd, HEAD_SIZE, 0)
         if len(found) < HEAD_SIZE:
             return None
@@ -106,18 +106,18 @@ class Entry:
         return Head(digest, state) if magic == _MAGIC else None
 
     def state(self) -> int:
-        """How it stands."""
+        """Return the state of the answer: RUNNING, WHOLE or FAILED."""
         return os.pread(self._fd, 1, _STATE)[0]
 
     def deserted(self) -> bool:
-        """Whether nobody makes it (any more). Only for one who doesn't."""
+        """Return whether no process makes the answer. The maker itself must not call this."""
         if not self.lock():
             return False
         self.unlock()
         return True
 
     def lock(self) -> bool:
-        """Become its maker, unless there is one. Returns whether that was possible."""
+        """Become the maker of the answer. Returns False if another process is."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -125,18 +125,18 @@ class Entry:
         return True
 
     def unlock(self) -> None:
-        """Be its maker no longer."""
+        """Stop being the maker of the answer."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def stands_at(self, path: Path) -> bool:
-        """Whether it is the answer there."""
+        """Return whether `path` still leads to this file."""
         with suppress(FileNotFoundError):
             return path.stat().st_ino == os.fstat(self._fd).st_ino
         return False
 
     def remove(self, path: Path) -> bool:
-        """Take it away from `path`, unless somebody makes it; whether it is gone. Another one that has come to stand
-        there meanwhile is left alone."""
+        """Delete the file at `path`, unless a process makes the answer. Returns whether it is deleted. If `path` leads
+        to another file by now, that file stays."""
         if not self.lock():
             return False
         self.drop(path)
@@ -144,21 +144,21 @@ class Entry:
         return True
 
     def drop(self, path: Path) -> None:
-        """Take it away from `path`. Only for its maker."""
+        """Delete the file at `path`. Only the maker may call this."""
         if self.stands_at(path):
             path.unlink(missing_ok=True)
 
     def last_seen(self) -> float:
-        """When somebody last read it, by time.monotonic()."""
+        """Return when the answer was last read, by time.monotonic()."""
         seen: float = struct.unpack("<d", os.pread(self._fd, 8, _SEEN))[0]
         return seen
 
     def seen(self) -> None:
-        """Somebody reads it."""
+        """Note that the answer is being read now."""
         os.pwrite(self._fd, struct.pack("<d", time.monotonic()), _SEEN)
 
     def frames(self, start: int = 0) -> Iterator[Frame]:
-        """Its whole frames from an offset on, or from the first. Ends before half a frame, and before what is none."""
+        """Yield the complete frames from the offset `start` on (0: all). Ends at an incomplete or invalid frame."""
         offset = start or HEAD_SIZE
         while data := os.pread(self._fd, CHUNK, offset):
             at = 0
@@ -192,27 +192,27 @@ class Entry:
     # What its maker writes, the state last.
 
     def write(self, data: bytes) -> None:
-        """Add frames. Raises OSError."""
+        """Append the bytes of frames. Raises OSError."""
         os.lseek(self._fd, 0, os.SEEK_END)
         while data:
             data = data[os.write(self._fd, data) :]
 
     def write_state(self, state: int) -> None:
-        """Say how it stands."""
+        """Set the state of the answer."""
         os.pwrite(self._fd, bytes((state,)), _STATE)
 
     def cut(self, size: int) -> None:
-        """Cut off what is behind that offset: half a frame, that a killed maker left."""
+        """Cut the file to `size` bytes, which removes half a frame that a killed maker left."""
         os.ftruncate(self._fd, size)
 
 
 def whose(path: Path) -> str:
-    """The key that an answer's file is of: a digest of its id."""
+    """Return the digest of the id of the key to which the file at `path` belongs."""
     return path.name.partition("-")[0]
 
 
 def remove(path: Path) -> bool:
-    """Remove the answer there, unless somebody makes it. Returns whether it is gone."""
+    """Delete the answer at `path`, unless a process makes it. Returns whether it is deleted."""
     entry = Entry.open(path)
     if entry is None:
         return True

@@ -18,7 +18,7 @@ from gateway.errors import EngineUnavailable
 from gateway.relay.trail import Past, Trail
 
 _FULL = EngineUnavailable(
-    "This answer is too large to keep for its Idempotency-Key. Ask without one.", code="idempotency_full"
+    "This answer is too large to keep for its Idempotency-Key. Send the request without one.", code="idempotency_full"
 )
 _FULL.headers = MappingProxyType({})  # it would not help to ask again
 
@@ -49,7 +49,7 @@ class Making:
         self.full = False  # there was no room for the rest
 
     def abandon(self) -> None:
-        """Nobody wants it any more: its relay is told that the client left."""
+        """Tell the relay that the client has left, because no client wants the answer any more."""
         self._abandoned = True
         self.watch(self._hung_up)
 
@@ -60,7 +60,7 @@ class Making:
             hung_up()
 
     async def send(self, message: Message) -> None:
-        """Take a part of the response, as ASGI has it. Of an answer that goes on, the start is there already."""
+        """Take an ASGI message of the response. If the answer is continued, its start is in the file already."""
         if message["type"] == "http.response.body":
             self._push(message.get("body", b""), last=not message.get("more_body", False))
         elif not self._begun:
@@ -70,14 +70,14 @@ class Making:
             self.tell()
 
     async def cut(self) -> None:
-        """See Client.cut. Those who read along are told by the answer's state: it has failed."""
+        """See Client.cut. The readers of the answer learn of this by its state FAILED."""
 
     def push(self, data: bytes) -> None:
         """See Client.push."""
         self._push(data, last=False)
 
     def note(self, note: dict[str, Any]) -> None:
-        """Note something for a maker that goes on with it. See relay.trail.Trail."""
+        """Write a note for another maker that may have to continue the answer. See relay.trail.Trail."""
         with suppress(OSError):  # a maker that lacks it begins anew
             self._write(framed(Kind.NOTE, orjson.dumps(note)))
 
@@ -125,5 +125,6 @@ class Making:
             self.entry.write(framed(Kind.START, orjson.dumps([status, told])) + framed(Kind.BODY, body))
 
     def tell(self) -> None:
+        """Wake the readers of this worker, because the file has grown or has another state."""
         self.grown.set()
         self.grown = asyncio.Event()

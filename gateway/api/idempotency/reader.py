@@ -30,7 +30,9 @@ class Reader:
         self._offset = 0
 
     async def run(self, receive: Receive, send: Send) -> bool:
-        """Send it; False if its maker died before it was whole. It can be called again then. Raises ClientLeft."""
+        """Send the answer. Returns False if its maker died before the answer was complete; call `run` again then.
+
+        Raises ClientLeft."""
         listener, making = asyncio.create_task(_hang_up(receive)), self.making
         if making is not None:
             making.readers += 1
@@ -57,7 +59,7 @@ class Reader:
                 making.readers -= 1
 
     async def lose(self, send: Send) -> None:
-        """Say that nobody goes on with an answer of which the client has a part."""
+        """End the answer with an error, because no worker continues it and the client has a part of it."""
         if self._stream:
             await send({"type": "http.response.body", "body": self._form.lost(lost()), "more_body": True})
         await self._client.cut()

@@ -1,4 +1,4 @@
-"""Space: the bytes that all answers, and those of each key, may take, and which answers give way."""
+"""Space: limit the bytes of all kept answers and of each key's, and choose which answers to delete."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ class Kept(NamedTuple):
 
 
 class Share:
-    """What a key has there, the answer first that was read last the longest ago."""
+    """The kept answers of one key. The first one is the one whose last reading is the longest ago. Sizes are bytes."""
 
     def __init__(self) -> None:
         self.files: deque[Kept] = deque()
@@ -36,7 +36,8 @@ class Share:
         self.count += 1
 
     def drop(self, *, unless: Container[Path]) -> bool:
-        """Remove its oldest that is whole; whether there was one."""
+        """Delete the key's oldest answer that is not being made, and is not in `unless`. Returns whether there was
+        one."""
         while self.files:
             file = self.files.popleft()
             if file.path not in unless and remove(file.path):
@@ -47,8 +48,10 @@ class Share:
 
 
 class Space:
-    """What the answers in `directory` may take: `most` bytes all together, and half of that for those of one key. How
-    much of it is left is known to a second. Whole ones are kept for `ttl` seconds; those `making` are never removed."""
+    """Limit the answers in `directory` to `most` bytes, and those of one key to half of that.
+
+    The free space is counted anew once a second. Complete answers are kept for `ttl` seconds after they were last read.
+    The answers in `making` are never deleted."""
 
     def __init__(self, directory: Path, most: int, ttl: float, making: Container[Path]) -> None:
         self._directory = directory
@@ -59,14 +62,17 @@ class Space:
         self._left_to: defaultdict[str, int] = defaultdict(int)
 
     def take(self, key: str, size: int) -> bool:
-        """Take bytes for an answer of that key. Returns whether there are so many left."""
+        """Take `size` bytes for an answer of that key. Returns whether the space sufficed."""
         self._left -= size
         self._left_to[key] -= size
         return self._left >= 0 and self._left_to[key] >= 0
 
     def make_room(self, key: str = "") -> None:
-        """Drop what is too old; then, for an answer of that key, its own oldest until half of its room is free, and of
-        those who have more than an equal share until a quarter of all is. Raises OSError where that isn't enough."""
+        """Delete answers that are too old. Then make space for an answer of `key`.
+
+        The key's own oldest answers are deleted until half of its space is free. After that, keys with more than an
+        equal share lose their oldest answers until a quarter of all space is free. Raises OSError if that is not
+        enough."""
         shares = self._shares()
         most = self._bytes // 2  # of a key
         if own := shares.get(key):

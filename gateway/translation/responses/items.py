@@ -170,7 +170,7 @@ class Call(Item):
         self._head, self._tail = template(f"{self._name}.delta", self._place)
 
     def whole(self) -> bool:
-        """Whether its arguments are a JSON object, or nothing."""
+        """Return whether its arguments are a JSON object, or nothing."""
         try:
             return not self._text.strip() or type(orjson.loads(self._text)) is dict
         except orjson.JSONDecodeError:

@@ -1,10 +1,14 @@
-"""Handover: what an engine is given of an answer that broke off, and asked for, in each of the ways to go on.
+"""Handover: the request by which an engine continues an answer that broke off, in each of the possible ways.
 
-The text so far is handed over as a partial assistant message, in each engine's own way (dialects, `continues`), or raw,
-behind the prompt as the chat template writes it (`raw`). If its form is prescribed, a grammar allows only what may
-still come (`rest`), or the answer is made once more by a schema that has the beginning nailed down (`nailed`). Of a
-tool call the arguments are made (`arguments`). Otherwise the same request is made again (`anew`). What comes once more
-has to begin with what was sent. Which ways an engine has is data in its dialect (`resumes`).
+- `message`: the text so far is a partial assistant message, in the engine's own form (dialects, `continues`).
+- `raw`: the text so far stands behind the prompt, as the chat template writes the prompt.
+- `rest`: as `message`, and a grammar allows only endings that give the answer its prescribed form.
+- `nailed`: the answer is made again, under a schema that allows only the beginning that was sent.
+- `thought`: as `message`, with the reasoning so far before the text, between the model's tags.
+- `arguments`: only the arguments of the last tool call are made.
+- `anew`: the same request is made again. The new answer has to begin with what was sent.
+
+Which ways an engine has is data in its dialect (`resumes`).
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,14 +23,14 @@ from gateway.forced_tools.plan import call_of
 from gateway.grammars.constraint import FIELDS, Constraint, constraint
 from gateway.grammars.grammar import UnsupportedError
 from gateway.relay.content import Content
-from gateway.relay.part import Part, chats_on, continuable, is_constrained, repeatable, stops, thinkable
+from gateway.relay.resume.part import Part, chats_on, continuable, is_constrained, repeatable, stops, thinkable
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """What an engine that goes on with an answer is given, and asked for."""
+    """The request to an engine that continues an answer, and what to do with its stream."""
 
     exchange: Exchange
     way: Way = "message"
@@ -54,8 +58,8 @@ def ways(part: Part, dialect: Dialect) -> list[Way]:
 
 
 def hand_over(part: Part, first: Dialect, dialect: Dialect, way: Way = "message") -> Handover:
-    """Have an engine of `dialect` go on in that way with a part that one of `first` began. Raises EngineRefused if that
-    is not possible."""
+    """Return the request by which an engine of `dialect` continues, in that way, a part that an engine of `first`
+    began. Raises EngineRefused if that is not possible."""
     try:
         if way in ("message", "raw"):
             return _continued(part, first, dialect, raw=way == "raw")
@@ -66,7 +70,7 @@ def hand_over(part: Part, first: Dialect, dialect: Dialect, way: Way = "message"
         if way == "arguments":
             return _arguments(part, dialect)
     except (UnsupportedError, BadRequest) as exc:
-        raise EngineRefused(f"An engine cannot go on with this answer: {exc}.", status=400) from exc
+        raise EngineRefused(f"An engine cannot continue this answer: {str(exc).rstrip('.')}.", status=400) from exc
     return _anew(part, way)
 
 
@@ -198,14 +202,14 @@ def _is_said(part: Part) -> bool:
 def _remainder(part: Part, before: str, dialect: Dialect) -> dict[str, Any]:
     asked = constraint(part.exchange.fields)
     if asked is None or dialect.json_style is None:
-        raise UnsupportedError("an answer without a form, or an engine without grammars")
+        raise UnsupportedError("the request prescribes no form, or the engine has no grammars")
     return asked.rest(part.content.text.getvalue(), before, dialect.json_style)
 
 
 def _nailed(part: Part) -> dict[str, Any]:
     asked = constraint(part.exchange.fields)
     if asked is None:
-        raise UnsupportedError("an answer without a form")
+        raise UnsupportedError("the request prescribes no form")
     return asked.nailed(part.content.text.getvalue())
 
 
@@ -229,7 +233,7 @@ def _arguments(part: Part, dialect: Dialect) -> Handover:
     text = last.arguments.getvalue()
     index = len(calls) - 1
     if not last.name or sorted(part.content.made) != list(range(len(calls))):
-        raise UnsupportedError("a call without a name, or out of turn")
+        raise UnsupportedError("a tool call has no name, or the calls are not in order")
     if _is_whole(text):
         return Handover(exchange=part.exchange, way="arguments", call=index, ends="tool_calls")
     exchange = part.exchange.having(call_of(last.name, part.exchange.fields, dialect.most_repeats))
@@ -239,7 +243,7 @@ def _arguments(part: Part, dialect: Dialect) -> Handover:
             handover = _rest(inner, dialect, dialect) if way == "rest" else _anew(inner, way)
             return replace(handover, way="arguments", call=index, checks=constraint(exchange.fields), stops=())
     if text.strip():
-        raise UnsupportedError("arguments whose form is not understood")
+        raise UnsupportedError("no grammar was made for the arguments of the tool call")
     handover = _anew(inner, "anew")
     return replace(handover, way="arguments", call=index, checks=constraint(exchange.fields))
 

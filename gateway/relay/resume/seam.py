@@ -6,11 +6,11 @@ from typing import Any
 from gateway.errors import EngineError
 from gateway.exchange import Usage
 from gateway.relay.content import Content
-from gateway.relay.handover import Handover
-from gateway.relay.part import Part
 from gateway.relay.reader import Reader
+from gateway.relay.resume.handover import Handover
+from gateway.relay.resume.part import Part
+from gateway.relay.resume.splice import Splice
 from gateway.relay.rounds import Rounds
-from gateway.relay.splice import Splice
 from gateway.relay.tap import Tap
 from gateway.relay.writer import OPENAI
 from gateway.translation.face import Writer
@@ -109,7 +109,7 @@ class Seam:
         return self._take()
 
     def close(self, reason: str) -> bytes:
-        """The answer's end, where nothing is left to be made."""
+        """Return the answer's end, where nothing is left to be made."""
         self._splice.ending = reason
         said = b'"delta":{}' if self.handover.exchange.endpoint.chats else b'"text":""'
         return self.feed(b'data: {"choices":[{"index":0,%s}]}\n\n' % said)

@@ -1,8 +1,6 @@
-"""Resume: an answer outlives its engine. This file decides whether an answer that broke off is continued, and by whom.
+"""Search: decide whether an answer that broke off is continued, and find the engine that continues it.
 
-`part` says what the request allows, `handover` in which ways an engine can continue and what it is given, and `seam`
-makes one stream of the two (`splice` decides what of the second is left out). If no token had come yet, the request is
-made again as it was.
+If no token had come yet, the request is made again as it was.
 """
 
 import time
@@ -11,10 +9,10 @@ from gateway.dialects.dialect import Dialect, Way
 from gateway.errors import EngineRefused, EngineTimeout, EngineUnreachable, StackError
 from gateway.exchange import Exchange
 from gateway.relay.content import Content
-from gateway.relay.handover import ways
 from gateway.relay.outage import first_back
-from gateway.relay.part import Part
 from gateway.relay.reader import Reader
+from gateway.relay.resume.handover import ways
+from gateway.relay.resume.part import Part
 from gateway.relay.rounds import Rounds
 from gateway.routing.retry import worthwhile
 from gateway.routing.routes import Route, Target, least_busy
@@ -25,14 +23,15 @@ _ELSEWHERE: frozenset[Way] = frozenset({"message", "raw"})  # ways in which an e
 
 
 def possible(exchange: Exchange, content: Content, error: StackError) -> bool:
-    """Whether an answer that this error broke off can be begun again. `content` is what has come of it."""
+    """Return whether an answer that this error broke off can be continued, or made again. `content` is what has come
+    of it."""
     if not exchange.resume or not exchange.endpoint.resumes or content.complete:
         return False
     return content.kept and worthwhile(error, same_engine=False)
 
 
 def part_of(exchange: Exchange, reader: Reader, rounds: Rounds | None, *, resumed: bool) -> Part:
-    """Return what has come of the choice of this exchange's answer that is made now."""
+    """Return what has come of the choice that the engine was making. `resumed`: the client is told of a resume."""
     if rounds is not None:
         content = rounds.made.part(rounds.index)
         return Part(
@@ -43,10 +42,10 @@ def part_of(exchange: Exchange, reader: Reader, rounds: Rounds | None, *, resume
 
 
 class Search:
-    """For an engine that goes on with an answer: from the moment it broke off until one does."""
+    """Search for an engine that continues an answer, from the moment of the break until an engine has begun."""
 
     def __init__(self, error: StackError, route: Route, first: Target, part: Part) -> None:
-        """`error` broke the answer off that `first` began. `part` is the choice which is made next."""
+        """`error` broke off the answer that the target `first` began. `part` is the choice that is made next."""
         self.error = error
         self.first = first
         self.part = part
@@ -59,28 +58,29 @@ class Search:
 
     @property
     def hopeless(self) -> bool:
-        """Whether there is no way."""
+        """Whether no way is left to continue the answer."""
         return not self._ways
 
     @property
     def way(self) -> Way:
-        """The way in which it is tried now."""
+        """The way that is tried now."""
         return self._ways[0]
 
     @property
     def said(self) -> str:
-        """The way, as the log names it. Which of two ways an Ollama goes on with a text, it is asked later."""
+        """The way, as the log names it: `again` if no token had come. `text` stands for `message` and for `raw`,
+        because an Ollama is asked later which of the two it can do."""
         if not self.part.content.tokens:
             return "again"
         return "text" if self.way in _ELSEWHERE else self.way
 
     @property
     def continues(self) -> bool:
-        """Whether the engine goes on with a text that it is given."""
+        """Whether the engine gets the text so far, and continues it."""
         return self.way in _ELSEWHERE and self.part.content.tokens > 0
 
     def failed(self, upstream: Upstream, error: StackError) -> None:
-        """This engine broke the answer off, or did not go on with it."""
+        """Note that this engine broke the answer off, or did not continue it."""
         if error is not self.error and isinstance(error, EngineRefused) and len(self._ways) > 1:
             self._ways.pop(0)  # it is well, but does not do it in this way
             self._away.discard(upstream)
@@ -93,7 +93,8 @@ class Search:
             self._unfit.add(upstream)
 
     async def target(self) -> Target | None:
-        """Who is asked next: another engine at once, else the first that is found well in time. None: nobody."""
+        """Return the target to ask next: another engine at once, otherwise the first one that a probe finds healthy in
+        time. None: there is no such engine, or there were too many attempts."""
         tiers = [[it for it in tier if self._can(it)] for tier in self._route.tiers]
         while self._attempts > 0:
             for tier in tiers:

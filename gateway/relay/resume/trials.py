@@ -68,7 +68,7 @@ class Continuations:
         """Raise EngineRefused unless this model goes on with reasoning that it is handed between its dialect's tags,
         and EngineError if the engine can't be asked."""
         if not await self._finds(("thought", upstream.name, model, False, ""), lambda: _takes_up(upstream, model)):
-            raise EngineRefused("This model does not take up its reasoning again.", status=400)
+            raise EngineRefused("This model does not continue reasoning that it is given.", status=400)
 
     async def _finds(self, key: _Key, look: Callable[[], Awaitable[bool]]) -> bool:
         async with self._locks[key]:

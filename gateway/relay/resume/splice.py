@@ -4,8 +4,8 @@ once more."""
 from typing import Any
 
 from gateway.errors import EngineError, EngineRefused
-from gateway.relay.handover import Handover
-from gateway.relay.part import Part
+from gateway.relay.resume.handover import Handover
+from gateway.relay.resume.part import Part
 
 _SPACE = " \t\r\n"
 
