@@ -11,7 +11,7 @@ import sys
 def main() -> None:
     host, _, port = (os.environ.get("STACK_BIND") or "127.0.0.1:9000").rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))
-    connection = http.client.HTTPConnection(host, int(port), timeout=3)
+    connection = http.client.HTTPConnection(host, int(port), timeout=4)
     try:
         connection.request("GET", "/livez")
         sys.exit(0 if connection.getresponse().status == 200 else 1)
