@@ -31,6 +31,7 @@ from gateway.routing.health import Health
 from gateway.routing.listing import Listing
 from gateway.routing.routes import Routes
 
+_BASE = "/v1"
 _STORED = re.compile("/responses/resp_[^/]+(?:/input_items)?$")
 _KEY = "A key from `stack keys create`, POST /admin/keys or STACK_API_KEYS."
 # For the schema; Pipeline decides.
@@ -183,10 +184,12 @@ def _nothing_at(method: str, path: str) -> str:
 
 def _meant(path: str) -> str | None:
     """Return a sentence with the path that was meant, if a slip in a client's base URL explains this one."""
+    if path in endpoints.BY_PATH or path == "/v1/models":
+        return None
     tail = re.sub("/+", "/", path).removesuffix("/")
     stored = [f"/v1{found[0]}" for found in [_STORED.search(tail)] if found]
     known = next(
-        (it for it in (*endpoints.BY_PATH, "/v1/models", *stored) if tail.endswith(it.removeprefix("/v1"))), path
+        (it for it in (*endpoints.BY_PATH, "/v1/models", *stored) if tail.endswith(it.removeprefix(_BASE))), path
     )
     if known == path:
         return None
