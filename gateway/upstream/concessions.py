@@ -2,8 +2,8 @@
 
 Clients of the translated APIs send roles and schemas that some models and engines cannot take, and their users cannot
 change them. Codex sends several developer messages, and Claude Code sends system messages among the others. Many chat
-templates take one system message, at the front. llama.cpp cannot compile a tool's `pattern` without anchors, and then
-refuses the whole request.
+templates take one system message, at the front. An engine that cannot compile a tool's `pattern` refuses the whole
+request: llama.cpp until August 2026 took none without anchors (ggml-org/llama.cpp issue 26930).
 """
 
 import re

@@ -111,7 +111,7 @@ def test_an_answer_that_is_cut_or_fails_or_reasons_is_valid_too(http: httpx.Clie
     reasoned = streamed(http, {"model": engine, "input": thinks, "reasoning": {"summary": "auto"}})
     assert [it["type"] for it in reasoned[-1]["response"]["output"]] == ["reasoning", "message"]
     plain = events(post(http, "/v1/responses", json={"model": engine, "input": thinks, "stream": True}).text)
-    # OpenAI's name of these two, and the only one that its clients and Codex know. The specification's is without "text".
+    # OpenAI's name of these two, and the only one that its clients know. The specification's is without "text".
     assert {it["type"] for it in plain} - EVENTS.keys() == {f"response.reasoning_text.{it}" for it in ("delta", "done")}
 
 

@@ -1,7 +1,7 @@
 """What an engine refuses because of the model's chat template, or of its own grammars: in that engine's words.
 
-The words for messages stand in tests/recordings/llamacpp; llama.cpp's about a pattern were seen on b11549. Ollama
-passes on those of its own llama.cpp, as JSON in the message.
+Those of llama.cpp stand in tests/recordings/llamacpp, or in ggml-org/llama.cpp issue 26930 if a pattern lacks an
+anchor. Ollama passes on those of its own llama.cpp, as JSON in the message. vLLM's about a pattern are made up.
 """
 
 import json
