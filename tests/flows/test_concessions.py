@@ -116,6 +116,11 @@ def test_a_system_message_in_the_midst_stays_in_its_place_or_becomes_the_users(
     for count in (2, 3):  # what is asked now is the beginning of what is asked next
         http.post(MESSAGES_API.path, json=body(MESSAGES_API, engine, CLAUDE[:count], system="rules"))
         assert orjson.dumps(asked(fake)[-1]) == orjson.dumps(whole[:count])
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+    seen = [{"role": "user", "content": [image]}, {"role": "system", "content": "now"}]
+    http.post(MESSAGES_API.path, json=body(MESSAGES_API, engine, seen))
+    assert roles(asked(fake)[-1]) == ["user"]
+    assert [it["type"] for it in asked(fake)[-1][0]["content"]] == ["image_url", "text"]
     plain = http.post(MESSAGES_API.path, json=MESSAGES_API.body(model=engine, system="rules"))
     assert (plain.status_code, plain.headers.get(ROLES)) == (200, None)
 
