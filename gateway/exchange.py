@@ -22,12 +22,14 @@ class Origin:
 
     `ignored` names the fields that its translation left out. `advice` names the fields of the chat completion that the
     engine may be asked without. `names` has the caller's name of each field of the chat completion that has another.
+    `yields`: an engine that refuses the form of the messages or tools may be asked in another form.
     """
 
     api: Api
     ignored: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    yields: bool = True
 
 
 @dataclass(frozen=True, slots=True)

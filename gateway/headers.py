@@ -18,6 +18,7 @@ REQUEST_ID = b"x-request-id"
 
 # Of an answer.
 ARM = b"x-stack-arm"
+CHANGED_ROLES = b"x-stack-changed-roles"
 COUNTED_BY = b"x-stack-counted-by"
 FORCED_TOOLS = b"x-stack-forced-tools"
 IGNORED_PARAMS = b"x-stack-ignored-params"
@@ -45,7 +46,20 @@ ANTHROPIC = (
 )
 
 EXPOSED: tuple[str, ...] = (
-    *(it.decode() for it in (REQUEST_ID, ARM, COUNTED_BY, FORCED_TOOLS, IGNORED_PARAMS, QUEUE_MS, RESUMES, REPLAYED)),
+    *(
+        it.decode()
+        for it in (
+            REQUEST_ID,
+            ARM,
+            CHANGED_ROLES,
+            COUNTED_BY,
+            FORCED_TOOLS,
+            IGNORED_PARAMS,
+            QUEUE_MS,
+            RESUMES,
+            REPLAYED,
+        )
+    ),
     RETRY_AFTER,
     RETRY_AFTER_MS,
     SHOULD_RETRY,

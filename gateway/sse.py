@@ -6,7 +6,9 @@ translation/responses/write.py.
 
 from gateway.errors import StackError
 
-HEADER = (b"content-type", b"text/event-stream; charset=utf-8")  # the header of a response that is a stream
+# The header of a response that is a stream. There is no charset, because some clients compare the whole value, and the
+# standard allows only UTF-8.
+HEADER = (b"content-type", b"text/event-stream")
 HEADERS = [
     HEADER,
     (b"cache-control", b"no-cache"),

@@ -1,6 +1,7 @@
 """`make bench-quick` runs, and its run is valid. Its figures are for readers to judge."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def test_bench_quick_measures_and_checks_every_answer(tmp_path: Path) -> None:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
     assert "CPU per blocking request" in done.stdout
+    for api in ("Responses", "Messages"):
+        row = next(line for line in done.stdout.splitlines() if line.startswith(f"the same stream by {api}, ms"))
+        assert re.search(r"\s\d+\.\d{3} ±.*\s\d+\.\d\dx of the chat stream, 1\.5: (met|MISSED)$", row), row
     text = json.dumps(json.loads(figures.read_text()))
     assert all(subject in text for subject in ("nginx", "direct", "gateway"))
 

@@ -21,6 +21,7 @@ from gateway.translation.face import Writer, retell
 Headers = list[tuple[bytes, bytes]]
 
 _JSON = (b"content-type", b"application/json")
+_ENDS = ("/messages", "/messages/count_tokens")
 # Statuses below 500 after which Codex repeats a request in vain. A 401 stays what it is: a client may have another key.
 _REPEATED = frozenset({409, 413, 415, 422, 431})
 
@@ -85,15 +86,25 @@ def of_path(path: str) -> Face | None:
     return next((it for it in FACES.values() if path == it.path or path.startswith(f"{it.path}/")), None)
 
 
+def _is_messages(path: str) -> bool:
+    """Return whether a path is Anthropic's, or was meant to be: a slip in a client's base URL leaves its end as it is.
+    OpenAI's Assistants have messages too, in threads."""
+    if "/messages" not in path:  # nearly all paths
+        return False
+    face = of_path(path)
+    if face is not None:
+        return face is FACES["messages"]
+    return path.rstrip("/").endswith(_ENDS) and "/threads/" not in path
+
+
 def refusal(error: StackError, path: str, request_id: str) -> Refusal:
     """Write an error as a response to a request for that path."""
     status, extra = error.status, []
-    face = of_path(path)
-    if face is FACES["messages"]:
+    if _is_messages(path):
         # `dressed` adds the headers about the request and its key, to whole answers as well.
         body, found = messages.envelope(error, request_id=request_id)
         extra = [it for it in found if it[0] == names.SHOULD_RETRY.encode() and names.SHOULD_RETRY not in error.headers]
-    elif face is FACES["responses"]:
+    elif of_path(path) is FACES["responses"]:
         body, extra = responses.envelope(error)
         status = responses.status_of(error)
     else:
@@ -120,7 +131,7 @@ def failing(error: StackError, scope: Mapping[str, Any]) -> bytes | None:
 
 def dressed(path: str, headers: Headers, request_id: str) -> Headers:
     """Return a response's headers together with those that clients of the path's API read in their place."""
-    if not path.startswith(FACES["messages"].path) or of_path(path) is None:
+    if not _is_messages(path):
         return headers
     return [*headers, *messages.headers(headers, request_id, time.time())]
 

@@ -291,15 +291,15 @@ def _check_type(endpoint: Endpoint, content_type: bytes) -> None:
 
 
 def _strictly(asked: Asked) -> Asked:
-    """Return the request for strict mode, in which no field may be left out. Raises BadRequest that names the first
-    such field."""
+    """Return the request for strict mode, in which no field may be left out or changed. Raises BadRequest that names
+    the first field that would be left out."""
     for field in asked.origin.ignored:
         raise BadRequest(
             f"'{field}' has no effect here, and strict mode is on. Leave it out.",
             param=field,
             code="unsupported_parameter",
         )
-    return replace(asked, origin=replace(asked.origin, advice=()))
+    return replace(asked, origin=replace(asked.origin, advice=(), yields=False))
 
 
 def _choices(endpoint: Endpoint, size: int, n: object) -> int:

@@ -31,6 +31,8 @@ from gateway.routing.health import Health
 from gateway.routing.listing import Listing
 from gateway.routing.routes import Routes
 
+_BASE = "/v1"
+_STORED = re.compile("/responses/resp_[^/]+(?:/input_items)?$")
 _KEY = "A key from `stack keys create`, POST /admin/keys or STACK_API_KEYS."
 # For the schema; Pipeline decides.
 _bearer = HTTPBearer(auto_error=False, description=_KEY)
@@ -144,10 +146,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http_error(request: HttpRequest, exc: HTTPException) -> Response:
         where = f"{request.method[:16]} {request.scope['path'][:200]}"
-        if exc.status_code == 405:
+        if exc.status_code == 405 and not _meant(request.scope["path"]):
             allow = _allowed(request)
             return await on_stack_error(request, MethodNotAllowed(f"{where}: use {allow}.", allow=allow))
-        if exc.status_code == 404:
+        if exc.status_code in (404, 405):
             return await on_stack_error(request, NotFound(_nothing_at(request.method, request.scope["path"])))
         return await on_stack_error(request, BadRequest(str(exc.detail)))
 
@@ -175,15 +177,25 @@ def _nothing_at(method: str, path: str) -> str:
     """Return the message for a path that does not exist. It names the usual mistakes in a base URL, and the right kind
     of client."""
     said = f"{method[:16]} {path[:200]}: this path does not exist."
-    if re.match("/(v1/)?api/", path):
+    if re.match("/(v1/)?api/(?!v1/)", path):
         return f"{said} This is not Ollama's own API: use an OpenAI client, with a base URL that ends in /v1."
+    return f"{said} {_meant(path) or '/docs lists all paths.'}"
+
+
+def _meant(path: str) -> str | None:
+    """Return a sentence with the path that was meant, if a slip in a client's base URL explains this one."""
+    if path in endpoints.BY_PATH or path == "/v1/models":
+        return None
     tail = re.sub("/+", "/", path).removesuffix("/")
-    for known in (*endpoints.BY_PATH, "/v1/models"):
-        if tail.endswith(known.removeprefix("/v1")):
-            if known.startswith("/v1/messages"):
-                return f"{said} Did you mean {known}? The base URL of Anthropic's clients must end before /v1."
-            return f"{said} Did you mean {known}? The base URL must end in a single /v1, with nothing after it."
-    return f"{said} /docs lists all paths."
+    stored = [f"/v1{found[0]}" for found in [_STORED.search(tail)] if found]
+    known = next(
+        (it for it in (*endpoints.BY_PATH, "/v1/models", *stored) if tail.endswith(it.removeprefix(_BASE))), path
+    )
+    if known == path:
+        return None
+    if known.startswith("/v1/messages") and "/v1/" in tail:
+        return f"Did you mean {known}? The base URL of Anthropic's clients must end before /v1."
+    return f"Did you mean {known}? The base URL must end in a single /v1, with nothing after it."
 
 
 def _headers(error: StackError) -> dict[str, str]:

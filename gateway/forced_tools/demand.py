@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jsonschema_rs import ReferencingError, RegexOptions, ValidationError, Validator, validator_for
 
 from gateway.errors import BadRequest
+from gateway.forced_tools import keywords
 
 Mode = Literal["auto", "required", "named", "none"]
 
@@ -31,7 +32,7 @@ class Tool:
 
         A schema with a pattern that cannot be matched in linear time is checked without patterns.
         """
-        for schema in (self.parameters, _without(self.parameters, _UNCHECKED)):
+        for schema in (self.parameters, keywords.without(self.parameters, lambda name, _: name in _UNCHECKED)):
             try:
                 return validator_for(schema, pattern_options=_LINEAR, offline=True)
             except (ValidationError, ReferencingError, ValueError) as exc:
@@ -163,10 +164,3 @@ def _tool(entry: dict[str, Any], function: dict[str, Any], where: str, *, exact:
         entry=entry,
         where=where,
     )
-
-
-def _without(value: Any, names: frozenset[str]) -> Any:
-    """Return a schema without these keywords, on every level."""
-    if isinstance(value, dict):
-        return {name: _without(it, names) for name, it in value.items() if name not in names}
-    return [_without(it, names) for it in value] if isinstance(value, list) else value

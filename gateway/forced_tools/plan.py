@@ -10,7 +10,8 @@ from gateway.errors import BadRequest
 from gateway.forced_tools import telling
 from gateway.forced_tools.demand import Demand, read
 from gateway.forced_tools.guard import Guard, Terms
-from gateway.forced_tools.schema import MOST_CALLS, answer_schema, response_format
+from gateway.forced_tools.keywords import patterns
+from gateway.forced_tools.schema import MOST_CALLS, answer_schema, compiles, response_format
 
 # How a call is forced: by the engine itself, or by a schema that constrains its answer.
 Way = Literal["engine", "schema"]
@@ -34,6 +35,15 @@ class Plan:
     @cached_property
     def _validators(self) -> dict[str, Any]:
         return {it.name: it.validator() for it in self.demand.checked}
+
+    @property
+    def loosens(self) -> bool:
+        """Whether the engine is constrained without a pattern of the arguments that it cannot compile. The guard checks
+        the arguments with it."""
+        if self.way != "schema":
+            return False
+        there = (it for tool in self.demand.tools for it in patterns(tool.parameters))
+        return not all(compiles(it, self.most_repeats) for it in there)
 
     def guard(self) -> Guard:
         """Return the guard of an answer. Raises BadRequest if a tool's schema is malformed."""

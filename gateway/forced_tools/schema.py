@@ -75,14 +75,15 @@ def fitted(schema: Any, at: str, most: int | None) -> Any:
             made[name] = [fitted(it, at, most) for it in value]
         elif name in _MAPS and isinstance(value, dict):
             made[name] = {key: fitted(it, at, most) for key, it in value.items()}
-        elif name == "pattern" and isinstance(value, str) and _compiles(value, most):
+        elif name == "pattern" and isinstance(value, str) and compiles(value, most):
             made[name] = value
         elif name == "$ref" and isinstance(value, str) and value.startswith("#"):
             made[name] = at + value[1:]
     return made
 
 
-def _compiles(pattern: str, most: int | None) -> bool:
+def compiles(pattern: str, most: int | None) -> bool:
+    """Return whether every engine can compile a pattern. `most` is the engine's limit of repetitions, None for none."""
     counts: Iterable[tuple[str, str]] = _REPEAT.findall(pattern)
     return bool(_PATTERN.fullmatch(pattern)) and all(int(it or 0) <= (most or 1 << 30) for two in counts for it in two)
 

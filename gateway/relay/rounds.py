@@ -92,7 +92,8 @@ class Rounds:
         """The header that says that a call was forced here."""
         if self._plan is None or self._plan.way != "schema":
             return []
-        return [(FORCED_TOOLS, b"schema,repaired" if self._repairs else b"schema")]
+        loose = b",no-pattern" if self._plan.loosens else b""
+        return [(FORCED_TOOLS, b"schema%b%b" % (loose, b",repaired" if self._repairs else b""))]
 
     def edit(self, chunk: dict[str, Any]) -> None:
         """Make a chunk of this round one of the answer. Raises EngineDisobeyed if the client has a part of a call that

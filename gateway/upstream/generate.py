@@ -6,11 +6,12 @@ import orjson
 
 from gateway import headers
 from gateway.dialects.asking import Prompt
-from gateway.errors import ContextExceeded, EngineRefused
+from gateway.errors import ContextExceeded, EngineRefused, StackError
 from gateway.exchange import Exchange, Origin
 from gateway.translation.face import called
-from gateway.upstream import parameters, wishes
+from gateway.upstream import concessions, parameters, wishes
 from gateway.upstream.client import MAX_REFUSAL, Reply, Upstream
+from gateway.upstream.concessions import Concession
 from gateway.upstream.context_window import Contexts
 from gateway.upstream.engine_errors import refusal
 
@@ -21,7 +22,8 @@ class Asker(Protocol):
     """The caller of `generate`, which is told how far the request has come."""
 
     def ignored(self, headers: Headers) -> None:
-        """Take the headers that name the parameters which this engine ignores. Called before the engine is asked."""
+        """Take the headers that name the parameters which this engine ignores, and the roles that it gets under another
+        name. Called before the engine is asked."""
 
     def asked(self) -> None:
         """Note that the engine gets the request now."""
@@ -49,7 +51,7 @@ async def generate(
     """Ask the engine for an answer by `model`. Returns its reply, a 200 whose head has arrived; the caller closes it.
 
     If the engine refuses a translated request for a field that is only a wish, the request is sent again without the
-    field.
+    field. If it refuses the roles of the messages or a tool's pattern, the request is sent in another form.
 
     Raises the meaning of the engine's refusal; ContextExceeded for a prompt that the engine would cut; BadRequest for a
     request that has no form for this engine; and what Upstream.post raises.
@@ -113,19 +115,36 @@ class _Question(NamedTuple):
         raise await self.contexts.explained(error, upstream, prompt)
 
     async def ask_translated(self, reading: parameters.Reading, origin: Origin) -> Reply:
-        """Ask without the fields that the engine is known to refuse, and again without those that it refuses now."""
+        """Ask in the form that the engine is known to need, and in another form after a refusal, if there is one."""
         upstream, model, fields = self.upstream, self.model, reading.fields
         known = tuple(it for it in origin.advice if it in fields and upstream.unwelcome.has(model, it, fields[it]))
         ignored = [*origin.ignored, *(called(it, origin.names) for it in (*reading.ignored, *known))]
+        roles = list(reading.roles)
         fields = await self._fitted(wishes.without(fields, known))
+        tried: list[Concession] = []
+        first: StackError | None = None
+        for it in concessions.beforehand(model, fields, upstream.unwelcome) if origin.yields else ():
+            fields = _conceded(it, ignored, roles, origin)
         while True:
-            self.asker.ignored(_named(ignored))
+            self.asker.ignored([*_named(ignored), *parameters.told_roles(roles)])
             try:
-                return await self.ask(fields)
+                reply = await self.ask(fields)
             except (EngineRefused, ContextExceeded) as exc:
                 names = wishes.refused(exc, fields, origin.advice, upstream.dialect.long_limits)
-                if not names:
-                    raise
+                other = None
+                if not names and origin.yields:
+                    other = concessions.after(exc, fields, upstream.dialect.most_repeats)
+                    first = first or exc
+                if not names and other is None:
+                    raise first or exc from None  # the reason of the first refusal is the caller's own form
+            else:
+                for it in tried:
+                    it.learn(model, upstream.unwelcome)
+                return reply
+            if other is not None:
+                tried.append(other)
+                fields = _conceded(other, ignored, roles, origin)
+                continue
             for name in set(names) & set(origin.advice):
                 upstream.unwelcome.learn(model, name, fields[name])
                 ignored.append(called(name, origin.names))
@@ -137,6 +156,13 @@ class _Question(NamedTuple):
             return fields
         limit = await self.contexts.limit(self.upstream, Prompt(self.exchange.kind, self.model, fields, 0))
         return fields if limit is None else wishes.fitted(fields, limit, way)
+
+
+def _conceded(it: Concession, ignored: list[str], roles: list[str], origin: Origin) -> dict[str, Any]:
+    """Note what a concession changed, by the caller's names. Returns its fields."""
+    ignored += [origin.names.get(name, name) for name in it.ignored]
+    roles += it.roles
+    return it.fields
 
 
 def _named(ignored: list[str]) -> Headers:

@@ -59,6 +59,14 @@ def read(engine: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def renamed(engine: str, messages: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the roles that this engine gets under another name, such as `developer=system`, each once."""
+    names = _WAYS[engine].roles
+    if not names:
+        return ()
+    return tuple(dict.fromkeys(f"{role}={names[role]}" for it in messages if (role := it["role"].lower()) in names))
+
+
 def _message(message: dict[str, Any], ways: _Ways, where: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if role := ways.roles.get(message["role"].lower()):

@@ -6,7 +6,7 @@ docs/parameters.md shows the tables to users, and a test compares them. The type
 that the tables are complete.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,23 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A request's fields as an engine should get them, and the sorted names of those that it will ignore."""
+    """A request's fields as an engine should get them, and the sorted names of those that it will ignore. `roles` are
+    the roles of messages that became others, such as `developer=system`."""
 
     fields: dict[str, Any]
     ignored: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(headers.IGNORED_PARAMS, ",".join(self.ignored).encode())] if self.ignored else []
+        ignored = [(headers.IGNORED_PARAMS, ",".join(self.ignored).encode())] if self.ignored else []
+        return [*ignored, *told_roles(self.roles)]
+
+
+def told_roles(roles: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """Return the header that says which roles became others, each change once."""
+    changes = ",".join(dict.fromkeys(roles))
+    return [(headers.CHANGED_ROLES, changes.encode())] if changes else []
 
 
 def read(engine: str, kind: Kind, fields: dict[str, Any]) -> Reading:
@@ -107,7 +116,8 @@ def read(engine: str, kind: Kind, fields: dict[str, Any]) -> Reading:
         fields = dict(fields)
         for name in sorted(plan.watched.keys() & fields.keys()):
             _read(name, plan.watched[name], fields, ignored)
-    return Reading(_fitted(engine, plan, fields), tuple(ignored))
+    roles = messages.renamed(engine, fields["messages"]) if plan.chats else ()
+    return Reading(_fitted(engine, plan, fields), tuple(ignored), roles)
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:

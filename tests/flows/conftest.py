@@ -25,7 +25,7 @@ models:
   small: {{targets: [{{engine: ollama, model: small}}]}}
   own-system: {{targets: [{{engine: ollama, model: own-system}}]}}
   unloaded: {{targets: [{{engine: ollama, model: unloaded}}]}}
-  vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
+  vllm: {{targets: [{{engine: vllm, model: fake-model}}], aliases: [claude-local]}}
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   ollama-then-vllm:
     targets: [{{engine: ollama, model: fake-model}}]

@@ -2,10 +2,12 @@
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.support.command import Command
 from tests.support.face_setting import Setting
 from tests.support.faces import APIS, MESSAGES_API, RESPONSES, Api, script, seen, whole_script
 from tests.support.processes import (
@@ -56,6 +58,33 @@ def test_of_two_valid_keys_the_one_in_authorization_counts(faced: Setting) -> No
             answer = client.post("/v1/messages", json=MESSAGES_API.body())
         ids[name] = faced.gateway.lines(answer.headers["request-id"])[0]["key"]
     assert ids["both"] == ids["first"] != ids["second"]
+
+
+@pytest.mark.parametrize("how", ["disable", "delete"])
+def test_a_revoked_key_has_one_fate_in_whichever_header_it_comes(faced: Setting, how: str) -> None:
+    """Beside itself or a wrong key it stays refused, on every path. Only a key in force is accepted beside it."""
+    stack = Command(STACK_DATA_DIR=str(faced.data))
+    made = stack.json("keys", "create", f"to {how}")
+    gone, key_id = made["secret"], made["key"]["id"]
+
+    def fates(authorization: str | None, other: str | None) -> set[int]:
+        sent = {"authorization": f"Bearer {authorization}" if authorization else None, "x-api-key": other}
+        headers = {name: value for name, value in sent.items() if value}
+        with httpx.Client(base_url=faced.gateway.url, headers=headers, verify=NO_TLS) as client:
+            calls = [("GET", "/v1/models?limit=1000", None)]
+            calls.append(("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}))
+            calls += [("POST", it.path, it.body(stream=stream)) for it in APIS.values() for stream in (False, True)]
+            # At the same time, because an unknown key is looked up twice a second at most.
+            with ThreadPoolExecutor(len(calls)) as pool:
+                return {it.status_code for it in pool.map(lambda it: client.request(*it[:2], json=it[2]), calls)}
+
+    assert fates(gone, gone) == {200}
+    stack("keys", how, key_id, *(["--yes"] if how == "delete" else []))
+    wait_for(lambda: fates(gone, None) == {401})
+    for pair in ((gone, None), (None, gone), (gone, gone), (gone, "wrong"), ("wrong", gone), (gone, "sk-" + gone)):
+        assert fates(*pair) == {401}, pair
+    for pair in ((gone, KEY), (KEY, gone), (gone, SECOND)):
+        assert fates(*pair) == {200}, pair
 
 
 def test_no_key_is_in_the_log(faced: Setting) -> None:

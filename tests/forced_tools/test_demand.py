@@ -63,6 +63,15 @@ def test_a_pattern_that_needs_more_than_linear_time_is_left_out() -> None:
     assert not validator.is_valid({})
 
 
+def test_a_parameter_that_is_called_pattern_is_checked_where_patterns_are_not() -> None:
+    inner = {"type": "object", "properties": {"pattern": {"type": "integer"}}}
+    schema = inner | {"properties": inner["properties"] | {"a": {"pattern": "^(?=x)x$"}, "all": {"items": inner}}}
+    validator = tool(schema).validator()
+    assert validator.is_valid({"pattern": 1, "a": "y", "all": [{"pattern": 1}]})
+    assert not validator.is_valid({"pattern": "x"})
+    assert not validator.is_valid({"all": [{"pattern": "x"}]})
+
+
 @pytest.mark.parametrize("schema", [{"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/hostname"}, {"type": "x"}])
 def test_an_invalid_schema_is_refused_and_nothing_is_fetched(schema: dict[str, Any]) -> None:
     function = {"name": "f", "parameters": schema}

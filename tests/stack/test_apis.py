@@ -1,5 +1,6 @@
 """The Responses and Messages APIs against a real model: the official packages, and nothing else."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.support.stack import Stack
 MODEL = "SmolLM2-135M-Instruct"
 QUESTION = "Count from 1 to 5."
 GREEDY = {"temperature": 0}  # the package has no such parameter any more
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
 
 
 class City(pydantic.BaseModel):
@@ -99,11 +100,49 @@ def test_a_tools_round_trip(client: openai.OpenAI, claude: anthropic.Anthropic) 
     assert message.stop_reason in ("end_turn", "max_tokens", "tool_use")
 
 
+def test_the_models_own_call_makes_a_round_trip_over_responses(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "weather", "parameters": CITY, "strict": False}
+    turns: Any = [{"role": "user", "content": "Weather in Rome?"}]
+    asked: Any = {"model": MODEL, "tools": [tool], "temperature": 0, "max_output_tokens": 60}
+    demand: Any = {"tool_choice": "required", "parallel_tool_calls": False}
+    with client.responses.stream(input=turns, **demand, **asked) as stream:
+        kinds = [it.type for it in stream]
+        first = stream.get_final_response()
+    assert {"response.function_call_arguments.delta", "response.function_call_arguments.done"} <= set(kinds)
+    (call,) = first.output
+    assert (call.type, call.name) == ("function_call", "weather")
+    assert isinstance(json.loads(call.arguments)["city"], str)
+    turns += [call.to_dict(), {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
+    second = client.responses.create(input=turns, **asked)
+    assert second.status in ("completed", "incomplete")
+    assert second.output_text
+
+
+def test_the_models_own_call_makes_a_round_trip_over_messages(claude: anthropic.Anthropic) -> None:
+    turns = said("Weather in Rome?")
+    asked: Any = {"model": MODEL, "max_tokens": 60, "extra_body": GREEDY}
+    asked["tools"] = [{"name": "weather", "input_schema": CITY}]
+    with claude.messages.stream(messages=turns, tool_choice={"type": "tool", "name": "weather"}, **asked) as stream:
+        first = stream.get_final_message()
+    (use,) = first.content
+    assert (first.stop_reason, use.type, use.name) == ("tool_use", "tool_use", "weather")
+    assert isinstance(use.input["city"], str)
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}
+    turns += [{"role": "assistant", "content": [use.to_dict()]}, {"role": "user", "content": [result]}]
+    second = claude.messages.create(messages=turns, **asked)
+    assert second.content[0].text
+
+
 def test_errors_are_the_packages_exceptions(client: openai.OpenAI, claude: anthropic.Anthropic, stack: Stack) -> None:
     picture: Any = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
     with pytest.raises(openai.BadRequestError) as image:
         client.responses.create(model=MODEL, input=[{"role": "user", "content": [picture]}])
     assert image.value.param == "input"
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    with pytest.raises(anthropic.BadRequestError, match="takes only text"):
+        claude.messages.create(
+            model=MODEL, messages=[{"role": "user", "content": [{"type": "image", "source": source}]}], max_tokens=9
+        )
     with pytest.raises(openai.BadRequestError) as long:
         client.responses.create(model=MODEL, input="word " * 20_000)
     assert long.value.code == "context_length_exceeded"
@@ -118,15 +157,22 @@ def test_errors_are_the_packages_exceptions(client: openai.OpenAI, claude: anthr
         wrong.messages.create(model=MODEL, messages=said("x"), max_tokens=9)
 
 
-def test_a_client_that_leaves_is_a_client_that_left(claude: anthropic.Anthropic, stack: Stack) -> None:
+def test_a_client_that_leaves_is_a_client_that_left(
+    client: openai.OpenAI, claude: anthropic.Anthropic, stack: Stack
+) -> None:
     asked: Any = {"model": MODEL, "messages": said("Tell a very long story."), "max_tokens": 2000}
     with claude.messages.stream(**asked) as stream:
         next(iter(stream.text_stream))
-        request_id = stream.response.headers["request-id"]
+        left = {"messages": stream.response.headers["request-id"]}
+    asked = {"model": MODEL, "input": "Tell a very long story.", "max_output_tokens": 2000}
+    with client.responses.create(stream=True, **asked) as events:
+        next(it for it in events if it.type == "response.output_text.delta")
+        left["responses"] = events.response.headers["x-request-id"]
 
-    def line() -> str:
+    def line(request_id: str) -> str:
         log = stack.container("gateway").logs().decode()
         return next((it for it in log.splitlines() if request_id in it and '"outcome"' in it), "")
 
-    assert '"outcome":"client_left"' in wait_for(line)
-    assert '"api":"messages"' in line()
+    for api, request_id in left.items():
+        assert '"outcome":"client_left"' in wait_for(lambda it=request_id: line(it))  # type: ignore[misc]
+        assert f'"api":"{api}"' in line(request_id)

@@ -63,6 +63,7 @@ KEPT = frozenset(_KEPT.split())
 NAMES: dict[str, str] = {
     "messages": "messages",
     "tools": "tools",
+    "tools.function.parameters.pattern": "tools.input_schema.pattern",
     "tool_choice": "tool_choice",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "max_completion_tokens": "max_tokens",

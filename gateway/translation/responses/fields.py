@@ -68,6 +68,7 @@ KNOWN = READ | BOOKKEEPING.keys() | IGNORED.keys() | REFUSED.keys()
 NAMES: dict[str, str] = {
     "messages": "input",
     "tools": "tools",
+    "tools.function.parameters.pattern": "tools.parameters.pattern",
     "tool_choice": "tool_choice",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",

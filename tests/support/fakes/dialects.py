@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from tests.support.fakes.frames import MOMENT, Frame, busy, embeddings, listed, loaded, shown, tag, unknown
+from tests.support.fakes.refusals import refusal
+from tests.support.fakes.says import asks
 
 Answer = tuple[int, Any]
 SECONDS = {"type": "duration", "seconds": 2}
@@ -59,6 +61,8 @@ class Dialect:
             True  # whether an answer is cut to what its prompt leaves, as by vLLM since 0.31; otherwise refused
         )
         self.slots = 256  # how many requests it says it works on at a time, where it says
+        self.one_system = False  # whether the chat template takes one system message only, at the front
+        self.anchored = False  # whether it refuses a tool with a pattern that lacks an anchor
         self.slow = 0.0  # seconds until it answers at an endpoint of its own
         self.takes = 1 << 40  # inputs at a time, of all requests, where it refuses more
         self.works = 0.0  # seconds that a blocking answer takes
@@ -81,7 +85,8 @@ class Dialect:
         if body.get("model") is not None and not self.has(body["model"]):
             return 404, unknown(self.name, body["model"])
         refused = self.openai(path, body)
-        if refused or body.get("stream") or "tries" in body:
+        refused = refused or refusal(self.name, body, one_system=self.one_system, anchored=self.anchored)
+        if refused or body.get("stream") or "tries" in body or asks(body):
             return refused
         tokens = self.read(body)
         if path == "/v1/rerank":

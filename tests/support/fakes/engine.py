@@ -16,6 +16,7 @@ Verbs:
     slots N                  refuse (503) while N such requests are being answered
     answer {...}             one recorded answer in an engine's dialect, or the rest of it: tests/support/fakes/model.py
     write {...}              an answer of any kind, or the rest of it: tests/support/fakes/writes.py
+    says {...}               an answer in this engine's own dialect: tests/support/fakes/says.py
     generate {...}           as many tokens as the request's limits let a dialect make: tests/support/fakes/generator.py
     made N                   count so many tokens as made; /_seen tells them
     gate NAME                wait until POST /_release/NAME
@@ -46,6 +47,7 @@ from tests.support.fakes.dialects import DIALECTS
 from tests.support.fakes.forms import as_json
 from tests.support.fakes.generator import generate
 from tests.support.fakes.model import answer, raw, raw_script, render, stream, template_of
+from tests.support.fakes.says import says
 from tests.support.fakes.unruly import tried
 from tests.support.fakes.writes import write, write_raw
 
@@ -187,6 +189,8 @@ class Engine:
         if not script and self.dialect and request.get("stream"):
             return stream(self.dialect.name, TOKENS, request, len(self.seen))
         script = script or default_script(path, request)
+        if script[0][0] == "says" and self.dialect:
+            return says(script[0][1], self.dialect.name, request, unique=len(self.seen))
         if script[0][0] == "write":
             return write(script[0][1], request, number=number, unique=len(self.seen))
         if script[0][0] == "answer":
@@ -209,7 +213,7 @@ def said_script(request: dict[str, Any]) -> list[list[Any]]:
 def _script_in(message: dict[str, Any]) -> list[list[Any]]:
     match message:
         case {"content": str(text)} | {"prompt": str(text)} | {"input": str(text)} if text.startswith("script:"):
-            return list(json.loads(text.removeprefix("script:")))
+            return list(json.JSONDecoder().raw_decode(text, len("script:"))[0])  # the gateway may add words behind it
     return []
 
 

@@ -20,13 +20,14 @@ def tried(request: dict[str, Any], number: int) -> list[list[Any]]:
         error = {"message": answer["refuse"], "type": "BadRequestError", "param": None, "code": 400}
         return [["json", [400, {"error": error}]]]
     if "good" in answer:
-        answer = _good(answer["good"], request)
+        answer = good(answer["good"], request)
     if "text" in answer:
         return _completed(answer["text"], request)
     return _streamed(answer) if request.get("stream") else _whole(answer, request)
 
 
-def _good(calls: list[list[Any]], request: dict[str, Any]) -> dict[str, Any]:
+def good(calls: list[list[Any]], request: dict[str, Any]) -> dict[str, Any]:
+    """The answer with these calls, in the form that the request asks for."""
     form = request.get("response_format")
     if form is None:
         return {"calls": calls, "finish": "tool_calls"}

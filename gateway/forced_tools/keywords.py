@@ -1,0 +1,45 @@
+"""Keywords: find and leave out keywords of a JSON Schema.
+
+Only keywords count. A property may have the name of a keyword: Claude Code's Grep has a parameter `pattern`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
+_INNER = frozenset(
+    {"items", "prefixItems", "additionalItems", "unevaluatedItems", "contains", "anyOf", "oneOf", "allOf", "not"}
+    | {"if", "then", "else", "additionalProperties", "unevaluatedProperties", "propertyNames"}
+)
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """Return every `pattern` of a schema and of the schemas inside it."""
+    if isinstance(schema, list):
+        for it in schema:
+            yield from patterns(it)
+    elif isinstance(schema, dict):
+        for name, value in schema.items():
+            if name == "pattern" and isinstance(value, str):
+                yield value
+            elif name in _MAPS and isinstance(value, dict):
+                yield from patterns(list(value.values()))
+            elif name in _INNER:
+                yield from patterns(value)
+
+
+def without(schema: Any, drops: Callable[[str, Any], bool]) -> Any:
+    """Return a schema without the keywords for which `drops` is true. It gets a keyword and its value."""
+    if isinstance(schema, list):
+        return [without(it, drops) for it in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for name, value in schema.items():
+        if drops(name, value):
+            continue
+        if name in _MAPS and isinstance(value, dict):
+            made[name] = {key: without(it, drops) for key, it in value.items()}
+        else:
+            made[name] = without(value, drops) if name in _INNER else value
+    return made
