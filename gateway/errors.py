@@ -9,7 +9,7 @@ The file is long because it has every error. Each class says little more than it
     ├── InvalidKey           401
     ├── ModelNotFound        404
     ├── NotFound             404  no such path
-    ├── MethodNotAllowed     405
+    ├── MethodNotAllowed     405  or 426, to the offer of a WebSocket
     ├── RequestTimeout       408  it did not arrive in time
     ├── IdempotencyConflict  409  its Idempotency-Key was used for another request
     ├── TooLarge             413
@@ -157,9 +157,13 @@ class NotFound(StackError):
 class MethodNotAllowed(StackError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
-    def __init__(self, message: str, *, allow: str) -> None:
+    def __init__(self, message: str, *, allow: str, websocket: bool = False) -> None:
+        """`websocket`: the request offers a WebSocket. A 426 names the protocol to use instead (RFC 9110, 15.5.22)."""
         super().__init__(message)
         self.headers = {"allow": allow}
+        if websocket:
+            self.status = 426
+            self.headers |= {"upgrade": "HTTP/1.1", "connection": "upgrade"}
 
 
 class RequestTimeout(StackError):

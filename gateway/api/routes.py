@@ -147,8 +147,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_http_error(request: HttpRequest, exc: HTTPException) -> Response:
         where = f"{request.method[:16]} {request.scope['path'][:200]}"
         if exc.status_code == 405 and not _meant(request.scope["path"]):
-            allow = _allowed(request)
-            return await on_stack_error(request, MethodNotAllowed(f"{where}: use {allow}.", allow=allow))
+            return await on_stack_error(request, _not_allowed(request, where))
         if exc.status_code in (404, 405):
             return await on_stack_error(request, NotFound(_nothing_at(request.method, request.scope["path"])))
         return await on_stack_error(request, BadRequest(str(exc.detail)))
@@ -163,6 +162,15 @@ def _add_error_handlers(app: FastAPI) -> None:
         return await on_stack_error(
             request, InternalError("The gateway had an internal error. Its log has the details.")
         )
+
+
+def _not_allowed(request: HttpRequest, where: str) -> MethodNotAllowed:
+    """Return the error for a method that the path lacks. A WebSocket is known by its key, because the protocol hides
+    Upgrade. Codex offers one at /v1/responses: a 426 makes it post at once, but after a 404 it offers six more."""
+    allow = _allowed(request)
+    if "sec-websocket-key" in request.headers:
+        return MethodNotAllowed(f"{where}: there are no WebSockets here; use {allow}.", allow=allow, websocket=True)
+    return MethodNotAllowed(f"{where}: use {allow}.", allow=allow)
 
 
 def _allowed(request: HttpRequest) -> str:

@@ -1,29 +1,18 @@
-"""What the translated APIs make of the three engines: counts, efforts that a model does not take, limits that are too
-long, and what real clients sent."""
+"""What the translated APIs make of the three engines: counts, efforts that a model does not take, and limits that are
+too long."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 
-from gateway.translation.messages.conversation import BILLING
-from tests.support.faces import APIS, MESSAGES_API, RESPONSES, Api, events
+from tests.support.faces import APIS, MESSAGES_API, Api
 from tests.support.fakes.dialects import ENGINES
-from tests.support.message_recordings import HERE
-from tests.support.message_recordings import REQUESTS as MESSAGES_SENT
-from tests.support.processes import FakeEngine, GatewayProcess, post
+from tests.support.processes import FakeEngine, GatewayProcess
 
 CHAT = "/v1/chat/completions"
 BOTH = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
-RESPONSES_SENT = {
-    f"{it['client']}: {it['what']}": it["body"]
-    for it in map(orjson.loads, (HERE / "responses-requests.jsonl").read_bytes().splitlines())
-}
-# What the gateway keeps is somebody else's.
-NEEDS_STATE = "openai-node-7.59.0: 28-responses-previous-response-id-of-nothing"
 
 
 @pytest.fixture(scope="module")
@@ -181,92 +170,3 @@ def test_a_prompt_that_is_too_long_is_refused_in_words_that_clients_know(
         assert answer.json()["error"]["message"].startswith("prompt is too long: 1201 tokens > 1000")
     else:
         assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("context_length_exceeded", "input")
-
-
-# -- what real clients sent -------------------------------------------------------------------------------------------
-
-
-def replay(http: httpx.Client, fake: FakeEngine, path: str, body: dict[str, Any], engine: str) -> dict[str, Any]:
-    """What the engine got of a recorded request, which must be answered whole. The engine answers with text: it
-    fails if it had to call a tool."""
-    fake.set(context=200_000, thinks=True)
-    choice = body.get("tool_choice") or "auto"
-    if (choice["type"] if isinstance(choice, dict) else choice) not in ("auto", "none"):
-        answer = http.post(path, json=body | {"model": engine, "stream": False})
-        status = 400 if path == "/v1/responses" else 502  # Codex would ask again and again for a 5xx
-        assert (answer.status_code, "did not make the tool call" in answer.text) == (status, True), answer.text
-        return asked(fake)[-1]
-    answer = post(http, path, json=body | {"model": engine})
-    assert answer.status_code == 200, answer.text
-    if body.get("stream"):
-        last = events(answer.text)[-1]
-        assert last["type"] in ("response.completed", "message_stop")
-        assert last.get("response", {"output": [1]})["output"]
-    else:
-        told = answer.json()
-        assert told.get("status", "completed") == "completed"
-        assert told.get("output") or told.get("content")
-    return asked(fake)[-1]
-
-
-def grows(before: Any, after: Any) -> bool:
-    return isinstance(before, list) and isinstance(after, list) and before == after[: len(before)] != after
-
-
-def unmarked(value: Any) -> Any:
-    """Return a body without `cache_control`, whose place changes from turn to turn."""
-    if isinstance(value, dict):
-        return {name: unmarked(it) for name, it in value.items() if name != "cache_control"}
-    return [unmarked(it) for it in value] if isinstance(value, list) else value
-
-
-def system_of(body: dict[str, Any]) -> Any:
-    """Return what stands before a conversation, without Claude Code's first block, which differs in each."""
-    system = unmarked(body.get("system") or body.get("instructions"))
-    return [it for it in system if BILLING not in it["text"]] if isinstance(system, list) else system
-
-
-def assert_prefixes(sent: list[tuple[Any, Any, dict[str, Any]]]) -> int:
-    """Check that a conversation reaches the engine as the beginning of each one that continues it. Returns
-    how many do."""
-    found = 0
-    for system, content, got in sent:
-        for other, longer, more in sent:
-            if system == other and grows(content, longer):
-                count = len(got["messages"])
-                assert json.dumps(more["messages"][:count]) == json.dumps(got["messages"])
-                found += 1
-    return found
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_recorded_request_for_responses_is_answered(
-    http: httpx.Client, fakes: dict[str, FakeEngine], engine: str
-) -> None:
-    sent = []
-    for name, body in RESPONSES_SENT.items():
-        if name != NEEDS_STATE:
-            got = replay(http, fakes[engine], RESPONSES.path, body, engine)
-            sent.append((system_of(body), body["input"], got))
-    assert assert_prefixes(sent) > 5
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_recorded_request_for_messages_is_answered(
-    http: httpx.Client, fakes: dict[str, FakeEngine], engine: str
-) -> None:
-    sent = []
-    for it in MESSAGES_SENT.values():
-        body = it["body"]
-        if it["path"].endswith("count_tokens"):
-            counted = http.post(it["path"], json=body | {"model": engine})
-            assert counted.json()["input_tokens"] > 0
-        else:
-            got = replay(http, fakes[engine], MESSAGES_API.path, body, engine)
-            sent.append((system_of(body), unmarked(body["messages"]), got))
-    assert assert_prefixes(sent) > 5
-
-
-def test_a_response_that_continues_an_unknown_one_is_refused(http: httpx.Client) -> None:
-    answer = http.post("/v1/responses", json=RESPONSES_SENT[NEEDS_STATE] | {"model": "vllm"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")

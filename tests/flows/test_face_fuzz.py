@@ -6,23 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.any_json import JSON, written
 from tests.support.faces import APIS, MESSAGES_API, RESPONSES, Api
-from tests.support.message_recordings import HERE
-from tests.support.message_recordings import REQUESTS as MESSAGES_SENT
 from tests.support.processes import GatewayProcess
+from tests.support.recorded import posted
 
 BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BIG = st.integers(2**63, 2**70) | st.integers(-(2**70), -(2**63))
 VALUE = JSON | BIG | st.lists(BIG, max_size=2) | st.dictionaries(st.text(max_size=8), BIG, max_size=2)
 SENT: dict[str, list[dict[str, Any]]] = {
-    "responses": [orjson.loads(it)["body"] for it in (HERE / "responses-requests.jsonl").read_bytes().splitlines()],
-    "messages": [it["body"] for it in MESSAGES_SENT.values()],
+    "responses": [it.body for it in posted("/v1/responses")],
+    "messages": [it.body for it in (*posted("/v1/messages"), *posted("/v1/messages/count_tokens"))],
 }
 ANY_API = st.sampled_from(list(APIS.values()))
 

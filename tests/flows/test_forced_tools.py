@@ -9,50 +9,45 @@ import pytest
 
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import AUTH, JSON, GatewayProcess
-from tests.support.tool_demands import (
-    BEGINS_AS_ARGUMENTS,
-    DEMANDS,
-    GOOD,
-    NAMED,
-    NOTHING_PASSED,
-    RIGHT,
-    WRONG,
-    body,
-    verdict,
-)
+from tests.support.tool_apis import TOOL_APIS, ToolApi
+from tests.support.tool_demands import BEGINS_AS_ARGUMENTS, DEMANDS, GOOD, NAMED, NOTHING_PASSED, RIGHT, WRONG
 
-REQUESTS = 1000  # for each dialect
+REQUESTS = 1000  # for each dialect, over all APIs
 AT_ONCE = 16
 
 
-def plan(number: int) -> tuple[str, dict[str, Any], str, list[dict[str, Any]], bool]:
-    """The request of this number: every first answer with every demand, both ways, repaired and not."""
-    named = list(WRONG | RIGHT)
-    name = named[number % len(named)]
-    demand = list(DEMANDS.values())[number // len(named) % len(DEMANDS)]
-    stream, stubborn = bool(number // (len(named) * len(DEMANDS)) % 2), number % 7 == 0
-    first = (WRONG | RIGHT)[name]
-    second = WRONG["prose"] if stubborn else GOOD
-    return name, demand, "stubborn" if stubborn else "repairs", [first, second], stream
+def plan(number: int) -> tuple[str, dict[str, Any], str, list[dict[str, Any]], bool, str]:
+    """The request of this number: every first answer with every demand, both ways, over every API, repaired and not."""
+    rest, which = divmod(number, len(WRONG | RIGHT))
+    rest, kind = divmod(rest, len(TOOL_APIS))
+    demand, stream = divmod(rest, 2)
+    name, stubborn = list(WRONG | RIGHT)[which], number % 7 == 0
+    tries = [(WRONG | RIGHT)[name], WRONG["prose"] if stubborn else GOOD]
+    asked = list(DEMANDS.values())[demand % len(DEMANDS)]
+    return name, asked, "stubborn" if stubborn else "repairs", tries, bool(stream), list(TOOL_APIS)[kind]
 
 
-async def ask_all(gateway: GatewayProcess, engine: str) -> Counter[str]:
-    gate, counts = asyncio.Semaphore(AT_ONCE), Counter[str]()
+async def ask_all(gateway: GatewayProcess, engine: str) -> Counter[tuple[str, bool, str]]:
+    """Return how many of each API, streamed or not, came to which end."""
+    gate, counts = asyncio.Semaphore(AT_ONCE), Counter[tuple[str, bool, str]]()
     async with httpx.AsyncClient(base_url=gateway.url, headers=AUTH | JSON, timeout=60) as client:
 
         async def one(number: int) -> None:
-            name, demand, second, tries, stream = plan(number)
+            name, demand, second, tries, stream, kind = plan(number)
+            api = TOOL_APIS[kind]
             async with gate:
-                sent = body(engine, f"{engine}-{number}", *tries, stream=stream, **demand)
-                answer = await read(client, sent)
-            came = verdict(answer, demand, stream=stream)
-            where = f"{name}, {demand}, {second}, stream {stream}: {answer.text}"
+                answer = await read(client, api, api.body(engine, f"{engine}-{number}", tries, demand, stream=stream))
+            where = f"{kind}, {name}, {demand}, {second}, stream {stream}: {answer.text}"
+            try:
+                came = api.verdict(answer, demand, stream=stream)
+            except Exception as exc:
+                raise AssertionError(where) from exc
             begun = demand["tool_choice"] == NAMED and (name in BEGINS_AS_ARGUMENTS or name in RIGHT)
             if second == "repairs" and (not stream or (name in NOTHING_PASSED | RIGHT.keys() and not begun)):
                 assert came == "called", where
             if second == "stubborn" and name in WRONG:
                 assert came == "failed", where
-            counts[came] += 1
+            counts[kind, stream, came] += 1
 
         async with asyncio.TaskGroup() as group:
             for number in range(REQUESTS):
@@ -60,10 +55,10 @@ async def ask_all(gateway: GatewayProcess, engine: str) -> Counter[str]:
     return counts
 
 
-async def read(client: httpx.AsyncClient, sent: dict[str, Any]) -> httpx.Response:
+async def read(client: httpx.AsyncClient, api: ToolApi, sent: dict[str, Any]) -> httpx.Response:
     """The whole answer, or as much of it as came."""
     content, cut = b"", False
-    async with client.stream("POST", "/v1/chat/completions", json=sent) as answer:
+    async with client.stream("POST", api.path, json=sent) as answer:
         try:
             async for part in answer.aiter_raw():
                 content += part
@@ -77,4 +72,6 @@ def test_of_a_thousand_demands_none_is_missed_in_silence(before_all: GatewayProc
     counts = asyncio.run(ask_all(before_all, engine))
     print(engine, dict(counts))
     assert counts.total() == REQUESTS
-    assert counts["called"] > REQUESTS // 2
+    for api in TOOL_APIS:
+        for stream in (False, True):
+            assert counts[api, stream, "called"] > counts[api, stream, "failed"] > 5

@@ -1,27 +1,17 @@
 """What real clients sent to /v1/messages, and streams that all of them accepted (tests/recordings/clients)."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import orjson
+from tests.support.recorded import HERE, posted
 
-HERE = Path(__file__).parent.parent / "recordings" / "clients"
-_FILE = orjson.loads((HERE / "messages.json").read_bytes())  # the tools, which mostly repeat, are stored once
-REQUESTS: dict[str, dict[str, Any]] = {
-    f"{it['client']}: {it['what']}": it
-    | {
-        "body": it["body"]
-        | ({"tools": [_FILE["tools"][key] for key in it["body"]["tools"]]} if "tools" in it["body"] else {})
-    }
-    for it in _FILE["requests"]
-}
+REQUESTS = [*posted("/v1/messages"), *posted("/v1/messages/count_tokens")]
 
 
 def body(client: str, what: str) -> dict[str, Any]:
     """Return a new copy of a recorded body, which a test may change."""
-    found = next(it for name, it in REQUESTS.items() if name.startswith(client) and it["what"] == what)
-    return orjson.loads(orjson.dumps(found["body"]))
+    found = next(it for it in REQUESTS if it.client.startswith(client) and it.what == what)
+    return dict(found.copy())
 
 
 def chunks(name: str) -> list[dict[str, Any]]:

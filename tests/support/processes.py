@@ -112,6 +112,10 @@ class FakeEngine:
         it `took` of it."""
         return [it for it in self._ask("/_dialect") if it["path"] == path]
 
+    def taken(self, path: str) -> list[dict[str, Any]]:
+        """Return what `asked` returns, and have the engine forget it."""
+        return [it for it in self._ask("/_dialect", "POST", {}) if it["path"] == path]
+
     def set(self, **state: Any) -> None:
         """Set the state of an engine with a dialect: see tests/support/fakes/dialects.py."""
         self._ask("/_dialect", "POST", state)
@@ -210,8 +214,8 @@ class GatewayProcess:
         """Wait for the `last` line of a request, and return all its lines."""
 
         def find() -> list[dict[str, Any]]:
-            text = self.log_path.read_text().splitlines()
-            found = [json.loads(line) for line in text if f'"{request_id}"' in line]
+            whole, _, _ = self.log_path.read_text().rpartition("\n")  # an incomplete last line is still being written
+            found = [json.loads(line) for line in whole.splitlines() if f'"{request_id}"' in line]
             found = [line for line in found if line.get("request_id") == request_id]
             return found if found and found[-1]["msg"] == last else []
 

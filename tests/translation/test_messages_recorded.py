@@ -1,7 +1,5 @@
 """Reading Messages requests of real clients: all of them, and what must stay the same from turn to turn."""
 
-from typing import Any
-
 import orjson
 import pytest
 
@@ -9,16 +7,16 @@ from gateway.translation.messages import Asked, read
 from gateway.translation.messages.conversation import BILLING
 from tests.support.message_recordings import REQUESTS, body
 from tests.support.message_requests import messages, text
+from tests.support.recorded import Recorded
 
 
-def chat_of(recorded: dict[str, Any]) -> Asked:
-    return read(recorded["body"], request_id="r1", now=0, counting=recorded["path"].endswith("count_tokens"))
+def chat_of(recorded: Recorded) -> Asked:
+    return read(recorded.body, request_id="r1", now=0, counting=recorded.path.endswith("count_tokens"))
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_every_recorded_request_is_read(name: str) -> None:
-    recorded = REQUESTS[name]
-    given, made = recorded["body"], chat_of(recorded)
+@pytest.mark.parametrize("recorded", REQUESTS, ids=str)
+def test_every_recorded_request_is_read(recorded: Recorded) -> None:
+    given, made = recorded.body, chat_of(recorded)
     chat = made.chat
     assert chat["model"] == given["model"]
     assert chat.get("max_tokens") == given.get("max_tokens")

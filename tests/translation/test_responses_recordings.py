@@ -8,10 +8,10 @@ import pytest
 
 from gateway.errors import ContextExceeded, InternalError
 from gateway.translation.responses import Asked, read
+from tests.support.recorded import posted
 from tests.support.responses_answers import RECORDED, asked, events_of, recorded_chunks, streamed, types
 
-LINES = (RECORDED / "responses-requests.jsonl").read_bytes().splitlines()
-REQUESTS = {f"{it['client']}/{it['what']}": it["body"] for it in map(orjson.loads, LINES)}
+REQUESTS = {str(it): it.body for it in posted("/v1/responses")}
 CODEX = "codex-0.171.0/"
 
 
@@ -28,7 +28,7 @@ def test_every_recorded_request_is_read_and_its_last_words_are_kept(name: str) -
     body = REQUESTS[name]
     request = _read(body)
     chat = request.chat
-    assert chat["model"] == "mock-model"
+    assert chat["model"] == body["model"]
     assert request.stream == (body.get("stream") is True) == ("stream_options" in chat)
     assert set(request.ignored) <= {"tools.web_search"}
     last = body["input"] if isinstance(body["input"], str) else body["input"][-1]

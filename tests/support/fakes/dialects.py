@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from tests.support.fakes.frames import MOMENT, Frame, busy, embeddings, listed, loaded, shown, tag, unknown
 from tests.support.fakes.refusals import refusal
 from tests.support.fakes.says import asks
+from tests.support.fakes.told import with_told
 
 Answer = tuple[int, Any]
+GENERATING = ("/v1/chat/completions", "/v1/completions")
 SECONDS = {"type": "duration", "seconds": 2}
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "ultra", "max", "none")
 
@@ -67,10 +69,11 @@ class Dialect:
         self.takes = 1 << 40  # inputs at a time, of all requests, where it refuses more
         self.works = 0.0  # seconds that a blocking answer takes
         self.at_work = 0  # inputs that it has
+        self.obeys = False  # whether it does as it is asked (obedient.py), and tells of each request as it came
         self.asked: list[dict[str, Any]] = []
 
     def answer(self, method: str, path: str, raw: bytes) -> Answer | None:
-        body = json.loads(raw) if raw else {}
+        body = with_told(json.loads(raw)) if raw else {}
         if path == "/_dialect":
             for name, value in body.items():
                 setattr(self, name, value)
@@ -79,14 +82,14 @@ class Dialect:
         if path.startswith("/_"):
             return None
         took = self.took(path, body) if path in self.knows else []
-        self.asked.append({"path": path, "body": body, "took": took})
+        self.asked.append({"path": path, "body": body, "took": took} | ({"raw": raw.decode()} if self.obeys else {}))
         if path not in self.knows:
             return self.own(path, body)
         if body.get("model") is not None and not self.has(body["model"]):
             return 404, unknown(self.name, body["model"])
         refused = self.openai(path, body)
         refused = refused or refusal(self.name, body, one_system=self.one_system, anchored=self.anchored)
-        if refused or body.get("stream") or "tries" in body or asks(body):
+        if refused or body.get("stream") or "tries" in body or asks(body) or (self.obeys and path in GENERATING):
             return refused
         tokens = self.read(body)
         if path == "/v1/rerank":

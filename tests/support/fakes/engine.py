@@ -4,6 +4,7 @@
 
 A script is a list of [verb, argument] steps; without one the engine answers "one two three", blocking or
 streaming as asked. `script_for` is {model: script}. A last message may be a script, too: `script:` and its JSON.
+A message may have fields of its request in it: tests/support/fakes/told.py.
 Verbs:
     head [status, headers]   start the response (chunked unless a content-length is given)
     json [status, object]    a whole JSON response
@@ -43,11 +44,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from tests.support.fakes.connection import USAGE, Connection
-from tests.support.fakes.dialects import DIALECTS
+from tests.support.fakes.dialects import DIALECTS, GENERATING
 from tests.support.fakes.forms import as_json
 from tests.support.fakes.generator import generate
 from tests.support.fakes.model import answer, raw, raw_script, render, stream, template_of
+from tests.support.fakes.obedient import obey
 from tests.support.fakes.says import says
+from tests.support.fakes.told import with_told
 from tests.support.fakes.unruly import tried
 from tests.support.fakes.writes import write, write_raw
 
@@ -104,7 +107,7 @@ class Engine:
             return await connection.json(*told)
         if told := self.told(path, body):
             return await connection.json(*told)
-        request = json.loads(body)
+        request = with_told(json.loads(body))
         if path == "/api/generate" and request.get("raw"):
             request |= raw_script(request)
         record = {
@@ -186,6 +189,8 @@ class Engine:
             if script and script[0][0] == "write":
                 return write_raw(script[0][1], request, number=number)
             return raw(script[0][1], request, number=number) if script else raw({"pieces": TOKENS}, request, number=0)
+        if not script and self.dialect and self.dialect.obeys and path in GENERATING:
+            return obey(self.dialect.name, request, len(self.seen))
         if not script and self.dialect and request.get("stream"):
             return stream(self.dialect.name, TOKENS, request, len(self.seen))
         script = script or default_script(path, request)

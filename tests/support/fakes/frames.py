@@ -73,15 +73,17 @@ class Frame:
             return self._event(index, role | {"content": "", "reasoning": text}, None)
         return self._event(index, {"reasoning" if self.dialect == "vllm" else "reasoning_content": text}, None)
 
-    def call(self, number: int, name: str | None, arguments: str, index: int = 0) -> Json:
-        """Make the event with a piece of a tool call, or with the beginning of one, which has a `name`."""
+    def call(self, number: int, name: str | None, arguments: str, index: int = 0, *, first: bool = False) -> Json:
+        """Make the event with a piece of a tool call, or with the beginning of one, which has a `name`. `first`:
+        nothing was said before."""
         function: Json = {"arguments": arguments}
         piece: Json = {"index": number, "function": function}
         if name is not None:
             identity = f"call_{self.unique}_{number}"
             piece |= {"id": identity, "type": "function", "function": {"name": name} | function}
-        role: Json = {"role": "assistant", "content": ""} if self.dialect == "ollama" else {}
-        return self._event(index, role | {"tool_calls": [piece]}, None)
+        role: Json = {"role": "assistant"} if first and self.dialect == "ollama" else {}
+        empty: Json = {"content": ""} if self.dialect == "ollama" else {}
+        return self._event(index, role | empty | {"tool_calls": [piece]}, None)
 
     def finish(self, reason: str, index: int = 0) -> Json:
         """Make the event that says why the answer ends."""

@@ -41,10 +41,10 @@ def write(what: Json, request: Json, *, number: int, unique: int) -> Steps:
     made = [(it, _choice(choices[it], request, given)) for it in _asked(what, choices, request, given)]
     for _, said in made:
         if not disobeys:
-            _obeys(said, request)
+            obeys(said, request)
     frame = Frame(dialect, "messages" in request, request["model"], unique)
     renumber = len(made) == 1
-    events = _events(frame, [(0 if renumber else index, said) for index, said in made], request)
+    events = events_of(frame, [(0 if renumber else index, said) for index, said in made], request)
     after, how = cut_of(what, number)
     if not request.get("stream"):
         return _whole(frame, made) if after is None else [["text", "{"], *how]
@@ -59,7 +59,7 @@ def _thinking(what: Json, request: Json, given: str, *, number: int, unique: int
     assert "".join(choice["pieces"]).startswith(text), given
     left = [] if closed else rest_of(choice["thinks"], len(thoughts))
     rest = {"thinks": left, "pieces": rest_of(choice["pieces"], len(text)), "whole": choice["pieces"]}
-    events = _events(Frame(what["dialect"], True, request["model"], unique), [(0, rest)], request)
+    events = events_of(Frame(what["dialect"], True, request["model"], unique), [(0, rest)], request)
     after, how = cut_of(what, number)
     steps: Steps = [*(["event", it] for it in events), ["done"]]
     return [*steps, ["end"]] if after is None else [*steps[:after], *how]
@@ -114,7 +114,7 @@ def _choice(choice: Json, request: Json, given: str) -> Json:
     return choice | {"pieces": rest_of(pieces, len(given)), "given": given, "whole": pieces}
 
 
-def _obeys(said: Json, request: Json) -> None:
+def obeys(said: Json, request: Json) -> None:
     """Whether what comes is allowed by what the request prescribes: otherwise this engine could not have made it."""
     text = "".join(said.get("pieces", ()))
     grammar = request.get("grammar") or (request.get("structured_outputs") or {}).get("grammar")
@@ -129,7 +129,7 @@ def _obeys(said: Json, request: Json) -> None:
         jsonschema_rs.validate(form["json_schema"]["schema"], json.loads(text))
 
 
-def _events(frame: Frame, made: list[tuple[int, Json]], request: Json) -> list[Json]:
+def events_of(frame: Frame, made: list[tuple[int, Json]], request: Json) -> list[Json]:
     """The events of the choices, piece by piece in turn."""
     lines = [_line(frame, index, said, request) for index, said in made]
     events = [event for index, _ in made for event in frame.opening(index)]
@@ -156,7 +156,7 @@ def _line(frame: Frame, index: int, said: Json, request: Json) -> list[Json]:
     calls = said.get("calls", [])
     for number, (name, pieces) in enumerate(calls):
         if frame.dialect == "ollama":  # whole, in one event
-            events.append(frame.call(number, name, "".join(pieces), index))
+            events.append(frame.call(number, name, "".join(pieces), index, first=not events))
             continue
         events.append(frame.call(number, name, "", index))
         events += [frame.call(number, None, it, index) for it in pieces]
