@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from gateway import files
-from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Wait
+from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Tokens, Wait
 
 MAX_FILE = 4 * 1024 * 1024  # bytes of stack.yaml, or of a key's file
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
@@ -29,6 +29,8 @@ class Engine(_Strict):
     dialect: EngineName
     base_url: BaseUrl
     slots: Slots = None
+    # The context window with which the engine was started; told to callers if the engine does not report it itself
+    context: Tokens = None
     api_key_file: Path | None = None
     # From LLM_API_KEY or api_key_file, never from stack.yaml
     api_key: SecretStr | None = Field(default=None, exclude=True)
@@ -168,6 +170,7 @@ def from_settings(settings: Settings) -> Config:
         base_url=settings.llm_base_url,
         api_key=settings.llm_api_key,
         slots=settings.llm_slots,
+        context=settings.llm_context,
     )
     aliases = settings.stack_model_aliases
     models = {

@@ -11,7 +11,8 @@ import xllamacpp
 
 MODEL = "SmolLM2-135M-Instruct"
 SLOTS = 4  # concurrent generations, and the largest `n`; LLAMA_ARG_N_PARALLEL may be 8 or 16, with 5, 6 or 10 it aborts
-CONTEXT = 4 * 4096  # tokens, shared among the slots; the model was trained on 8192
+CONTEXT = 4096  # tokens of each slot, unless LLM_CONTEXT or LLAMA_ARG_CTX_SIZE says otherwise
+TRAINED = 8192  # tokens that the model can read
 
 
 def main() -> None:
@@ -37,14 +38,22 @@ def parameters() -> xllamacpp.CommonParams:
     params.model_alias = {MODEL}
     params.hostnames = [os.environ.get("LLAMA_ARG_HOST", "0.0.0.0")]  # the names of these variables are llama.cpp's own
     params.port = int(os.environ.get("LLAMA_ARG_PORT", "8080"))
-    params.n_parallel = int(os.environ.get("LLAMA_ARG_N_PARALLEL", SLOTS))
-    params.n_ctx = CONTEXT
+    params.n_parallel = int(os.environ.get("LLAMA_ARG_N_PARALLEL") or SLOTS)
+    params.n_ctx = context(params.n_parallel)
     params.cpuparams.n_threads = threads()
     params.endpoint_metrics = True
     # Embeddings beside chat: without a pooling type the endpoint answers 501.
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     return params
+
+
+def context(slots: int) -> int:
+    """Return the tokens of all slots together, as llama.cpp counts them: LLAMA_ARG_CTX_SIZE is that sum, and
+    LLM_CONTEXT is for each slot. A slot gets no more than the model can read."""
+    if given := os.environ.get("LLAMA_ARG_CTX_SIZE"):
+        return min(int(given), TRAINED * slots)
+    return min(int(os.environ.get("LLM_CONTEXT") or CONTEXT), TRAINED) * slots
 
 
 def threads() -> int:
