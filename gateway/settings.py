@@ -252,8 +252,6 @@ class Settings(EngineSettings):
                 raise ValueError(
                     f"STACK_MODEL_ALIASES: '{alias}' stands for '{model}', which is an alias itself. Use a model."
                 )
-            if alias == self.llm_model:
-                raise ValueError(f"STACK_MODEL_ALIASES: '{alias}' is the name of the model itself (LLM_MODEL).")
         return self
 
 

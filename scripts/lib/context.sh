@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # engine, merged: lib/stack.sh; weights, model, gpus, rooms: lib/preflight.sh
 # The context window: how many tokens the engine gets for each conversation, the memory that they need, and how many would fit.
 
 # A coding agent's first request has 7,000 (Codex) to 12,500 tokens (Claude Code), and its later ones have several times as
@@ -6,25 +7,30 @@
 agents_context=32768
 least_context=4096
 
-# Sets the variables of the checks: context (tokens of one conversation; empty: the engine decides), slots (conversations that
+# Sets the variables of the checks for the model with index $1: context (tokens of one conversation; empty: the engine decides), slots (conversations that
 # have memory at the same time), token_kb (kB of memory for a token), and context_gb (GB for all slots). If neither the user nor
 # an engine's own setting says a number, and the model's size is known, chooses the largest usual one that fits, as
-# LLM_CONTEXT_CHOSEN.
-# shellcheck disable=SC2154 # engine, merged: lib/stack.sh; weights: lib/preflight.sh
+# LLM_CONTEXT_CHOSEN. The first model decides for all.
 weigh_context() {
   slots=1
-  [ "$engine" != ollama ] || slots=$(resolved OLLAMA_NUM_PARALLEL)
-  slots=${slots:-1}
+  case $engine in
+    ollama) slots=$(resolved OLLAMA_NUM_PARALLEL) slots=${slots:-1} ;;
+    tiny) slots=4 ;;
+  esac
   token_kb=$(listed 5) context_source="known size"
   if [ -z "$token_kb" ] || [ "$token_kb" = - ]; then
     token_kb=$(estimate_token) context_source="estimated from its name"
   fi
-  if [ "$engine" != tiny ] && ! context_is_set; then
+  if [ "$1" = 0 ] && [ "$engine" != tiny ] && ! context_is_set; then
     LLM_CONTEXT_CHOSEN=$([ -z "$weights" ] || choose_context)
     export LLM_CONTEXT_CHOSEN # also if it is empty, so that the choice for an earlier model has no effect
     use_engine "$engine"
   fi
   context=$(resolved LLM_CONTEXT)
+  [ "$engine" != tiny ] || context=${context:-4096}
+  if [ "$1" -gt 0 ] && [ -n "$context" ] && [[ $(listed 6) == [0-9]* ]] && [ "$context" -gt "$(listed 6)" ]; then
+    context=$(listed 6)
+  fi
   case $context in *[!0-9]*) die "LLM_CONTEXT=$context is not a number of tokens: use for example LLM_CONTEXT=$agents_context." ;; esac
   context_gb=$(calculate "${context:-0} * ${token_kb:-0} * $slots / 1e6")
 }
@@ -64,7 +70,6 @@ choose_context() {
 
 # Prints how many tokens (a multiple of 1024) each slot could have in the memory that the model leaves, or in the part $1 of all
 # memory. An embedding model, and one whose need is unknown, have no bound.
-# shellcheck disable=SC2154 # weights, gpus, gpu_room, ram_room: lib/preflight.sh
 fitting() {
   local spare
   case ${token_kb:-0} in 0) echo 999999999; return ;; esac
@@ -95,6 +100,10 @@ need_context() {
     [ "$engine" != vllm ] ||
       die "LLM_CONTEXT=$context is more than $model can read, and vLLM would not start: set it to at most $limit (or VLLM_MAX_MODEL_LEN, if that is set)."
     echo "context: $limit tokens, the most that $model can read ($context were asked for)"
+    return
+  fi
+  if [ "$token_kb" = 0 ]; then
+    echo "context: $context tokens of each text, for which $model needs no memory between requests"
     return
   fi
   if [ -z "$weights" ] || [ -z "$token_kb" ]; then

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # context, context_gb, slots: lib/context.sh
 # Preflight: checks whether this machine can run the chosen engine and model, and changes nothing. Each check prints its
 # result, or stops with a message that says what to do.
 
@@ -11,9 +12,17 @@ ram_room=1  # GB of memory beside Ollama's weights and context
 vllm_ram=4  # GB of memory for vLLM itself, and
 worker_ram=2 # GB for each GPU's process
 
-# Every check that applies to the engine, the most fundamental first.
+# Every check that applies to the engine and the model with index $1 of `models`, the most fundamental first.
 # shellcheck disable=SC2154 # engine: lib/stack.sh
 preflight_checks() {
+  if [ "$1" -gt 0 ]; then
+    case $engine in
+      ollama) echo need_ram need_context need_disk ;;
+      tiny) echo need_context ;;
+    esac
+    return
+  fi
+  [ "$engine" != vllm ] || echo need_one_model
   echo need_new_docker need_port need_secret_files need_config
   case $engine in
     ollama) echo need_ram need_context need_disk ;;
@@ -22,10 +31,23 @@ preflight_checks() {
   esac
 }
 
-# Sets the variables of the checks: model, weights (GB, or nothing if they cannot be estimated), and the source of the size.
+# Sets the variables of the checks for the model with index $1 of `models`, in the order of that list.
+# shellcheck disable=SC2154 # models: lib/models.sh
+weigh() {
+  [ "$1" = 0 ] && earlier=0 || earlier=$(to_fetch)
+  model=${models[$1]}
+  weigh_model
+  weigh_context "$1"
+}
+
+# Prints the GB that this model and the earlier ones of the list still need on the disk.
+to_fetch() {
+  if [ "$present" = all ] || [ -z "$weights" ]; then echo "$earlier"; else calculate "$earlier + $weights - $present / 1e9"; fi
+}
+
+# Sets the variables about $model: weights (GB, or nothing if they cannot be estimated), and the source of the size.
 # shellcheck disable=SC2154 # merged: lib/stack.sh
 weigh_model() {
-  model=$(resolved LLM_MODEL)
   weights=$(listed 3) source="known size"
   if [ -z "$weights" ] || [ "$weights" = - ]; then
     weights=$(estimate) source="estimated from its name"
@@ -120,6 +142,13 @@ need_config() {
   [ ! -e "$directory/stack.yaml" ] || readable "$directory/stack.yaml" "$gateway_user" ||
     die "The gateway's user ($gateway_user) may not read $directory/stack.yaml: 'chmod a+r $directory/stack.yaml', then run this again."
   echo "the gateway may read $directory"
+}
+
+# vLLM serves one model for each process, and several of them would have to share the GPU's memory.
+need_one_model() {
+  [ ${#models[@]} = 1 ] ||
+    die "LLM_MODELS names ${#models[@]} models, and this stack runs one vLLM, which serves one model: set LLM_MODEL=${models[0]} instead, or describe further engines in config/stack.yaml."
+  echo "vLLM serves one model"
 }
 
 need_gpu() {
@@ -218,9 +247,9 @@ need_disk() {
     return
   fi
   have=$(calculate "$(df -Pk "$root" | awk 'NR == 2 { print $4 }') * 1024 / 1e9")
-  need=$(calculate "$weights - $present / 1e9")
+  need=$(to_fetch)
   enough "$have" "$need" ||
-    die "$model needs about $need GB of disk ($source), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$have")."
+    die "$model needs about $need GB of disk ($source$([ "$earlier" = 0 ] || echo ", with the models before it in LLM_MODELS")), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$have")."
   echo "disk: about $need GB needed for $model ($source), $have GB free in $root"
 }
 
