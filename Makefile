@@ -11,6 +11,8 @@ up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny chooses 
 doctor: ## check whether this machine can run the stack, and change nothing
 down: ## stop the stack and keep the fetched models
 logs: ## follow the logs
+models: ## list the models and their sizes (PULL=name fetches one, REMOVE=name removes one)
+	@scripts/models $(if $(PULL),pull $(PULL),$(if $(REMOVE),remove $(REMOVE)))
 chat: ## ask the model a question: make chat Q="Why is the sky blue?"
 dev: ## run the gateway and the tiny engine as plain processes, and reload on change (LLM_BASE_URL=… uses your engine)
 test: ## run all checks and all tests
@@ -22,4 +24,4 @@ lock: ## pin the dependencies in requirements/ again
 up doctor down logs chat dev test check bench-quick soak lock:
 	@scripts/$@
 
-.PHONY: help up doctor down logs chat dev test check bench-quick soak lock
+.PHONY: help up doctor down logs models chat dev test check bench-quick soak lock

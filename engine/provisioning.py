@@ -10,12 +10,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# Holds the model's name when the model is complete; HOME in the images is /models
+# Holds the name of each complete model, one in a line; HOME in the images is /models
 PROVISIONED = Path.home() / "provisioned"
 PROGRESS = Path(os.environ.get("PROGRESS_FILE", "/progress/model.json"))  # read by gateway/upstream/progress.py
 # Attempts in a row without one new byte, after which the download fails
@@ -30,16 +30,46 @@ ALIVE_EVERY = 10.0
 FULL_DISK = "the disk is full: free some space where Docker keeps its volumes"
 
 
-class Report:
-    """Report the download of one model while it runs. The time of the file shows that the process is alive."""
+class Reports:
+    """Report the downloads of all models in one file. The time of the file shows that the process is alive."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, models: Sequence[str]) -> None:
+        self._states: dict[str, dict[str, Any]] = {it: {"model": it, "state": "fetching"} for it in models}
+        self.failures: list[str] = []  # a sentence for each model that could not be fetched
+        self._write()
+        threading.Thread(target=self._live, daemon=True).start()
+
+    def tell(self, model: str, **state: Any) -> None:
+        """Replace the report on one model."""
+        self._states[model] = {"model": model, **state}
+        self._write()
+
+    def _live(self) -> None:
+        while True:
+            time.sleep(ALIVE_EVERY)
+            with suppress(OSError):
+                os.utime(PROGRESS)
+
+    def _write(self) -> None:
+        states = list(self._states.values())
+        text = json.dumps(states[0] if len(states) == 1 else {"models": states})
+        try:
+            replace(PROGRESS, text)
+        except OSError:
+            # The file is overwritten, because a full disk, which must be reported too, has no space for a second file.
+            with suppress(OSError), PROGRESS.open("r+") as file:
+                file.write(text.ljust(PROGRESS.stat().st_size))
+
+
+class Report:
+    """Report the download of one model while it runs."""
+
+    def __init__(self, model: str, reports: Reports) -> None:
         self.model = model
         self.completed = 0  # bytes
+        self._reports = reports
         self._line = ""
         self._said_at = self._written_at = float("-inf")
-        self._write(state="fetching")
-        threading.Thread(target=self._live, daemon=True).start()
 
     def say(self, line: str) -> None:
         """Write a line to the log, unless it was the last one too."""
@@ -53,7 +83,7 @@ class Report:
         now = time.monotonic()
         if now - self._written_at >= WRITE_EVERY:
             self._written_at = now
-            self._write(state="fetching", completed=completed, total=total)
+            self._reports.tell(self.model, state="fetching", completed=completed, total=total)
         if now - self._said_at >= SAY_EVERY:
             self._said_at = now
             self.say(f"{completed / 1e9:.2f} of {total / 1e9:.2f} GB ({100 * completed // max(total, 1)}%)")
@@ -64,43 +94,49 @@ class Report:
         self._said_at = self._written_at = float("-inf")
 
     def ready(self) -> None:
-        """Report that the model is complete, so that the engine may start. Raises OSError."""
-        replace(PROVISIONED, self.model + "\n")
-        self._write(state="ready")
+        """Report that the model is complete, so that an engine may start with it. Raises OSError."""
+        if not provisioned(self.model):
+            replace(PROVISIONED, "".join(f"{it}\n" for it in (*complete(), self.model)))
+        self._reports.tell(self.model, state="ready")
 
     def failed(self, reason: str, detail: object) -> None:
         """Report that the model cannot be fetched. `reason` says what to do. `detail` is only for the log, because it
         may have paths and addresses."""
         sentence = f"The model {self.model} could not be fetched: {reason}, then run 'make up' again."
-        self._write(state="failed", message=sentence)
-        print(f"{sentence} ({' '.join(str(detail).split())})", flush=True)
-
-    def _live(self) -> None:
-        while True:
-            time.sleep(ALIVE_EVERY)
-            with suppress(OSError):
-                os.utime(PROGRESS)
-
-    def _write(self, **state: Any) -> None:
-        text = json.dumps({"model": self.model, **state})
-        try:
-            replace(PROGRESS, text)
-        except OSError:
-            # The file is overwritten, because a full disk, which must be reported too, has no space for a second file.
-            with suppress(OSError), PROGRESS.open("r+") as file:
-                file.write(text.ljust(PROGRESS.stat().st_size))
+        self._reports.tell(self.model, state="failed", message=sentence)
+        self._reports.failures.append(f"{sentence} ({' '.join(str(detail).split())})")
+        print(self._reports.failures[-1], flush=True)
 
 
-def provision(model: str, fetch: Callable[[Report], None], meaning: Callable[[Exception], tuple[str, bool]]) -> int:
-    """Fetch the model, and try again while an attempt brings new bytes. Returns the exit status.
+def provision(fetch: Callable[[Report], None], meaning: Callable[[Exception], tuple[str, bool]]) -> int:
+    """Fetch all wanted models, one after another. A model that cannot be fetched does not keep the others from being
+    fetched. Returns the exit status.
 
     `meaning` describes an error for a person, and says whether another attempt may help.
     """
-    report = Report(model)
+    models = wanted()
+    reports = Reports(models)
+    for model in models:
+        _provision(Report(model, reports), fetch, meaning)
+    if reports.failures and len(models) > 1:  # the last line of the log is what `make up` shows
+        print(" ".join(reports.failures), flush=True)
+    return 1 if reports.failures else 0
+
+
+def wanted() -> list[str]:
+    """Return the names in LLM_MODELS, each once, or the one in LLM_MODEL."""
+    several = [name.strip() for name in os.environ.get("LLM_MODELS", "").split(",") if name.strip()]
+    return list(dict.fromkeys(several)) or [os.environ["LLM_MODEL"]]
+
+
+def _provision(
+    report: Report, fetch: Callable[[Report], None], meaning: Callable[[Exception], tuple[str, bool]]
+) -> None:
+    """Fetch one model, and try again while an attempt brings new bytes."""
     attempt = most = 0
     while True:
         try:
-            if provisioned(model):
+            if provisioned(report.model):
                 report.say("already here")
             else:
                 fetch(report)
@@ -113,18 +149,27 @@ def provision(model: str, fetch: Callable[[Report], None], meaning: Callable[[Ex
             attempt = 1 if report.completed > most else attempt + 1
             most = max(most, report.completed)
             if not again or attempt >= ATTEMPTS:
-                report.failed(reason, exc)
-                return 1
+                return report.failed(reason, exc)
             pause = PAUSE * 2 ** (attempt - 1)
             report.interrupted(f"interrupted ({exc}); continuing in {pause:g} s")
             time.sleep(pause)
         else:
-            return 0
+            return None
 
 
 def provisioned(model: str) -> bool:
     """Return whether an earlier run has fetched this model."""
-    return PROVISIONED.exists() and PROVISIONED.read_text().strip() == model
+    return model in complete()
+
+
+def complete() -> list[str]:
+    """Return the names of the models that are complete, in the order in which they were fetched."""
+    return PROVISIONED.read_text().split() if PROVISIONED.exists() else []
+
+
+def forget(models: Sequence[str]) -> None:
+    """Take models out of those that are complete, because their files are removed. Raises OSError."""
+    replace(PROVISIONED, "".join(f"{it}\n" for it in complete() if it not in models))
 
 
 def weights(model: str) -> Path:

@@ -25,6 +25,13 @@ def base_url(value: str) -> str:
     return f"{url.scheme}://{url.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 
 
+def with_host(url: str, host: str) -> str:
+    """Return the URL with another host and the same port."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port is not None else ""
+    return parts._replace(netloc=host + port).geturl()
+
+
 def collector(value: str) -> str:
     """Check the base URL of an OpenTelemetry collector. Raises ValueError."""
     url = urlsplit(value)

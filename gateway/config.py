@@ -5,16 +5,17 @@ config/stack.example.yaml shows every field, and a test proves that it is comple
 """
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from gateway import files
-from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Wait
+from gateway import addresses, files, yaml_file
+from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Tokens, Wait
 
-MAX_FILE = 4 * 1024 * 1024  # bytes of stack.yaml, or of a key's file
+FIRST = "engine"  # the one engine of the settings
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -29,6 +30,8 @@ class Engine(_Strict):
     dialect: EngineName
     base_url: BaseUrl
     slots: Slots = None
+    # The context window with which the engine was started; told to callers if the engine does not report it itself
+    context: Tokens = None
     api_key_file: Path | None = None
     # From LLM_API_KEY or api_key_file, never from stack.yaml
     api_key: SecretStr | None = Field(default=None, exclude=True)
@@ -143,100 +146,115 @@ class Config(_Strict):
 
 
 def load(settings: Settings) -> Config:
-    """Return the Config in force: from stack.yaml if the path in STACK_CONFIG exists, otherwise from the environment.
+    """Return the Config in force: from stack.yaml if the path in STACK_CONFIG exists, otherwise from the environment
+    and the models.yaml of `make up`, if there is one.
 
     Raises SettingsError with file, line and reason for each mistake.
     """
     path = settings.stack_config
+    if _exists(path, "Put a stack.yaml there, or remove it."):
+        return _from_file(path)
+    listed = models_file(settings)
+    return from_settings(settings, _listed(listed) if _exists(listed, "Remove it, and run 'make up'.") else ())
+
+
+def models_file(settings: Settings) -> Path:
+    """Return the path of the file in which `make up` lists the models of LLM_MODELS, beside stack.yaml."""
+    return settings.stack_config.with_name("models.yaml")
+
+
+def names_no_models(settings: Settings) -> bool:
+    """Return whether no file names the models. All models of the one engine may then be used."""
+    return not settings.stack_config.is_file() and not models_file(settings).is_file()
+
+
+def _exists(path: Path, cure: str) -> bool:
+    """Return whether there is such a file. Raises SettingsError if it cannot be known, or, with the cure, if it is
+    something else."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return from_settings(settings)
+        return False
     except OSError as exc:  # the file may exist behind an unreadable directory, so the settings alone would be a guess
-        raise SettingsError(_unreadable(path, exc)) from None
+        raise SettingsError(yaml_file.unreadable(path, exc)) from None
     if not stat.S_ISREG(
         mode
     ):  # a directory, which Docker makes for a missing mount, or a pipe, which would be read for ever
-        raise SettingsError(f"{path} is not a file. Put a stack.yaml there, or remove it.")
-    return _from_file(path)
+        raise SettingsError(f"{path} is not a file. {cure}")
+    return True
 
 
-def from_settings(settings: Settings) -> Config:
-    """Return a Config with one engine, its model, and the aliases of STACK_MODEL_ALIASES."""
-    engine = Engine(
+class Listed(_Strict):
+    """A model of LLM_MODELS, on the engine's service with this name."""
+
+    model: ModelName
+    engine: Name = FIRST
+
+
+class _List(_Strict):
+    models: Annotated[tuple[Listed, ...], Field(min_length=1, max_length=32)]
+
+
+def from_settings(settings: Settings, listed: Sequence[Listed] = ()) -> Config:
+    """Return a Config with the models of LLM_MODELS, the first of which is the default, or with LLM_MODEL alone, and
+    the aliases of STACK_MODEL_ALIASES. All engines are of one kind. Raises SettingsError."""
+    first = Engine(
         dialect=settings.llm_backend,
         base_url=settings.llm_base_url,
         api_key=settings.llm_api_key,
         slots=settings.llm_slots,
+        context=settings.llm_context,
     )
-    aliases = settings.stack_model_aliases
+    on = {it.model: it.engine for it in listed} or {settings.llm_model: FIRST}
+    default, aliases = next(iter(on)), settings.stack_model_aliases
+    if own := [alias for alias in aliases if alias in on]:
+        raise SettingsError(f"STACK_MODEL_ALIASES: '{own[0]}' is the name of the model itself (LLM_MODEL).")
     models = {
         name: Model(
-            targets=(Target(engine="engine", model=name),),
+            targets=(Target(engine=on.get(name, FIRST), model=name),),
             aliases=tuple(alias for alias, target in aliases.items() if target == name),
         )
-        for name in dict.fromkeys((settings.llm_model, *aliases.values()))
+        for name in dict.fromkeys((*on, *aliases.values()))
     }
-    return Config(engines={"engine": engine}, models=models, default_model=settings.llm_model)
+    engines = {name: _beside(first, name) for name in dict.fromkeys((FIRST, *on.values()))}
+    return Config(engines=engines, models=models, default_model=default)
+
+
+def _beside(first: Engine, name: str) -> Engine:
+    """Return the engine of another service: as the first, with its own name as the host. Its context may be another."""
+    if name == FIRST:
+        return first
+    return first.model_copy(update={"base_url": addresses.with_host(first.base_url, name), "context": None})
+
+
+def _listed(path: Path) -> tuple[Listed, ...]:
+    """Return the models of the file. Raises SettingsError."""
+    tree, raw = yaml_file.read(path)
+    try:
+        return _List.model_validate(raw).models
+    except ValidationError as exc:
+        raise yaml_file.sentences(path, tree, exc) from None
 
 
 def _from_file(path: Path) -> Config:
-    try:
-        text = files.read(path, MAX_FILE).decode()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SettingsError(_unreadable(path, exc)) from None
-    tree, raw = _parse(path, text)
+    tree, raw = yaml_file.read(path)
     try:
         return _with_keys(path, tree, Config.model_validate(raw))
     except ValidationError as exc:
-        raise SettingsError("\n".join(_sentence(path, tree, error) for error in exc.errors())) from None
-
-
-def _unreadable(path: Path, reason: OSError | UnicodeDecodeError) -> str:
-    if not isinstance(reason, OSError):
-        return f"{path} cannot be read: it is not UTF-8 text."
-    return (
-        f"{path} cannot be read ({reason.strerror}). In its container the gateway runs as uid 10001, which must be "
-        "allowed to read it: on the machine, 'chmod a+rX' the file and its directory (./config, or STACK_CONFIG_DIR)."
-    )
-
-
-def _parse(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
-    """Read the file as YAML nodes, which have line numbers, and as values."""
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(path, tree)
-        return tree, _Loader(text).get_single_data()
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path}{where}: not valid YAML: {getattr(exc, 'problem', None) or exc}") from None
-    except RecursionError:
-        raise SettingsError(f"{path}: it has an alias (*name) inside its own anchor, or is nested too deeply") from None
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Report the line of a value that looks like a date but is not one, such as 2026-13-01."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.MarkedYAMLError(problem=f"the value is not a {kind}", problem_mark=node.start_mark) from None
+        raise yaml_file.sentences(path, tree, exc) from None
 
 
 def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
     """Read each engine's key from its file."""
     engines = {}
     for name, engine in config.engines.items():
-        where = f"{path}:{_line(tree, ('engines', name, 'api_key'))}: engines.{name}.api_key"
+        where = f"{path}:{yaml_file.line(tree, ('engines', name, 'api_key'))}: engines.{name}.api_key"
         if engine.api_key is not None:
             raise SettingsError(f"{where}: a key must not be in this file; use api_key_file")
         if engine.api_key_file is not None:
-            where = f"{path}:{_line(tree, ('engines', name, 'api_key_file'))}: engines.{name}.api_key_file"
+            where = f"{path}:{yaml_file.line(tree, ('engines', name, 'api_key_file'))}: engines.{name}.api_key_file"
             try:
-                key = SecretStr(files.read(engine.api_key_file, MAX_FILE).decode().strip())
+                key = SecretStr(files.read(engine.api_key_file, yaml_file.MAX_FILE).decode().strip())
             except (OSError, UnicodeDecodeError) as exc:
                 raise SettingsError(f"{where}: the file cannot be read: {_reason(exc)}") from None
             engine = engine.model_copy(update={"api_key": key})  # noqa: PLW2901
@@ -246,46 +264,3 @@ def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
 
 def _reason(exc: OSError | UnicodeDecodeError) -> str:
     return str(exc.strerror or exc) if isinstance(exc, OSError) else str(exc)
-
-
-def _sentence(path: Path, tree: yaml.Node | None, error: Any) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
-    location = error["loc"]
-    if not location:  # a check of Config itself, whose message begins with the place
-        location = tuple(message.partition(":")[0].split(".", 1))
-        return f"{path}:{_line(tree, location)}: {message}"
-    return f"{path}:{_line(tree, location)}: {'.'.join(map(str, location))}: {message}"
-
-
-def _line(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
-    """Return the line of the deepest part of `location` that exists."""
-    line = node.start_mark.line + 1 if node else 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not found:
-                break
-            key, node = found[0]
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
-    """Refuse a name that appears twice in a mapping. YAML forbids it, and PyYAML silently takes the last one."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise SettingsError(f"{path}:{key.start_mark.line + 1}: a name cannot be a list or an object")
-            if key.value in seen:
-                raise SettingsError(f"{path}:{key.start_mark.line + 1}: '{key.value}' appears twice")
-            seen.add(key.value)
-            _refuse_duplicates(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(path, value)

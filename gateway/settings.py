@@ -64,6 +64,7 @@ Count = Annotated[int, Field(ge=1, le=10**15)] | None
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Wait = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Slots = Annotated[int, Field(ge=1, le=2048)] | None
+Tokens = Annotated[int, Field(ge=256, le=100_000_000)] | None
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 LogLevels = Annotated[dict[str, LogLevel], NoDecode, BeforeValidator(_pairs)]
@@ -94,6 +95,7 @@ class Settings(EngineSettings):
     llm_first_token_timeout: Seconds = 300.0
     llm_idle_timeout: Seconds = 60.0
     llm_slots: Slots = None
+    llm_context: Tokens = None
 
     stack_bind: Address = "127.0.0.1:9000"
     stack_publish: Address | None = None
@@ -250,8 +252,6 @@ class Settings(EngineSettings):
                 raise ValueError(
                     f"STACK_MODEL_ALIASES: '{alias}' stands for '{model}', which is an alias itself. Use a model."
                 )
-            if alias == self.llm_model:
-                raise ValueError(f"STACK_MODEL_ALIASES: '{alias}' is the name of the model itself (LLM_MODEL).")
         return self
 
 

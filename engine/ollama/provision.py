@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Fetch LLM_MODEL into the volume from which the engine serves. Exits 0, or 1 with a message.
+"""Fetch the models of LLM_MODELS, or LLM_MODEL, into the volume from which the engine serves. Exits 0, or 1 with a
+message.
 
-Ollama downloads, checks and resumes, and this program drives its API. With --present, it prints how many bytes an
-earlier run has left.
+Ollama downloads, checks and resumes, and this program drives its API. With --present, it prints how many bytes of the
+first model an earlier run has left. With --list, it prints the models on the volume and their bytes. With --remove, it
+deletes the models that follow.
 """
 
 import http.client
@@ -20,7 +22,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from provisioning import FULL_DISK, SILENCE, Report, provision, provisioned
+from provisioning import FULL_DISK, SILENCE, Report, complete, forget, provision, provisioned, wanted
 
 API = "http://" + os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
 BLOBS = Path.home() / ".ollama/models/blobs"
@@ -47,13 +49,19 @@ class PullError(Exception):
 
 
 def main() -> int:
-    """Fetch the model onto the volume. Returns the exit status."""
-    model = os.environ["LLM_MODEL"]
-    if sys.argv[1:] == ["--present"]:
-        print("all" if provisioned(model) else kept())
-        return 0
+    """Do what the arguments say. Returns the exit status."""
+    match sys.argv[1:]:
+        case ["--present"]:
+            print("all" if provisioned(wanted()[0]) else kept())
+            return 0
+        case ["--list"]:
+            with serving():
+                print(*(f"{name}\t{size}" for name, size in sorted(sizes().items())), sep="\n")
+            return 0
+        case ["--remove", *models]:
+            return remove(models)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that serving() ends in order
-    return provision(model, fetch, meaning)
+    return provision(fetch, meaning)
 
 
 def kept() -> int:
@@ -74,7 +82,7 @@ def meaning(complaint: Exception) -> tuple[str, bool]:
 def fetch(report: Report) -> None:
     """Make one attempt. Raises PullError."""
     with serving():
-        if canonical(report.model) in present():
+        if canonical(report.model) in map(canonical, sizes()):
             report.say("already here")
         else:
             pull(report)
@@ -96,10 +104,13 @@ def serving() -> Iterator[None]:
             server.terminate()
 
 
-def call(path: str, body: dict[str, Any] | None = None, seconds: float = 30) -> http.client.HTTPResponse:
+def call(
+    path: str, body: dict[str, Any] | None = None, seconds: float = 30, method: str | None = None
+) -> http.client.HTTPResponse:
     """Ask Ollama. Raises OSError (of which URLError and HTTPError are kinds)."""
     data = None if body is None else json.dumps(body).encode()
-    return urllib.request.urlopen(urllib.request.Request(API + path, data), timeout=seconds)  # noqa: S310 - always http
+    request = urllib.request.Request(API + path, data, method=method)  # noqa: S310 - always http
+    return urllib.request.urlopen(request, timeout=seconds)  # noqa: S310 - always http
 
 
 def wait_for(server: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
@@ -114,10 +125,25 @@ def wait_for(server: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:
             time.sleep(0.2)
 
 
-def present() -> set[str]:
-    """The canonical names of the models on the volume."""
+def sizes() -> dict[str, int]:
+    """Return the bytes of each model on the volume."""
     with call("/api/tags") as answer:
-        return {canonical(entry["name"]) for entry in json.load(answer)["models"]}
+        return {entry["name"]: entry.get("size", 0) for entry in json.load(answer)["models"]}
+
+
+def remove(models: list[str]) -> int:
+    """Delete models from the volume. Bytes that other models share stay. Returns the exit status."""
+    with serving():
+        there = {canonical(name): name for name in sizes()}
+        if absent := [name for name in models if canonical(name) not in there]:
+            print(f"{absent[0]} is not on the volume")
+            return 1
+        for name in models:
+            # Its mark goes first: a model without one is looked for again, and a mark without a model is believed.
+            forget([it for it in complete() if canonical(it) == canonical(name)])
+            call("/api/delete", {"model": there[canonical(name)]}, method="DELETE").close()
+            print(f"{name}: removed", flush=True)
+    return 0
 
 
 def canonical(name: str) -> str:

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Fetch LLM_MODEL into the volume from which the engine serves. Exits 0, or 1 with a message.
+"""Fetch the models of LLM_MODELS, or LLM_MODEL, into the volume from which the engine serves. Exits 0, or 1 with a
+message.
 
 huggingface_hub, which vLLM's image contains, knows the hub's addresses, errors and redirects. This program itself keeps
 the bytes of an interrupted download, because newer versions of the library (2.4, for example) begin every unfinished
-file again. With --present, it prints how many bytes an earlier run has left.
+file again. With --present, it prints how many bytes of the first model an earlier run has left. With --list, it prints
+the models on the volume and their bytes. With --remove, it deletes the models that follow.
 """
 
 import hashlib
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars
-from provisioning import WRITE_EVERY, Report, provision, provisioned, weights
+from provisioning import WRITE_EVERY, Report, forget, provision, provisioned, wanted, weights
 
 TOKEN = Path(os.environ.get("HF_TOKEN_PATH", "/run/secrets/hf_token"))
 ELSEWHERE = ["original/*", "metal/*"]  # the same weights in forms that vLLM does not read
@@ -29,13 +32,18 @@ AT_ONCE = 4  # files that are fetched at the same time
 
 
 def main() -> int:
-    """Fetch the model onto the volume. Returns the exit status."""
-    model = os.environ["LLM_MODEL"]
-    if sys.argv[1:] == ["--present"]:
-        print("all" if provisioned(model) else here(model))
-        return 0
+    """Do what the arguments say. Returns the exit status."""
+    match sys.argv[1:]:
+        case ["--present"]:
+            print("all" if provisioned(wanted()[0]) else here(wanted()[0]))
+            return 0
+        case ["--list"]:
+            print(*(f"{name}\t{here(name)}" for name in on_the_volume()), sep="\n")
+            return 0
+        case ["--remove", *models]:
+            return remove(models)
     disable_progress_bars()  # a progress bar does not belong in a log
-    return provision(model, fetch, meaning)
+    return provision(fetch, meaning)
 
 
 def meaning(complaint: Exception) -> tuple[str, bool]:
@@ -118,6 +126,26 @@ def here(model: str) -> int:
         with suppress(FileNotFoundError):  # the file has just got its final name
             size += file.stat().st_blocks * 512
     return size
+
+
+def on_the_volume() -> list[str]:
+    """Return the names of the models of which there is anything."""
+    directories = weights("any").parents[1].glob("*")
+    return sorted(it.name.replace("--", "/", 1) for it in directories)
+
+
+def remove(models: list[str]) -> int:
+    """Delete models from the volume. Returns the exit status."""
+    there = on_the_volume()
+    if absent := [name for name in models if name not in there]:
+        print(f"{absent[0]} is not on the volume")
+        return 1
+    for name in models:
+        # Its mark goes first: a model without one is looked for again, and a mark without a model is believed.
+        forget([name])
+        shutil.rmtree(weights(name).parent)
+        print(f"{name}: removed", flush=True)
+    return 0
 
 
 def blobs(model: str) -> Path:

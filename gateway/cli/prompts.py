@@ -81,7 +81,7 @@ def use_prompt(
     use = valid(Use, {"name": name, "version": version})
     with opened() as (store, settings):
         if of == "model":
-            target = look_up(config.load(settings), target, listed=not settings.stack_config.is_file())
+            target = look_up(config.load(settings), target, listed=config.names_no_models(settings))
         Promptbook(store).use(of, target, use)
     out.print(f"The {of} {target} now uses the prompt {name}.")
 
@@ -98,7 +98,7 @@ def stop_prompt(
         also = []
         with suppress(StackError):  # a model that was removed may still have a prompt
             if of == "model":
-                also = [look_up(config.load(settings), target, listed=not settings.stack_config.is_file())]
+                also = [look_up(config.load(settings), target, listed=config.names_no_models(settings))]
         Promptbook(store).stop(of, target, *also)
     out.print(f"The {of} {target} uses no prompt any more.")
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.config import Config, Model, Split
+from gateway.config import FIRST, Config, Model, Split, names_no_models
 from gateway.errors import EngineError, EngineUnavailable, ModelNotFound
 from gateway.keys.authenticate import Key
 from gateway.settings import Settings
@@ -105,8 +105,7 @@ class Routes:
         self._routes = {
             name: self._route(name, model, upstreams) for name, model in config.models.items() if not model.split
         }
-        # Without stack.yaml, all models of the one engine may be used.
-        self._open_to = upstreams["engine"] if not settings.stack_config.is_file() else None
+        self._open_to = upstreams[FIRST] if names_no_models(settings) else None
         self._listed: dict[str, dict[str, Any]] = {}
         self._asked_at = float("-inf")
         self._lock = asyncio.Lock()

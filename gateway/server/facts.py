@@ -22,14 +22,15 @@ def facts(settings: Settings) -> Iterator[Metric]:
     )
     build.add_metric((__version__, platform.python_version()), 1)
     yield build
-    if known := Progress(settings).fetched():
-        model, share, failed = known
-        for name, text, value in (
-            ("stack_model_fetched_ratio", "How much of the model is fetched: 0 to 1.", share),
-            ("stack_model_fetch_failed", "Whether the model could not be fetched.", float(failed)),
-        ):
+    fetched = list(Progress(settings).fetched())
+    for name, text, at in (
+        ("stack_model_fetched_ratio", "How much of the model is fetched: 0 to 1.", 1),
+        ("stack_model_fetch_failed", "Whether the model could not be fetched.", 2),
+    ):
+        if fetched:
             told = GaugeMetricFamily(name, text, labels=("model",))
-            told.add_metric((model,), value)
+            for it in fetched:
+                told.add_metric((it[0],), float(it[at]))
             yield told
     largest = _largest(settings.journals)
     yield GaugeMetricFamily(

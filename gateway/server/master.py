@@ -80,8 +80,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.access_log = False
-        # Less than gunicorn's timeout, after which it kills the worker
-        self.config.timeout_graceful_shutdown = int(self.cfg.graceful_timeout) - 1
+        # After a reload nobody waits for this worker, so its answers may take as long as any. Else see _watch.
+        self.config.timeout_graceful_shutdown = self.app.longest_answer
         self.config.http = functools.partial(protocol.Protocol, limits=self.app.limits, strangers={})
         for name in ("uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).handlers = []
@@ -127,11 +127,23 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             if self._told:
                 server.should_exit = True
             await asyncio.sleep(0.2)
-        cut_at = time.monotonic() + self.cfg.graceful_timeout - CUT_MARGIN
-        while True:
+        while not self.app.draining:
             self.notify()  # uvicorn doesn't while it drains, and gunicorn would take the worker for hung
+            await asyncio.sleep(0.2)
+        cut_at = time.monotonic() + self.cfg.graceful_timeout - CUT_MARGIN
+        cancelled = False
+        while True:
+            self.notify()
             if time.monotonic() >= cut_at:
                 app.cut()
+            if (
+                time.monotonic() >= cut_at + CUT_MARGIN - 1 and not cancelled
+            ):  # gunicorn kills the worker a second later
+                cancelled = True
+                for task in list(server.server_state.tasks):
+                    task.cancel()
+                for connection in list(server.server_state.connections):
+                    connection.transport.abort()  # uvicorn closes the app only when all are gone
             await asyncio.sleep(0.2)
 
 
@@ -200,6 +212,12 @@ class Server(BaseApplication):  # type: ignore[misc]
     def graceful_timeout(self) -> int:
         """Seconds for a worker to end, including its error events."""
         return int(self._settings.stack_grace + CUT_MARGIN)
+
+    @property
+    def longest_answer(self) -> int:
+        """Seconds that an answer may take, including its error event."""
+        totals = (it.timeouts.total for it in self._config.models.values())
+        return int(max(self._settings.llm_timeout, *(it or 0 for it in totals)) + CUT_MARGIN)
 
     def drain(self) -> float:
         """Stop being ready. Returns for how many seconds the port stays open."""

@@ -116,6 +116,7 @@ class Upstream:
         self.name = name
         self.base_url = engine.base_url
         self.dialect = DIALECTS[engine.dialect]
+        self.context = engine.context  # tokens of its context window, as the operator says
         self.breaker = breaker
         self.unwelcome = Unwelcome()
         self.changed = asyncio.Event()  # set whenever the breaker's state changes

@@ -48,9 +48,16 @@ class ModelFacts:
             known.late = known.late or not task.done()
 
     def of(self, upstream: Upstream, model: str) -> Facts:
-        """Return what is known about a model, by the engine's name for it."""
+        """Return what is known about a model, by the engine's name for it. Ollama reports the window only of a loaded
+        model. Before that, the window is the one that the operator configured, or the model's own if that is smaller.
+        """
         known = self._known.get(upstream.name, _Known()).facts
-        return known.get(canonical(upstream.dialect.name, model)) or known.get(ANY) or Facts()
+        facts = known.get(canonical(upstream.dialect.name, model)) or known.get(ANY)
+        if facts is None:
+            return Facts()
+        if facts.context is None and upstream.context is not None:
+            return replace(facts, context=min(upstream.context, facts.trained or upstream.context))
+        return facts
 
 
 async def _ask(upstream: Upstream, known: _Known) -> None:

@@ -2,8 +2,8 @@
 # .env: the choices of `make up` and the user's settings. Only Compose reads the file, here too, so quotes, comments, `export`,
 # `$` and line ends mean what they mean to Compose. These functions check .env and rewrite single lines.
 
-# The four settings whose values are secrets. A `$` in a secret is hardly ever meant as a variable.
-secrets="STACK_API_KEYS STACK_ADMIN_KEYS STACK_STORE_URL LLM_API_KEY"
+# The settings whose values are secrets. A `$` in a secret is hardly ever meant as a variable.
+secrets="STACK_API_KEYS STACK_ADMIN_KEYS STACK_STORE_URL LLM_API_KEY OTEL_EXPORTER_OTLP_HEADERS"
 
 # Stops at a file that Compose cannot read, at a name that nothing reads (otherwise a setting with a typo would have no
 # effect), and at a secret that Compose reads differently from how it is written.

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154 # context, context_gb, slots: lib/context.sh
 # Preflight: checks whether this machine can run the chosen engine and model, and changes nothing. Each check prints its
 # result, or stops with a message that says what to do.
 
@@ -6,25 +7,47 @@ monitoring_user=65534 # of Prometheus's and Alertmanager's images: compose.monit
 gateway_user=10001 # of the gateway's image
 vllm_user=2000 # of vLLM's
 
-gpu_room=2  # GB on each GPU beside the weights, for the context of a few conversations and for computation
-ram_room=1  # GB of memory beside Ollama's weights
+gpu_room=2  # GB on each GPU beside weights and context, for computation
+ram_room=1  # GB of memory beside Ollama's weights and context
 vllm_ram=4  # GB of memory for vLLM itself, and
 worker_ram=2 # GB for each GPU's process
 
-# Every check that applies to the engine, the most fundamental first.
+# Every check that applies to the engine and the model with index $1 of `models`, the most fundamental first.
 # shellcheck disable=SC2154 # engine: lib/stack.sh
 preflight_checks() {
+  if [ "$1" -gt 0 ]; then
+    case $engine in
+      ollama) echo need_ram need_context need_disk ;;
+      tiny) echo need_context ;;
+    esac
+    return
+  fi
+  [ "$engine" != vllm ] || echo need_one_model
   echo need_new_docker need_port need_secret_files need_config
   case $engine in
-    ollama) echo need_ram need_disk ;;
-    vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_ram need_token need_disk tell_tools ;;
+    ollama) echo need_ram need_context need_disk ;;
+    vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_context need_ram need_token need_disk tell_tools ;;
+    tiny) echo need_context ;;
   esac
 }
 
-# Sets the variables of the checks: model, weights (GB, or nothing if they cannot be estimated), and the source of the size.
+# Sets the variables of the checks for the model with index $1 of `models`, in the order of that list.
+# shellcheck disable=SC2154 # models: lib/models.sh
+weigh() {
+  [ "$1" = 0 ] && earlier=0 || earlier=$(to_fetch)
+  model=${models[$1]}
+  weigh_model
+  weigh_context "$1"
+}
+
+# Prints the GB that this model and the earlier ones of the list still need on the disk.
+to_fetch() {
+  if [ "$present" = all ] || [ -z "$weights" ]; then echo "$earlier"; else calculate "$earlier + $weights - $present / 1e9"; fi
+}
+
+# Sets the variables about $model: weights (GB, or nothing if they cannot be estimated), and the source of the size.
 # shellcheck disable=SC2154 # merged: lib/stack.sh
 weigh_model() {
-  model=$(resolved LLM_MODEL)
   weights=$(listed 3) source="known size"
   if [ -z "$weights" ] || [ "$weights" = - ]; then
     weights=$(estimate) source="estimated from its name"
@@ -47,20 +70,28 @@ listed() {
 # Prints the name $1 in the form of engine/models.tsv: for Ollama without the tag latest, and in small letters.
 known_as() { if [ "$engine" = ollama ]; then tr '[:upper:]' '[:lower:]' <<<"${1%:latest}"; else echo "$1"; fi; }
 
-# Estimates the GB from the number of parameters in the name ("8b", "135M", "8x7b") and the bytes of each: two in vLLM, 0.7
-# in Ollama's format, unless the name says otherwise.
+# Estimates the GB from the number of parameters in the name and the bytes of each: two in vLLM, 0.7 in Ollama's format, unless
+# the name says otherwise.
 estimate() {
-  awk -v engine="$engine" -v name="$(tr '[:upper:]' '[:lower:]' <<<"$model")" 'BEGIN {
+  parameters | awk -v engine="$engine" -v name="$(tr '[:upper:]' '[:lower:]' <<<"$model")" '{
     bytes = engine == "ollama" ? 0.7 : 2
     if (name ~ /awq|gptq|int4|fp4|4bit|w4a16|q4/) bytes = 0.7
     else if (name ~ /fp8|int8|8bit|w8a8|q8|q6|q5/) bytes = 1.1
     else if (name ~ /[:-](b?f|fp)16/) bytes = 2
+    printf "%.1f\n", $1 * $2 * bytes
+  }'
+}
+
+# Prints the experts and the billions of parameters of each that the name tells ("8b": 1 8; "135M": 1 0.135; "8x7b": 8 7), or
+# nothing.
+parameters() {
+  awk -v name="$(tr '[:upper:]' '[:lower:]' <<<"$model")" 'BEGIN {
     words = split(name, word, "[:/_-]+")
     for (i = 1; i <= words; i++)
       if (word[i] ~ /^([0-9]+x)?[0-9]+(\.[0-9]+)?[bm]$/) {
         times = 1; size = word[i]
         if (split(size, part, "x") == 2) { times = part[1]; size = part[2] }
-        printf "%.1f\n", times * size * (size ~ /m$/ ? 0.001 : 1) * bytes
+        print times, size * (size ~ /m$/ ? 0.001 : 1)
         exit
       }
   }'
@@ -113,6 +144,13 @@ need_config() {
   echo "the gateway may read $directory"
 }
 
+# vLLM serves one model for each process, and several of them would have to share the GPU's memory.
+need_one_model() {
+  [ ${#models[@]} = 1 ] ||
+    die "LLM_MODELS names ${#models[@]} models, and this stack runs one vLLM, which serves one model: set LLM_MODEL=${models[0]} instead, or describe further engines in config/stack.yaml."
+  echo "vLLM serves one model"
+}
+
 need_gpu() {
   local memory there
   unreserved && return
@@ -142,23 +180,23 @@ need_gpu_memory() {
   part=$(argument gpu-memory-utilization)
   over=$(argument tensor-parallel-size)
   have=$(calculate "$smallest * 1.048576 / 1000 * $part")
-  need=$(calculate "$weights / $over + $gpu_room")
+  need=$(calculate "($weights + $context_gb) / $over + $gpu_room")
   enough "$have" "$need" ||
-    die "$model needs about $need GB on each of $over GPU(s) ($weights GB of weights, $source, and $gpu_room GB to work in), and vLLM may take $have GB ($part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(smaller "$(calculate "($have - $gpu_room) * $over")"), or spread it over more GPUs (VLLM_GPU_COUNT)."
+    die "$model needs about $need GB on each of $over GPU(s) ($weights GB of weights, $source, $context_gb GB for $context tokens of context, and $gpu_room GB to work in), and vLLM may take $have GB ($part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(shorter)$(smaller "$(calculate "($have - $gpu_room) * $over")" context), or spread it over more GPUs (VLLM_GPU_COUNT)."
   echo "GPU memory: about $need GB needed on each of $over GPU(s) for $model ($source), $have GB available"
 }
 
 need_ram() {
   local have need spare
   weighed || return 0
-  have=$(calculate "$(docker info --format '{{.MemTotal}}') / 1e9")
-  need=$(calculate "$weights + $ram_room")
+  have=$(memory)
+  need=$(calculate "$weights + $context_gb + $ram_room")
   [ "$engine" = ollama ] || need=$(calculate "$vllm_ram + $worker_ram * $gpus")
   if ! enough "$have" "$need"; then
     [ "$engine" = ollama ] ||
       die "vLLM needs about $need GB of memory for itself (estimated, for $gpus GPU(s)), and Docker has $have GB: add memory, or run 'ENGINE=ollama make up' with a small model."
     spare=$(calculate "$have - $ram_room")
-    die "$model needs about $need GB of memory ($weights GB of weights, $source, and $ram_room GB to work in), and Docker has $have GB: $(smaller "$spare"), or give Docker more memory."
+    die "$model needs about $need GB of memory ($weights GB of weights, $source, $context_gb GB for ${context:-0} tokens of context in each of $slots slot(s), and $ram_room GB to work in), and Docker has $have GB: $(shorter)$(smaller "$spare" context), or give Docker more memory."
   fi
   echo "memory: about $need GB needed for $engine with $model ($source), $have GB available"
 }
@@ -209,9 +247,9 @@ need_disk() {
     return
   fi
   have=$(calculate "$(df -Pk "$root" | awk 'NR == 2 { print $4 }') * 1024 / 1e9")
-  need=$(calculate "$weights - $present / 1e9")
+  need=$(to_fetch)
   enough "$have" "$need" ||
-    die "$model needs about $need GB of disk ($source), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$have")."
+    die "$model needs about $need GB of disk ($source$([ "$earlier" = 0 ] || echo ", with the models before it in LLM_MODELS")), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$have")."
   echo "disk: about $need GB needed for $model ($source), $have GB free in $root"
 }
 
@@ -233,12 +271,16 @@ argument() { sed -nE "s/^ *\"--$1=(.*)\",?\$/\1/p" <<<"$merged" | tail -n 1; }
 # Prints the memory of each GPU in MiB, one per line, or the message of nvidia-smi if it fails.
 gpu_memory() { nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>&1; }
 
-# Prints "set LLM_MODEL to a smaller one, such as …" with the largest known model of at most $1 GB that needs no token.
+# Prints "set LLM_MODEL to a smaller one, such as …" with the largest known model of at most $1 GB that needs no token. With $2,
+# those GB must hold the least context too.
 smaller() {
-  awk -F '\t' -v engine="$engine" -v most="$1" '
-    $1 == engine && $3 + 0 > best + 0 && $3 + 0 <= most + 0 && $4 != "token" { best = $3; name = $2 }
+  awk -F '\t' -v engine="$engine" -v most="$1" -v tokens="${2:+$least_context}" '
+    $1 == engine && $3 + 0 > best + 0 && $3 + $5 * tokens / 1e6 <= most + 0 && $4 != "token" && $5 != "0" { best = $3; name = $2 }
     END { print "set LLM_MODEL to a smaller one" (name ? ", such as " name " (" best " GB)" : "") }' engine/models.tsv
 }
+
+# Prints the GB of memory of the machine that runs Docker.
+memory() { calculate "$(docker info --format '{{.MemTotal}}') / 1e9"; }
 
 calculate() { awk "BEGIN { printf \"%.1f\", $1 }"; }
 enough() { awk -v have="$1" -v need="$2" 'BEGIN { exit !(have + 0 >= need + 0) }'; }

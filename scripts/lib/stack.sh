@@ -37,6 +37,14 @@ with_monitoring() {
   esac
 }
 
+# Prints the compose files $1 with the services of further models, if `make up` has written them in this run (lib/models.sh).
+with_services() {
+  local file=.models/compose.yaml files=:$1:
+  files=${files//:$file:/:}
+  files=${files#:} files=${files%:}
+  echo "$files${apart:+:$file}"
+}
+
 # Whether the monitoring is a part of the stack.
 monitored() { case :$COMPOSE_FILE: in *:compose.monitoring.yaml:*) return 0 ;; *) return 1 ;; esac; }
 
@@ -59,7 +67,7 @@ use_engine() {
   recorded=$(recorded_files)
   files=$recorded
   [ "$(engine_of "$files")" = "$1" ] || files=$(compose_files "$1")
-  COMPOSE_FILE=$(with_monitoring "$files" "$recorded")
+  COMPOSE_FILE=$(with_services "$(with_monitoring "$files" "$recorded")")
   export COMPOSE_FILE
   merged=$(docker compose config --format json 2>&1) || die "Compose does not accept the settings: $merged."
 }

@@ -96,7 +96,7 @@ def test_a_file_that_compose_can_not_read(tree: Tree, text: str) -> None:
     tree.dotenv.unlink()
 
 
-SECRETS = ["STACK_API_KEYS", "STACK_ADMIN_KEYS", "STACK_STORE_URL", "LLM_API_KEY"]
+SECRETS = ["STACK_API_KEYS", "STACK_ADMIN_KEYS", "STACK_STORE_URL", "LLM_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS"]
 
 
 @pytest.mark.parametrize("name", SECRETS)

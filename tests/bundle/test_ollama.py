@@ -98,7 +98,7 @@ def test_progress_is_reported_everywhere_and_an_interrupted_pull_continues(
     assert first.startswith("held:1: 1.00 of 5.00 GB (20%)\n")
     assert second.startswith("held:1: 3.00 of 5.00 GB (60%)\n")
     assert ask(tree, CHAT, QUESTION, **settings)[0] == 200
-    assert "waiting for the model held:1: see the log of 'provision'" in log_of(tree, "engine", **settings)
+    assert "waiting for the first model: see the log of 'provision'" in log_of(tree, "engine", **settings)
     mounted = tree.run("docker", "compose", "exec", "-T", "gateway", "cat", "/run/progress/model.json", **settings)
     assert json.loads(mounted.stdout) == {"model": "held:1", "state": "ready"}
     denied = tree.run("docker", "compose", "exec", "-T", "gateway", "touch", "/run/progress/mine", **settings)

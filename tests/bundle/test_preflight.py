@@ -19,8 +19,8 @@ def test_memory_is_too_small_for_the_model(tree: Tree, machine: Machine) -> None
     machine.docker(memory=4_100_000_000)
     refuses(
         tree,
-        "llama3.1:8b needs about 5.9 GB of memory (4.9 GB of weights, known size, and 1 GB to work in)",
-        "Docker has 4.1 GB: set LLM_MODEL to a smaller one, such as qwen3:4b (2.5 GB)",
+        "llama3.1:8b needs about 6.4 GB of memory (4.9 GB of weights, known size, 0.5 GB for 4096 tokens of context in",
+        "Docker has 4.1 GB: set LLM_MODEL to a smaller one, such as llama3.2:3b (2.0 GB)",
         ENGINE="ollama",
         **machine.environment,
     )
@@ -90,7 +90,7 @@ def test_gpu_memory_is_too_small_for_the_model(tree: Tree, machine: Machine) -> 
     machine.gpus(16384)
     refuses(
         tree,
-        "Qwen/Qwen3-8B needs about 18.4 GB on each of 1 GPU(s) (16.4 GB of weights, known size, and 2 GB to work in)",
+        "Qwen/Qwen3-8B needs about 19.0 GB on each of 1 GPU(s) (16.4 GB of weights, known size, 0.6 GB for 4096 tokens",
         "vLLM may take 15.5 GB (0.90 of the smallest, VLLM_GPU_MEMORY_UTILIZATION)",
         "such as Qwen/Qwen3-4B (8.0 GB)",
         "VLLM_GPU_COUNT",
@@ -104,7 +104,7 @@ def test_two_gpus_hold_a_model_that_one_gpu_cannot(tree: Tree, machine: Machine)
     machine.gpus(16384, 16384)
     settings = {"ENGINE": "vllm", "LLM_MODEL": "Qwen/Qwen3-8B", "VLLM_GPU_COUNT": "2"}
     ran = tree.run("scripts/doctor", **settings, **machine.environment)
-    assert "about 10.2 GB needed on each of 2 GPU(s) for Qwen/Qwen3-8B (known size), 15.5 GB available" in ran.stdout
+    assert "about 12.6 GB needed on each of 2 GPU(s) for Qwen/Qwen3-8B (known size), 15.5 GB available" in ran.stdout
     assert ran.returncode == 0, ran.stdout
 
 

@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # engine, merged: lib/stack.sh; weights, model, gpus, rooms: lib/preflight.sh
+# The context window: how many tokens the engine gets for each conversation, the memory that they need, and how many would fit.
+
+# A coding agent's first request has 7,000 (Codex) to 12,500 tokens (Claude Code), and its later ones have several times as
+# many. With less than the least, even a chat is soon cut.
+agents_context=32768
+least_context=4096
+
+# Sets the variables of the checks for the model with index $1: context (tokens of one conversation; empty: the engine decides), slots (conversations that
+# have memory at the same time), token_kb (kB of memory for a token), and context_gb (GB for all slots). If neither the user nor
+# an engine's own setting says a number, and the model's size is known, chooses the largest usual one that fits, as
+# LLM_CONTEXT_CHOSEN. The first model decides for all.
+weigh_context() {
+  slots=1
+  case $engine in
+    ollama) slots=$(resolved OLLAMA_NUM_PARALLEL) slots=${slots:-1} ;;
+    tiny) slots=4 ;;
+  esac
+  token_kb=$(listed 5) context_source="known size"
+  if [ -z "$token_kb" ] || [ "$token_kb" = - ]; then
+    token_kb=$(estimate_token) context_source="estimated from its name"
+  fi
+  if [ "$1" = 0 ] && [ "$engine" != tiny ] && ! context_is_set; then
+    LLM_CONTEXT_CHOSEN=$([ -z "$weights" ] || choose_context)
+    export LLM_CONTEXT_CHOSEN # also if it is empty, so that the choice for an earlier model has no effect
+    use_engine "$engine"
+  fi
+  context=$(resolved LLM_CONTEXT)
+  [ "$engine" != tiny ] || context=${context:-4096}
+  if [ "$1" -gt 0 ] && [ -n "$context" ] && [[ $(listed 6) == [0-9]* ]] && [ "$context" -gt "$(listed 6)" ]; then
+    context=$(listed 6)
+  fi
+  case $context in *[!0-9]*) die "LLM_CONTEXT=$context is not a number of tokens: use for example LLM_CONTEXT=$agents_context." ;; esac
+  context_gb=$(calculate "${context:-0} * ${token_kb:-0} * $slots / 1e6")
+}
+
+# Whether the user has chosen a number, for all engines or for this one.
+context_is_set() {
+  [ -n "$(setting LLM_CONTEXT)" ] && return
+  case $engine in
+    ollama) [ -n "$(setting OLLAMA_CONTEXT_LENGTH)" ] ;;
+    vllm) [ -n "$(setting VLLM_MAX_MODEL_LEN)" ] ;;
+  esac
+}
+
+# Estimates the kB that a token needs: 48 times the square root of the billions of parameters, which is close to what large
+# models with grouped heads need (8B: 136, known: 131 and 147; 32B: 272, known: 262). A mixture of experts shares its heads.
+estimate_token() {
+  local billions
+  billions=$(parameters | awk '{ print $2 }')
+  [ -z "$billions" ] || awk -v size="$billions" 'BEGIN { printf "%.0f\n", 48 * sqrt(size) }'
+}
+
+# Prints the largest of the usual numbers for which the model can be read and the memory suffices. With Ollama, the programs of
+# this machine keep a quarter of the memory. vLLM stops at a number that its model cannot read, so an unknown model gets 8192.
+choose_context() {
+  local most limit tokens
+  limit=$(listed 6)
+  case $engine:${limit:--} in vllm:-) limit=8192 ;; esac
+  most=$(fitting "$([ "$engine" = vllm ] || echo 0.75)")
+  for tokens in $agents_context 16384 8192; do
+    if [ "$tokens" -le "$most" ] && { [ "${limit:--}" = - ] || [ "$tokens" -le "$limit" ]; }; then
+      echo "$tokens"
+      return
+    fi
+  done
+  [ "${limit:--}" != - ] && [ "$limit" -lt $least_context ] && echo "$limit" || echo $least_context
+}
+
+# Prints how many tokens (a multiple of 1024) each slot could have in the memory that the model leaves, or in the part $1 of all
+# memory. An embedding model, and one whose need is unknown, have no bound.
+fitting() {
+  local spare
+  case ${token_kb:-0} in 0) echo 999999999; return ;; esac
+  if [ "$engine" = vllm ]; then
+    if [ "$gpus" -gt 0 ]; then spare=$(spare_on_gpus); else spare=999999; fi
+  else
+    spare=$(calculate "$(memory) * ${1:-1} - $weights - $ram_room")
+  fi
+  awk "BEGIN { tokens = int($spare * 1e6 / $token_kb / $slots / 1024) * 1024; print (tokens > 0 ? tokens : 0) }"
+}
+
+# Prints the GB that weights and computation leave on all of vLLM's GPUs together, or 0 if the driver does not answer.
+spare_on_gpus() {
+  local smallest over
+  smallest=$(gpu_memory 2>/dev/null | sort -n | head -n 1) || smallest=0
+  over=$(argument tensor-parallel-size)
+  calculate "(${smallest:-0} * 1.048576 / 1000 * $(argument gpu-memory-utilization) - $gpu_room) * $over - $weights"
+}
+
+need_context() {
+  local limit fit
+  if [ -z "$context" ]; then
+    echo "context: $engine decides how many tokens a conversation of $model may have, because the model's size is unknown (LLM_CONTEXT)"
+    return
+  fi
+  limit=$(listed 6)
+  if [ "${limit:--}" != - ] && [ "$context" -gt "$limit" ]; then
+    [ "$engine" != vllm ] ||
+      die "LLM_CONTEXT=$context is more than $model can read, and vLLM would not start: set it to at most $limit (or VLLM_MAX_MODEL_LEN, if that is set)."
+    echo "context: $limit tokens, the most that $model can read ($context were asked for)"
+    return
+  fi
+  if [ "$token_kb" = 0 ]; then
+    echo "context: $context tokens of each text, for which $model needs no memory between requests"
+    return
+  fi
+  if [ -z "$weights" ] || [ -z "$token_kb" ]; then
+    echo "context: $context tokens; the memory for them was not checked, because the size of $model is unknown"
+    return
+  fi
+  fit=$(fitting)
+  [ "${limit:--}" = - ] || [ "$fit" -le "$limit" ] || fit=$limit
+  echo "context: $context tokens for each of $slots conversation(s) at a time, $context_gb GB of memory ($context_source); up to $fit tokens would fit$(context_hint)"
+}
+
+# Says what the chosen number means for coding agents, if it is too small for them.
+context_hint() {
+  [ "$context" -ge 16384 ] || echo ". Coding agents need 16384 or more (LLM_CONTEXT), so take a smaller model for them"
+}
+
+# Prints what to set if the context does not fit: a smaller one if any would, in front of the other choices.
+shorter() {
+  local fit
+  fit=$(fitting)
+  [ "$fit" -lt 1024 ] || echo "set LLM_CONTEXT=$fit or less, or "
+}
