@@ -63,6 +63,14 @@ class GunicornLog(Logger):  # type: ignore[misc]
         pass
 
 
+def _drop_all(server: UvicornServer) -> None:
+    """End every request that still runs, a second before gunicorn kills the worker, so that the app is closed."""
+    for task in list(server.server_state.tasks):
+        task.cancel()
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()  # uvicorn closes the app only when all are gone
+
+
 class Worker(UvicornWorker):  # type: ignore[misc]
     """Run uvicorn, with a heartbeat while it drains, and with an error event for every stream that it ends early."""
 
@@ -136,14 +144,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]
             self.notify()
             if time.monotonic() >= cut_at:
                 app.cut()
-            if (
-                time.monotonic() >= cut_at + CUT_MARGIN - 1 and not cancelled
-            ):  # gunicorn kills the worker a second later
+            if time.monotonic() >= cut_at + CUT_MARGIN - 1 and not cancelled:
                 cancelled = True
-                for task in list(server.server_state.tasks):
-                    task.cancel()
-                for connection in list(server.server_state.connections):
-                    connection.transport.abort()  # uvicorn closes the app only when all are gone
+                _drop_all(server)
             await asyncio.sleep(0.2)
 
 
