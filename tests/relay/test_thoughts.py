@@ -6,13 +6,13 @@ from typing import Any
 
 import orjson
 import pytest
-from gateway.relay.handover import hand_over
-from gateway.relay.part import Part
-from gateway.relay.seam import Seam
 
 from gateway.dialects import DIALECTS
 from gateway.dialects.ollama_raw import lines
 from gateway.dialects.thoughts import Tags, Thoughts
+from gateway.relay.resume.handover import hand_over
+from gateway.relay.resume.part import Part
+from gateway.relay.resume.seam import Seam
 from gateway.relay.tap import Tap
 from tests.support.processes import ROOT, events
 from tests.support.relays import exchange
