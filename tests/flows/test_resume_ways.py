@@ -85,8 +85,8 @@ def between(at: Setting, kind: Kind, one: str, two: str, *, other: Kind | None =
 def test_a_model_of_llamacpp_goes_on_with_reasoning_that_its_template_leaves_open(at: Setting) -> None:
     """JSON that has begun behind it is made anew."""
     kind = replace(KINDS["reasoning, then JSON"], asks=schema(PET) | {"model": "llamacpp-thinker"})
-    whole, cuts = read(ask(at.asked, kind, "llamacpp")), [2, 3, 4, 7]
-    answers = together([partial(ask, at.asked, kind, "llamacpp", cuts=[it]) for it in cuts])
+    whole = read(ask(at.asked, kind, "llamacpp"))
+    answers = together([partial(ask, at.asked, kind, "llamacpp", cuts=[it]) for it in (2, 3, 4, 7)])
     for answer, way in zip(answers, ["thought", "thought", "thought", "anew"], strict=True):
         assert outcome(answer, whole) == "whole", answer.text
         assert ways(at, answer) == [way]
