@@ -6,7 +6,7 @@ from gateway.settings import Settings
 from tests.support.processes import ROOT
 
 PAGE = (ROOT / "docs/when-an-engine-dies.md").read_text()
-FLOWS = ("resume", "resume_kinds", "outage", "survival")
+FLOWS = ("resume", "resume_kinds", "resume_ways", "outage", "survival")
 TESTS = [*(ROOT / f"tests/flows/test_{it}.py" for it in FLOWS), ROOT / "tests/stack/test_resume.py"]
 
 

@@ -17,13 +17,13 @@ Use = Literal[
 RoleUse = Literal["taken", "as system"]
 PartUse = Literal["taken", "as text", "refused"]
 # What an answer that broke off consists of, and in which way an engine of the same kind and model can be asked for the
-# rest of it. gateway.relay.resume has the ways' code.
+# rest of it. gateway.relay.handover has the ways' code.
 Made = Literal["text", "reasoning", "json", "calls"]
 Way = Literal[
     "message",  # the text is an assistant's message, which the engine goes on with
     "raw",  # it stands behind the prompt as the chat template writes it
-    "rest",  # it is such a message, and a grammar allows only what may still come
-    "thought",  # it is such a message, with the reasoning before it, between the model's tags
+    "rest",  # as "message", and a grammar allows only what may still come
+    "thought",  # as "message" or "raw", with the reasoning before it
     "nailed",  # the answer is made anew, by a schema that allows only what begins like it
     "arguments",  # those of the call that is not whole are made as JSON, by the call's own schema
     "anew",  # the same request is made again, and its answer has to begin like it
@@ -65,9 +65,10 @@ class Ways:
 
 
 class Reads(Protocol):
-    """Make a function that takes the bytes of an answer as they come, and returns OpenAI's events for them."""
+    """Make a function that takes the bytes of an answer as they come, and returns OpenAI's events for them. With
+    `closes`, the answer begins with reasoning, which that tag ends."""
 
-    def __call__(self, *, chats: bool) -> Callable[[bytes], bytes]: ...
+    def __call__(self, *, chats: bool, closes: str = "") -> Callable[[bytes], bytes]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +167,8 @@ class Dialect:
     # For the way "thought": what stands before and behind reasoning in the text of a model whose reasoning the engine
     # takes up. Whether a model is one of them is tried.
     think_tags: tuple[str, str] = ("", "")
+    # The field of a last message of the assistant's in which it takes up reasoning itself, so that no tags are needed.
+    thinks_in: str = ""
     seeds: bool = False  # a seed makes it give the same answer to the same request again, and does not slow it down
 
 

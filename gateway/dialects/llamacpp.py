@@ -181,10 +181,11 @@ LLAMACPP = Dialect(
     trims=False,  # it appends the assistant's message to the prompt without any template
     resumes={
         "text": ("message", "anew"),
-        "reasoning": ("anew",),
+        "reasoning": ("thought", "anew"),
         "json": ("rest", "anew"),
         "calls": ("anew", "arguments"),
     },
+    thinks_in="reasoning_content",
     json_style=JsonStyle(
         space=r'"" | " " | "\n"{1,2} [ \t]{0,20}',
         space_before_comma=False,

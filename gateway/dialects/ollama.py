@@ -301,4 +301,5 @@ OLLAMA = Dialect(
     raw=raw_way(_native),
     seeds=True,
     resumes=RESUMES,
+    think_tags=("<think>", "</think>"),  # the usual ones; a trial shows the white space around them
 )

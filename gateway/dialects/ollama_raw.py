@@ -1,8 +1,8 @@
 """Ollama's raw way: send the prompt as its chat template writes it, followed by the answer's text so far.
 
 It works with each of the three kinds of template that were seen, because no template touches the text: 72 of 72 cut
-answers continued exactly, on 0.32.15 (tests/recordings/ollama). Only Ollama's own API offers it, and the answer comes
-as lines of JSON.
+answers continued exactly, on 0.32.15 (tests/recordings/ollama). Of answers with reasoning it was 301 of 308. Only
+Ollama's own API offers it, and the answer comes as lines of JSON, in which reasoning is not told from text.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import orjson
 
 from gateway.dialects.asking import Engine, Prompt, as_object
 from gateway.dialects.dialect import Made, Raw, Way
+from gateway.dialects.thoughts import Thoughts
 
 MAX_LINE = 8 * 1024 * 1024  # bytes; a longer line is an error of the engine
 PATH = "/api/generate"
@@ -19,7 +20,7 @@ PATH = "/api/generate"
 _OPTIONS = {"temperature": 1.0, "top_p": 1.0, "seed": None, "frequency_penalty": None, "presence_penalty": None}
 RESUMES: dict[Made, tuple[Way, ...]] = {
     "text": ("raw", "message", "anew"),
-    "reasoning": ("anew",),
+    "reasoning": ("thought", "anew"),
     "json": ("nailed", "anew"),
     "calls": ("anew", "arguments"),
 }
@@ -79,22 +80,22 @@ def _body(prompt: Prompt, text: str) -> dict[str, Any]:
     return {"model": prompt.model, "prompt": text, "options": said} | whole
 
 
-def lines(*, chats: bool) -> Callable[[bytes], bytes]:
+def lines(*, chats: bool, closes: str = "") -> Callable[[bytes], bytes]:
     """Return a function that takes the bytes of a raw answer as they come, and returns the events that OpenAI's
-    endpoint would have sent: of a chat, or of a completion."""
-    rest = b""
+    endpoint would have sent: of a chat, or of a completion. The answer begins with reasoning if `closes` ends that."""
+    rest, thoughts = b"", Thoughts(closes)
 
     def read(data: bytes) -> bytes:
         nonlocal rest
         *whole, rest = (rest + data).split(b"\n")
         if len(rest) > MAX_LINE:
             return b"data: {\n\n"  # which is no JSON, and ends the answer
-        return b"".join(_event(line, chats=chats) for line in whole if line.strip())
+        return b"".join(_event(line, thoughts, chats=chats) for line in whole if line.strip())
 
     return read
 
 
-def _event(line: bytes, *, chats: bool) -> bytes:
+def _event(line: bytes, thoughts: Thoughts, *, chats: bool) -> bytes:
     try:
         told = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -103,9 +104,11 @@ def _event(line: bytes, *, chats: bool) -> bytes:
         return b"data: {\n\n"
     if told.get("error"):
         return b"data: %b\n\n" % orjson.dumps({"error": told["error"]})
-    done, text = told.get("done") is True, told.get("response", "")
+    done = told.get("done") is True
+    thought, text = thoughts.take(told.get("response", ""), last=done)
     reason = told.get("done_reason") if told.get("done_reason") in _REASONS else "stop"
-    said = {"delta": {"content": text} if text else {}} if chats else {"text": text}
+    delta = {name: it for name, it in (("reasoning", thought), ("content", text)) if it}
+    said = {"delta": delta} if chats else {"text": text}
     logprobs = told.get("logprobs")  # in the form in which OpenAI's endpoint has the list
     more = {"logprobs": {"content": logprobs}} if isinstance(logprobs, list) and logprobs else {}
     event = _data({"choices": [{"index": 0, **said, **more, "finish_reason": reason if done else None}]})

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from gateway.dialects.dialect import Dialect, Way
+from gateway.dialects.thoughts import Tags
 from gateway.errors import EngineRefused, StackError
 from gateway.exchange import Exchange, Try, Usage
 from gateway.limits.estimates import seen, written
@@ -160,12 +161,13 @@ class Answer:
         first = self.search.first if self.search else None
         return first is not None and (first.model, first.upstream.dialect) == (target.model, target.upstream.dialect)
 
-    def ask(self, target: Target, way: Way = "message") -> Asked:
-        """Return what to ask of this target for a stream. `way` is how it continues the text so far, if it does."""
+    def ask(self, target: Target, way: Way = "message", tags: Tags | None = None) -> Asked:
+        """Return what to ask of this target for a stream. `way` is how it continues the text so far, if it does. `tags`
+        stand around the reasoning of its model, if it continues that."""
         dialect, ways = target.upstream.dialect, self.rounds
         if self.search is not None:
             search, first = self.search, self.search.first.upstream.dialect
-            handover = hand_over(search.part, first, dialect, way if search.continues else search.way)
+            handover = hand_over(search.part, first, dialect, way if search.continues else search.way, tags)
             seam = self._sewn(search, target, handover)
             return Asked(seam.handover.exchange, seam, seam.handover.raw)
         self.fold = None
@@ -350,7 +352,8 @@ class Answer:
         if self.fold and not self.fold.exact:
             handover = replace(handover, exchange=handover.exchange.having(streamable(handover.exchange.fields)))
         chats = self.exchange.endpoint.chats
-        reads = dialect.raw.reads(chats=chats) if dialect.raw and handover.raw is not None else None
+        raw = dialect.raw if handover.raw is not None else None
+        reads = raw.reads(chats=chats, closes=handover.closes) if raw is not None else None
         number = self.resumes + 1 if search.part.resumed else 0
         options: dict[str, Any] = {"add": add, "writer": writer, "rounds": self.rounds, "reads": reads}
         return Seam(reader, search.part, handover, number, **options)

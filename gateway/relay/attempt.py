@@ -10,6 +10,7 @@ from collections.abc import Awaitable
 import orjson
 
 from gateway.dialects.dialect import Way
+from gateway.dialects.thoughts import Tags
 from gateway.errors import EngineError, StackError
 from gateway.exchange import Exchange
 from gateway.relay.answer import Answer
@@ -145,7 +146,8 @@ class Attempt:
         """Pass the engine's events on as they come, or their sum if the client waits for a blocking answer
         (relay.fold). If another engine began the answer, this one continues it."""
         upstream = self._target.upstream
-        exchange, reader, raw = self._answer.ask(self._target, await self._way())
+        tags = await self._tags()
+        exchange, reader, raw = self._answer.ask(self._target, await self._way(), tags)
         self._reader = reader
         self._watch.waits()
         with await self._post(exchange, stream=True, raw=raw) as reply:
@@ -162,12 +164,17 @@ class Attempt:
                 raise
             await reply.finish()
 
+    async def _tags(self) -> Tags | None:
+        """Return what stands around the reasoning of the engine's model, if the engine goes on with that."""
+        target, search = self._target, self._answer.search
+        if search is None or search.way != "thought" or not search.part.content.tokens:
+            return None
+        self._watch.waits()
+        return await self._services.continuations.tags(target.upstream, target.model, search.part.exchange)
+
     async def _way(self) -> Way:
         """Return the way in which the engine continues the text so far, if there is any."""
         target, answer = self._target, self._answer
-        if answer.search is not None and answer.search.way == "thought" and answer.search.part.content.tokens:
-            self._watch.waits()
-            await self._services.continuations.thinks(target.upstream, target.model)
         if not answer.doubts(target):
             return "message"
         self._watch.waits()

@@ -2,18 +2,15 @@
 one answer, and is cut at every event of it, in each dialect."""
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
 
-import httpx
 import pytest
 
+from tests.support.broken_answers import Asked, ask, outcome, read, together
 from tests.support.kinds import (
-    CHAT,
     DIALECTS,
     GREEDY,
     KINDS,
@@ -26,7 +23,7 @@ from tests.support.kinds import (
     schema,
 )
 from tests.support.long import some
-from tests.support.processes import ROOT, FakeEngine, GatewayProcess, events, post, running_gateway, was_cut
+from tests.support.processes import ROOT, FakeEngine, running_gateway
 
 CONFIG = """
 engines:
@@ -45,77 +42,17 @@ retries: {{budget: 1}}
 CASES = [(name, dialect) for name, kind in KINDS.items() for dialect in kind.dialects]
 
 
-class Setting(NamedTuple):
-    gateway: GatewayProcess
-    client: httpx.Client
-
-
 @pytest.fixture(scope="module")
-def at(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def at(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     directory = tmp_path_factory.mktemp("kinds")
     (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url))
     settings = {"STACK_CONFIG": str(directory / "stack.yaml"), "STACK_WORKERS": "1", "STACK_RESUME": "3"}
     with running_gateway(directory / "log", engine.url, **settings) as gateway, gateway.client() as client:
-        yield Setting(gateway, client)
-
-
-def ask(at: Setting, kind: Kind, dialect: str, **script: Any) -> httpx.Response:
-    known = {
-        "user": uuid4().hex,
-        "script": [["write", {"dialect": dialect, "choices": kind.choices} | kind.script | script]],
-    }
-    # A raw request to Ollama has no field for a script, so the message holds it, too.
-    messages = [{"role": "user", "content": f"Say it. #{json.dumps(known)}"}]
-    said = {"messages": messages} if kind.path == CHAT else {}
-    body = {"model": dialect, "stream": True, "stream_options": {"include_usage": True}} | said | known | kind.asks
-    return post(at.client, kind.path, json=body)
-
-
-def together(jobs: list[Callable[[], httpx.Response]]) -> list[httpx.Response]:
-    with ThreadPoolExecutor(16) as pool:
-        return [job.result() for job in [pool.submit(job) for job in jobs]]
-
-
-def read(answer: httpx.Response) -> dict[int, dict[str, Any]]:
-    """The choices as a client puts them together. A stream that is whole has one id, and each choice one role and one
-    end."""
-    chunks = [it for it in events(answer.text) if it != "[DONE]" and "error" not in it]
-    assert len({it["id"] for it in chunks}) <= 1, answer.text
-    choices: dict[int, dict[str, Any]] = {}
-    for choice in (it for chunk in chunks for it in chunk["choices"]):
-        made = choices.setdefault(choice["index"], {"text": "", "thoughts": "", "calls": [], "tokens": [], "ends": []})
-        delta = choice.get("delta", {})
-        made["text"] += (delta.get("content") if "delta" in choice else choice["text"]) or ""
-        made["thoughts"] += delta.get("reasoning") or delta.get("reasoning_content") or ""
-        for piece in delta.get("tool_calls") or ():
-            if piece["index"] == len(made["calls"]):
-                assert piece["id"], answer.text
-                assert piece["function"]["name"], answer.text
-                made["calls"].append(
-                    {"index": piece["index"], "function": {"name": piece["function"]["name"], "arguments": ""}}
-                )
-            made["calls"][piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
-        told = choice.get("logprobs") or {}
-        made["tokens"] += [it["token"] for it in told.get("content") or ()] + (told.get("tokens") or [])
-        made["ends"] += [choice["finish_reason"]] if choice["finish_reason"] else []
-    return choices
-
-
-def outcome(answer: httpx.Response, whole: dict[int, dict[str, Any]]) -> str:
-    """`whole`, `other` if it is another one that is whole, or `error`."""
-    if "error" in events(answer.text)[-1]:
-        assert was_cut(answer)
-        return "error"
-    assert not was_cut(answer)
-    assert events(answer.text)[-1] == "[DONE]"
-    got = read(answer)
-    assert got.keys() == whole.keys(), answer.text
-    assert all(len(it["ends"]) == 1 for it in got.values()), answer.text
-    return "whole" if got == whole else "other"
+        yield Asked(gateway, client)
 
 
 @pytest.mark.parametrize(("name", "dialect"), CASES)
-def test_an_answer_of_any_kind_cut_at_every_event_is_whole(at: Setting, name: str, dialect: str) -> None:
+def test_an_answer_of_any_kind_cut_at_every_event_is_whole(at: Asked, name: str, dialect: str) -> None:
     """And in the ways that the table says."""
     kind = KINDS[name]
     whole = read(ask(at, kind, dialect))
@@ -158,7 +95,7 @@ ANOTHER = [{"pieces": ["No", ", ", "something", " else"]}]
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("name", ["a tool call", "two tool calls"])
-def test_a_call_that_does_not_come_again_is_completed_by_its_schema(at: Setting, name: str, dialect: str) -> None:
+def test_a_call_that_does_not_come_again_is_completed_by_its_schema(at: Asked, name: str, dialect: str) -> None:
     """What has come of it stays, with its id and its name. A call that has not begun may be missing."""
     kind = replace(KINDS[name], asks={"tools": TOOLS, "temperature": 0})
     whole = read(ask(at, kind, dialect))[0]["calls"]
@@ -173,7 +110,7 @@ def test_a_call_that_does_not_come_again_is_completed_by_its_schema(at: Setting,
         assert read(answer)[0]["ends"] == ["tool_calls"]
 
 
-def test_a_sampled_call_of_vllm_is_completed_by_its_schema(at: Setting) -> None:
+def test_a_sampled_call_of_vllm_is_completed_by_its_schema(at: Asked) -> None:
     """It has no seed, so that it would not come the same again."""
     kind = replace(KINDS["a tool call"], asks={"tools": TOOLS})
     whole = read(ask(at, kind, "vllm"))
@@ -182,7 +119,7 @@ def test_a_sampled_call_of_vllm_is_completed_by_its_schema(at: Setting) -> None:
         assert outcome(answer, whole) == "whole", answer.text
 
 
-def test_json_that_comes_again_with_other_white_space_is_joined(at: Setting) -> None:
+def test_json_that_comes_again_with_other_white_space_is_joined(at: Asked) -> None:
     """Ollama makes it once more, by a schema that has what was sent nailed down."""
     kind = KINDS["JSON by a schema"]
     text = "".join(PET_PIECES)
@@ -204,7 +141,7 @@ WRONG = {
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("case", WRONG)
-def test_json_that_no_engine_goes_on_with_ends_with_an_error(at: Setting, case: str, dialect: str) -> None:
+def test_json_that_no_engine_goes_on_with_ends_with_an_error(at: Asked, case: str, dialect: str) -> None:
     """The engine ignores what it is asked to keep to."""
     kind = KINDS["JSON by a schema"]
     rest = [{"pieces": ["nonsense", "}"]}] if dialect != "ollama" and case in WRONG else WRONG[case]
@@ -216,7 +153,7 @@ def test_json_that_no_engine_goes_on_with_ends_with_an_error(at: Setting, case: 
 
 
 @pytest.mark.parametrize("name", ["reasoning, then text", "reasoning, then JSON"])
-def test_a_model_of_vllm_that_takes_up_its_reasoning_goes_on_with_it(at: Setting, name: str) -> None:
+def test_a_model_of_vllm_that_takes_up_its_reasoning_goes_on_with_it(at: Asked, name: str) -> None:
     """Its answer is sampled and has no seed. Whether a model does so is tried once."""
     kind = replace(
         KINDS[name],
@@ -229,7 +166,7 @@ def test_a_model_of_vllm_that_takes_up_its_reasoning_goes_on_with_it(at: Setting
         assert outcome(answer, whole) == "whole", (cut, answer.text)
 
 
-def test_a_choice_that_cannot_go_on_ends_the_answer_with_an_error(at: Setting) -> None:
+def test_a_choice_that_cannot_go_on_ends_the_answer_with_an_error(at: Asked) -> None:
     """The other one is whole by then."""
     choices = [{"pieces": ["Well", "."]}, {"thinks": ["Hm", " so"], "pieces": ["No"]}]
     answer = ask(at, Kind(choices, {"n": 2}), "vllm", cuts=[4])
@@ -237,7 +174,7 @@ def test_a_choice_that_cannot_go_on_ends_the_answer_with_an_error(at: Setting) -
     assert (read(answer)[0]["text"], read(answer)[0]["ends"], read(answer)[1]["ends"]) == ("Well.", ["stop"], [])
 
 
-def test_a_blocking_answer_of_several_choices_is_whole(at: Setting) -> None:
+def test_a_blocking_answer_of_several_choices_is_whole(at: Asked) -> None:
     """llama.cpp is asked for a stream."""
     kind = replace(KINDS["two choices"], asks=KINDS["two choices"].asks | {"stream": False, "stream_options": None})
     whole = ask(at, kind, "llamacpp").json()
@@ -257,7 +194,7 @@ BEYOND: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", BEYOND)
-def test_a_schema_that_no_grammar_holds_to_is_made_anew(at: Setting, case: str) -> None:
+def test_a_schema_that_no_grammar_holds_to_is_made_anew(at: Asked, case: str) -> None:
     kind = replace(KINDS["JSON by a schema"], asks=GREEDY | BEYOND[case])
     whole = read(ask(at, kind, "vllm"))
     answer = ask(at, kind, "vllm", cuts=[9])
@@ -266,7 +203,7 @@ def test_a_schema_that_no_grammar_holds_to_is_made_anew(at: Setting, case: str) 
     assert [it["way"] for it in lines if it["msg"] == "resume"] == ["anew"]
 
 
-def test_a_grammar_that_an_engine_refuses_is_no_reason_to_give_up(at: Setting) -> None:
+def test_a_grammar_that_an_engine_refuses_is_no_reason_to_give_up(at: Asked) -> None:
     """The answer is made anew instead."""
     kind = replace(KINDS["JSON by a schema"], asks=KINDS["JSON by a schema"].asks | GREEDY)
     whole = read(ask(at, kind, "vllm"))

@@ -6,9 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support import faces, soak
 from tests.support.processes import MESSAGES, events
 from tests.support.soak import CUT_OFF
 
+PATHS = soak.PATHS | {name: api.path for name, api in faces.APIS.items()}
 PACE = 0.01  # seconds between two events of an engine
 PIECES = ["Well", ",", " then", ":\n", " one", " two", " three", " 🚀", " four", "."]
 THINKS = ["Let", " me", " see", "."]
@@ -49,6 +51,8 @@ class Kind:
     @property
     def tokens(self) -> int:
         """How many the whole has, as its engine counts them."""
+        if self.script is not None and self.script[0][0] == "write":
+            return sum(len(it["pieces"]) for it in self.script[0][1]["choices"])
         if self.script is not None:
             return len([it for it in self.script if it[0] == "event" and it[1]["choices"][0]["delta"]])
         answer = {"pieces": PIECES, "thinks": []} | (self.answer or {})
@@ -56,6 +60,10 @@ class Kind:
 
     def body(self, name: str) -> bytes:
         """The request that has this name."""
+        if self.path in faces.APIS:
+            said = {"dialect": self.model, "pieces": PIECES, "pace": PACE, "name": name}
+            asked = faces.APIS[self.path].body(faces.script(["answer", said]), model=self.model, temperature=0)
+            return json.dumps(asked | {"stream": self.stream}).encode()
         script = self.script or [["answer", {"dialect": self.model, "pieces": PIECES} | (self.answer or {})]]
         known = {"user": name, "script": script, "pace": PACE}
         # A raw request to Ollama has no field for a script, so the message holds it, too.
@@ -79,7 +87,7 @@ KINDS = {
     },
     **{
         f"reasoning of {it}": Kind(3, it, {0: "".join([*THINKS, *PIECES])}, {}, {"thinks": THINKS})
-        for it in ("vllm", "llamacpp")
+        for it in ("vllm", "llamacpp", "ollama")
     },
     "a tool call": Kind(
         2,
@@ -100,6 +108,21 @@ KINDS = {
         ],
         on=False,
     ),
+    **{
+        f"two choices of {it}": Kind(
+            2,
+            it,
+            {0: TEXT[0], 1: "".join(THINKS)},
+            {"n": 2, "seed": 5},
+            script=[["write", {"dialect": it, "choices": [{"pieces": PIECES}, {"pieces": THINKS}], "seed": 5}]],
+        )
+        for it in ("vllm", "llamacpp", "ollama")
+    },
+    **{
+        f"a stream of {path} on {it}": Kind(2, it, TEXT, path=path)
+        for path in faces.APIS
+        for it in ("vllm", "llamacpp")
+    },
 }
 
 
@@ -118,6 +141,8 @@ def _said(kind: Kind, body: bytes) -> dict[int, str]:
 
 def verdict(kind: Kind, status: int, body: bytes) -> str:
     """`whole`, or the code of the error that an answer honestly ends with; anything else is said in a sentence."""
+    if kind.path in faces.APIS:
+        return _of_face(kind, faces.APIS[kind.path], status, body)
     if status == 200 and body.endswith(CUT_OFF):
         last = [{}, *events(body.removesuffix(CUT_OFF).decode())][-1] if kind.stream else {}
         error = last.get("error") if isinstance(last, dict) else None
@@ -128,3 +153,22 @@ def verdict(kind: Kind, status: int, body: bytes) -> str:
         return f"a clean end without [DONE]: {body[-200:]!r}"
     said = _said(kind, body)
     return "whole" if said == kind.whole else f"another answer: {said}"
+
+
+def _of_face(kind: Kind, api: faces.Api, status: int, body: bytes) -> str:
+    """The same of another API, whose streams do not tell the gateway's codes."""
+    if status != 200:
+        error = json.loads(body)
+        return str(error["error"].get("code") or _code(api.error(error)[1]))
+    told = faces.events(body.removesuffix(CUT_OFF).decode())
+    last = told[-1] if told else {"type": ""}
+    if body.endswith(CUT_OFF):
+        return _code(str(last)) if last["type"] == api.failed else "cut off"
+    if last["type"] != api.last:
+        return f"a clean end without {api.last}: {body[-200:]!r}"
+    said = {0: faces.text_of(told)}
+    return "whole" if said == kind.whole else f"another answer: {said}"
+
+
+def _code(message: str) -> str:
+    return "engine_failed" if "The request may be the reason" in message else "engine_error"

@@ -20,10 +20,10 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.support.death_kinds import KINDS, PACE, Kind, verdict
+from tests.support.death_kinds import KINDS, PACE, PATHS, Kind, verdict
 from tests.support.processes import GatewayProcess, Undying, running_gateway, undying_engine, wait_for
 from tests.support.rows import Rows
-from tests.support.soak import PATHS, Client
+from tests.support.soak import Client
 
 CONFIG = """
 engines:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from gateway.dialects.dialect import Dialect, Made, Way
+from gateway.dialects.thoughts import Tags
 from gateway.errors import BadRequest, EngineRefused
 from gateway.exchange import Exchange
 from gateway.forced_tools.plan import call_of
@@ -41,6 +42,7 @@ class Handover:
     stops: tuple[str, ...] = ()  # the sequences that end the answer
     keeps_stop: bool = False  # the one that does belongs to it
     raw: str | None = None  # the text, if it is handed over behind the prompt itself
+    closes: str = ""  # what ends the reasoning with which the engine goes on there
     skips: dict[str, str] = field(default_factory=dict)  # what an answer made anew has to begin with, by its names
     calls: tuple[tuple[str, str], ...] = ()  # and its tool calls: their names and arguments
     call: int | None = None  # the text is the rest of this tool call's arguments
@@ -57,14 +59,15 @@ def ways(part: Part, dialect: Dialect) -> list[Way]:
     return found
 
 
-def hand_over(part: Part, first: Dialect, dialect: Dialect, way: Way = "message") -> Handover:
+def hand_over(part: Part, first: Dialect, dialect: Dialect, way: Way = "message", tags: Tags | None = None) -> Handover:
     """Return the request by which an engine of `dialect` continues, in that way, a part that an engine of `first`
-    began. Raises EngineRefused if that is not possible."""
+    began. `tags` stand around the reasoning of its model, if that is known better than its dialect says. Raises
+    EngineRefused if that is not possible."""
     try:
         if way in ("message", "raw"):
             return _continued(part, first, dialect, raw=way == "raw")
         if way == "thought":
-            return _thought(part, first, dialect)
+            return _thought(part, first, dialect, tags or Tags(*dialect.think_tags))
         if way == "rest":
             return _rest(part, first, dialect)
         if way == "arguments":
@@ -81,6 +84,8 @@ def _kind(part: Part) -> Made:
     content = part.content
     if content.made:
         return "calls"
+    if content.reasoning and not content.text.tell():
+        return "reasoning"  # what the request prescribes is only the form of the text behind it
     if is_constrained(part.exchange):
         return "json"
     return "reasoning" if content.reasoning else "text"
@@ -96,7 +101,11 @@ def _possible(way: Way, part: Part, dialect: Dialect) -> bool:
     try:
         if way == "thought":
             behind = is_constrained(part.exchange) and part.content.text.tell()
-            return thinkable(part) and (not behind or _is_said(part) or bool(_remainder(part, "", dialect)))
+            fields, raw = part.exchange.fields, dialect.raw
+            # A raw answer tells the log probabilities of the tags, too, and holds to no form behind the reasoning.
+            plain = not fields.get("logprobs") and not is_constrained(part.exchange)
+            fits = thinkable(part) and (raw is None or (plain and raw.fits(fields)))
+            return fits and (not behind or _is_said(part) or bool(_remainder(part, "", dialect)))
         if way == "rest":
             chats = chats_on(part.exchange) and not part.content.reasoning
             return _is_said(part) or (chats and bool(_remainder(part, "", dialect)))
@@ -116,21 +125,34 @@ def _exact(part: Part, dialect: Dialect) -> bool:
 # -- each way ----------------------------------------------------------------------------------------------------------
 
 
-def _thought(part: Part, first: Dialect, dialect: Dialect) -> Handover:
+def _thought(part: Part, first: Dialect, dialect: Dialect, tags: Tags) -> Handover:
     """The reasoning is handed over between the model's tags, and closed only if text has come behind it."""
     (name, reasoning), text = next(iter(part.content.reasoning.items())), part.content.text.getvalue()
-    begins, ends = dialect.think_tags
-    whole = begins + reasoning.getvalue() + (ends + text if text else "")
-    handover = _continued(part, first, dialect, raw=False, text=whole)
+    raw, beside = dialect.raw is not None, {}
+    if dialect.thinks_in:
+        whole, beside = text, {dialect.thinks_in: reasoning.getvalue()}
+    else:
+        whole = tags.around(reasoning.getvalue(), text)
+    handover = _continued(part, first, dialect, raw=raw, text=whole, beside=beside)
     if text and is_constrained(part.exchange):
         if _is_said(part):
             return Handover(exchange=part.exchange, way="thought", ends="stop")
         handover = _constrained(part, handover, dialect)
-    return replace(handover, way="thought", again_in="content" if text else name, stops=handover.stops if text else ())
+    if text:
+        return replace(handover, way="thought")
+    return replace(handover, way="thought", again_in=name, stops=(), closes=tags.closes.strip() if raw else "")
 
 
-def _continued(part: Part, first: Dialect, dialect: Dialect, *, raw: bool, text: str | None = None) -> Handover:
-    """The text so far is handed over, or `text` in its place."""
+def _continued(
+    part: Part,
+    first: Dialect,
+    dialect: Dialect,
+    *,
+    raw: bool,
+    text: str | None = None,
+    beside: dict[str, str] | None = None,
+) -> Handover:
+    """The text so far is handed over, or `text` in its place. `beside` are further fields of its message."""
     exchange, text = part.exchange, part.content.text.getvalue() if text is None else text
     fields, tokens, again = dict(exchange.fields), part.tokens if part.content.tokens else 0, ""
     made, behind = tokens, text if raw and text else None
@@ -143,8 +165,8 @@ def _continued(part: Part, first: Dialect, dialect: Dialect, *, raw: bool, text:
         pass  # the text stands behind the prompt, not in it
     elif not exchange.endpoint.chats:
         fields[exchange.endpoint.content] += text
-    elif text:
-        fields |= {**dialect.continues, "messages": _with_message(fields, text, first)}
+    elif text or beside:
+        fields |= {**dialect.continues, "messages": _with_message(fields, text, first, beside or {})}
     return Handover(
         exchange=exchange.having(fields),
         way="raw" if raw else "message",
@@ -169,11 +191,11 @@ def _within_limits(fields: dict[str, Any], made: int, given: int) -> tuple[dict[
     return fields, left
 
 
-def _with_message(fields: dict[str, Any], text: str, first: Dialect) -> list[Any]:
+def _with_message(fields: dict[str, Any], text: str, first: Dialect, beside: dict[str, str]) -> list[Any]:
     *before, last = fields["messages"]
     if last["role"] == "assistant" and (not first.continues or fields.get("continue_final_message") is True):
         return [*before, last | {"content": last["content"] + text}]  # the answer goes on with the caller's own words
-    return [*before, last, {"role": "assistant", "content": text}]
+    return [*before, last, {"role": "assistant", "content": text, **beside}]
 
 
 def _rest(part: Part, first: Dialect, dialect: Dialect) -> Handover:

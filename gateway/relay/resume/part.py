@@ -114,7 +114,7 @@ def _plain(fields: dict[str, Any]) -> bool:
 
 
 def _asked(fields: dict[str, Any], names: AbstractSet[str]) -> bool:
-    # By `is`: a completion's `logprobs: 0` asks for some.
+    # By `is`: vLLM's `prompt_logprobs: 0` asks for some.
     return any(fields[name] is not None and fields[name] is not False for name in names & fields.keys())
 
 

@@ -4,8 +4,9 @@ If no token had come yet, the request is made again as it was.
 """
 
 import time
+from itertools import chain
 
-from gateway.dialects.dialect import Dialect, Way
+from gateway.dialects.dialect import Way
 from gateway.errors import EngineRefused, EngineTimeout, EngineUnreachable, StackError
 from gateway.exchange import Exchange
 from gateway.relay.content import Content
@@ -19,7 +20,10 @@ from gateway.routing.routes import Route, Target, least_busy
 from gateway.upstream.client import Upstream
 
 ATTEMPTS = 3  # requests for a continuation, connections that were refused aside
-_ELSEWHERE: frozenset[Way] = frozenset({"message", "raw"})  # ways in which an engine goes on with another kind's answer
+_TEXT: frozenset[Way] = frozenset({"message", "raw"})  # ways in which an engine goes on with a text that it is given
+# Ways in which an engine goes on with what another kind of engine or another model began. None of them depends on what
+# this engine would have said.
+_ELSEWHERE: frozenset[Way] = _TEXT | {"rest", "nailed", "arguments"}
 
 
 def possible(exchange: Exchange, content: Content, error: StackError) -> bool:
@@ -50,7 +54,9 @@ class Search:
         self.first = first
         self.part = part
         self._route = route
-        self._ways = ways(part, first.upstream.dialect)
+        self._left: dict[tuple[str, bool], list[Way]] = {}  # the ways that were not refused yet, by kinds of targets
+        others = (it for tier in route.tiers for it in tier if self._can(it))
+        self._at = next((it for it in chain([first], others) if self._ways(it)), first)  # with whom it is tried now
         self._until = time.monotonic() + route.resume.wait
         self._attempts = ATTEMPTS
         self._away: set[Upstream] = set()
@@ -59,12 +65,12 @@ class Search:
     @property
     def hopeless(self) -> bool:
         """Whether no way is left to continue the answer."""
-        return not self._ways
+        return not self._ways(self._at)
 
     @property
     def way(self) -> Way:
         """The way that is tried now."""
-        return self._ways[0]
+        return self._ways(self._at)[0]
 
     @property
     def said(self) -> str:
@@ -72,17 +78,18 @@ class Search:
         because an Ollama is asked later which of the two it can do."""
         if not self.part.content.tokens:
             return "again"
-        return "text" if self.way in _ELSEWHERE else self.way
+        return "text" if self.way in _TEXT else self.way
 
     @property
     def continues(self) -> bool:
         """Whether the engine gets the text so far, and continues it."""
-        return self.way in _ELSEWHERE and self.part.content.tokens > 0
+        return self.way in _TEXT and self.part.content.tokens > 0
 
     def failed(self, upstream: Upstream, error: StackError) -> None:
         """Note that this engine broke the answer off, or did not continue it."""
-        if error is not self.error and isinstance(error, EngineRefused) and len(self._ways) > 1:
-            self._ways.pop(0)  # it is well, but does not do it in this way
+        ways_left = self._ways(self._at)
+        if error is not self.error and isinstance(error, EngineRefused) and len(ways_left) > 1:
+            ways_left.pop(0)  # it is well, but does not do it in this way
             self._away.discard(upstream)
             return
         self._away.add(upstream)
@@ -100,7 +107,8 @@ class Search:
             for tier in tiers:
                 ready = [it for it in tier if it.upstream not in self._away and it.upstream.breaker.allows()]
                 if ready:
-                    return least_busy(ready)
+                    self._at = least_busy([it for it in ready if self._alike(it)] or ready)
+                    return self._at
             upstreams = {it.upstream for tier in tiers for it in tier} - self._unfit
             back = await first_back(upstreams, self._until - time.monotonic())
             if back is None:
@@ -109,10 +117,29 @@ class Search:
         return None
 
     def _can(self, it: Target) -> bool:
-        dialect: Dialect = self.first.upstream.dialect
-        if self.way not in _ELSEWHERE:
-            return (it.model, it.upstream.dialect) == (self.first.model, dialect)
-        # A completion's prompt goes through the chat template at the one, and not at the other.
-        begun = self.part.content.tokens > 0 and not self.part.exchange.endpoint.chats
-        strange = begun and it.upstream.dialect.doubtful != dialect.doubtful
-        return (self._route.resume.across_models or it.model == self.first.model) and not strange
+        if not self._alike(it):
+            # A completion's prompt goes through the chat template at the one, and not at the other.
+            begun = self.part.content.tokens > 0 and not self.part.exchange.endpoint.chats
+            if begun and it.upstream.dialect.doubtful != self.first.upstream.dialect.doubtful:
+                return False
+            if not self._route.resume.across_models and it.model != self.first.model:
+                return False
+            # A call that the first engine forces by itself would not be forced at the other one.
+            fields = self.part.exchange.fields
+            if not self.part.content.tokens and fields.get("tool_choice") not in (None, "auto", "none"):
+                return False
+        return bool(self._ways(it))
+
+    def _alike(self, it: Target) -> bool:
+        """Whether it is the model that began the answer, on an engine of the same kind."""
+        return (it.model, it.upstream.dialect) == (self.first.model, self.first.upstream.dialect)
+
+    def _ways(self, it: Target) -> list[Way]:
+        """Return the ways that are left for this target."""
+        dialect, alike = it.upstream.dialect, self._alike(it)
+        if (dialect.name, alike) not in self._left:
+            found = ways(self.part, dialect)
+            # What the client has of another model's reasoning does not come again.
+            elsewhere = _ELSEWHERE - {"nailed"} if self.part.content.reasoning else _ELSEWHERE
+            self._left[dialect.name, alike] = [way for way in found if alike or way in elsewhere]
+        return self._left[dialect.name, alike]

@@ -28,7 +28,9 @@ class Splice:
         sent = part.content.text.getvalue() if handover.call is None else ""
         self._rests = [stop[n:] for stop in handover.stops for n in range(1, len(stop)) if sent.endswith(stop[:n])]
         self._held: list[str] = []
-        self._held_logprobs: list[Any] = []
+        self._held_logprobs: dict[str, list[Any]] = {}
+        # The characters before the engine's first one, which does not count those that it was given.
+        self._before = 0 if handover.skips else len(sent)
         self._texts = [self._begin_of_checked()]
 
     @property
@@ -188,20 +190,21 @@ class Splice:
     def _tell_logprobs(self, choice: dict[str, Any], dropped: int) -> None:
         """Take off the log probabilities of the characters that were dropped, and keep those of a text that waits."""
         told = choice.get("logprobs")
-        if type(told) is not dict:
+        told = told if type(told) is dict else {}
+        if not told and (self._held or not self._held_logprobs):
             return
-        for name in ("content", "refusal"):
-            if type(entries := told.get(name)) is list:
-                told[name] = entries[_tokens(entries, dropped) :]
-        if type(tokens := told.get("tokens")) is list:
-            size = _tokens([{"token": it} for it in tokens], dropped)
-            choice["logprobs"] = {key: it[size:] if type(it) is list else it for key, it in told.items()}
-        if type(entries := told.get("content")) is list:
-            if self._held:
-                self._held_logprobs += entries
-            elif self._held_logprobs:
-                told["content"] = [*self._held_logprobs, *entries]
-                self._held_logprobs = []
+        lists = {name: it for name, it in told.items() if type(it) is list}
+        if "tokens" in lists:  # a completion's lists run side by side
+            size = _tokens([{"token": it} for it in lists["tokens"]], dropped)
+            lists = {name: it[size:] for name, it in lists.items()}
+            if "text_offset" in lists:
+                lists["text_offset"] = [it + self._before if type(it) is int else it for it in lists["text_offset"]]
+        else:
+            lists = {name: it[_tokens(it, dropped) :] for name, it in lists.items()}
+        for name, it in self._held_logprobs.items():
+            lists[name] = [*it, *lists.get(name, ())]
+        self._held_logprobs = lists if self._held else {}
+        choice["logprobs"] = told | lists
 
     def _as_arguments(self, choice: dict[str, Any], said: dict[str, Any], new: str) -> None:
         """Make the text that is a call's arguments the rest of them."""

@@ -7,14 +7,17 @@ it makes, and the model's text needs no parsing. Otherwise the same request may 
 """
 
 import asyncio
+import re
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from gateway.dialects.asking import Prompt, as_count
 from gateway.dialects.dialect import Way
+from gateway.dialects.thoughts import Tags
 from gateway.endpoints import ENDPOINTS, Kind
 from gateway.errors import EngineError, EngineRefused
 from gateway.exchange import Exchange
@@ -28,6 +31,10 @@ _QUESTION = "Write one sentence."
 _TRIAL = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": MARKER}]
 _TOKENS = 4  # tokens of a trial's answer, enough to see a repetition of the marker
 _RAW_TOKENS = 8  # tokens of the answer with which the raw way is tried
+_THOUGHT = (
+    "I am asked for one sentence. I know which one I write, so I answer now."  # after it a model ends its reasoning
+)
+_ENDING_TOKENS = 24  # tokens in which it has to do so
 
 _Key = tuple[str, str, str, bool, str]
 
@@ -36,7 +43,7 @@ class Continuations:
     """Remember how the models of all engines continue an answer. One per worker."""
 
     def __init__(self) -> None:
-        self._found: dict[_Key, tuple[float, bool]] = {}
+        self._found: dict[_Key, tuple[float, bool | Tags]] = {}
         self._locks: defaultdict[_Key, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def way(self, upstream: Upstream, model: str, exchange: Exchange, *, same: bool) -> Way:
@@ -45,13 +52,10 @@ class Continuations:
 
         Raises EngineRefused if there is no way, and EngineError if the engine cannot be asked.
         """
-        fields, raw = (
-            parameters.read(upstream.dialect.name, exchange.kind, exchange.fields).fields,
-            upstream.dialect.raw,
-        )
+        fields, raw = _fields(upstream, exchange), upstream.dialect.raw
         tools, effort = fields.get("tools"), fields.get("reasoning_effort")
         # Tools and effort change what a template writes.
-        key = upstream.name, model, bool(tools), effort if effort in ("none", "low", "medium", "high") else ""
+        key = upstream.name, model, bool(tools), _known(effort)
         if raw is not None and raw.fits(fields):
             kind: Kind = exchange.kind
             if await self._finds((f"raw {kind}", *key), lambda: _goes_on_raw(upstream, model, kind, effort)):
@@ -64,13 +68,22 @@ class Continuations:
             return "anew"
         raise EngineRefused("This model does not continue an answer that another engine began.", status=400)
 
-    async def thinks(self, upstream: Upstream, model: str) -> None:
-        """Raise EngineRefused unless this model goes on with reasoning that it is handed between its dialect's tags,
-        and EngineError if the engine can't be asked."""
-        if not await self._finds(("thought", upstream.name, model, False, ""), lambda: _takes_up(upstream, model)):
-            raise EngineRefused("This model does not continue reasoning that it is given.", status=400)
+    async def tags(self, upstream: Upstream, model: str, exchange: Exchange) -> Tags:
+        """Return the tags between which this model continues reasoning that it is given.
 
-    async def _finds(self, key: _Key, look: Callable[[], Awaitable[bool]]) -> bool:
+
+        Raises EngineRefused if it does not go on, and EngineError if the engine cannot be asked.
+        """
+        effort = _fields(upstream, exchange).get("reasoning_effort")
+        dialect = upstream.dialect
+        look = _takes_up_raw if dialect.raw is not None else _takes_up_field if dialect.thinks_in else _takes_up
+        key = "thought", upstream.name, model, False, _known(effort)
+        found = await self._finds(key, lambda: look(upstream, model, effort))
+        if not isinstance(found, Tags):
+            raise EngineRefused("This model does not continue reasoning that it is given.", status=400)
+        return found
+
+    async def _finds(self, key: _Key, look: Callable[[], Awaitable[bool | Tags]]) -> bool | Tags:
         async with self._locks[key]:
             found = self._found.get(key)
             if found is None or time.monotonic() - found[0] > FRESH:
@@ -104,7 +117,66 @@ async def _goes_on_raw(upstream: Upstream, model: str, kind: Kind, effort: Any) 
     return isinstance(rest.get("response"), str) and (text[:half] + rest["response"]).startswith(text)
 
 
-async def _takes_up(upstream: Upstream, model: str) -> bool:
+async def _takes_up_raw(upstream: Upstream, model: str, effort: Any) -> bool | Tags:
+    """Return the tags if raw requests give the second half of a short piece of reasoning, and show where reasoning
+    ends: a tag that the model's vocabulary marks as control is missing in their answers. Raises EngineError."""
+    raw, (begins, ends) = upstream.dialect.raw, upstream.dialect.think_tags
+    asked: dict[str, Any] = {"messages": _TRIAL[:1], "temperature": 0, "max_tokens": _RAW_TOKENS}
+    asked |= {} if effort is None else {"reasoning_effort": effort}
+    prompt = Prompt("chat", model, asked, 0)
+    rendered = await raw.render(upstream, prompt) if raw else None
+    if raw is None or rendered is None:
+        return False
+    path, body, before = raw.path, raw.body, rendered
+    answer = await _ask(upstream, "chat/completions", asked | {"model": model, "stream": False})
+    try:
+        thought = answer["choices"][0]["message"].get("reasoning")
+    except (LookupError, TypeError, AttributeError):
+        return False
+    if not isinstance(thought, str) or not thought.strip():
+        return False
+
+    async def rest(text: str, tokens: int = _RAW_TOKENS) -> str:
+        longer = replace(prompt, fields=asked | {"max_tokens": tokens})
+        told = (await _ask(upstream, path, body(longer, before + text) | {"stream": False})).get("response")
+        return told if isinstance(told, str) else ""
+
+    opens = ""
+    if not rendered.rstrip().endswith(begins):
+        opened = re.match(rf"\s*{re.escape(begins)}\s*", await rest(""))
+        if opened is None:
+            return False
+        opens = opened[0]
+    half = max(0, thought.rfind(" ", 0, len(thought) // 2 + 1))  # an end of a token
+    if not (thought[:half] + await rest(opens + thought[:half])).startswith(thought):
+        return False
+    closed = re.search(rf"\s*{re.escape(ends)}\s*(?=\S)", await rest(opens + _THOUGHT, _ENDING_TOKENS))
+    return Tags(opens, closed[0]) if closed else False
+
+
+async def _takes_up_field(upstream: Upstream, model: str, effort: Any) -> bool | Tags:
+    """Find out whether the prompt ends with reasoning that is handed over in a field of its own, and whether more of it
+    comes then. A blocking answer repeats what was handed over. Raises EngineError."""
+    name = upstream.dialect.thinks_in
+    asked: dict[str, Any] = {
+        "model": model,
+        "messages": [_TRIAL[0], {"role": "assistant", "content": "", name: MARKER}],
+    }
+    asked |= {} if effort is None else {"reasoning_effort": effort}
+    prompt = (await _ask(upstream, "/apply-template", asked)).get("prompt")
+    if not isinstance(prompt, str) or not prompt.endswith(MARKER) or prompt.count(MARKER) != 1:
+        return False
+    answer = await _ask(upstream, "chat/completions", asked | {"max_tokens": _TOKENS, "temperature": 0})
+    try:
+        message = answer["choices"][0]["message"]
+        thought, said = message[name].removeprefix(MARKER), message.get("content")
+    except (LookupError, TypeError, AttributeError):
+        return False
+    more = bool(thought.strip()) and not said and MARKER.split(maxsplit=1)[0] not in thought
+    return Tags("", "") if more else False
+
+
+async def _takes_up(upstream: Upstream, model: str, _effort: Any) -> bool | Tags:
     """By what the chat template leaves of reasoning that is handed over, and by what then comes. Raises EngineError."""
     dialect = upstream.dialect
     begins = dialect.think_tags[0]
@@ -126,8 +198,9 @@ async def _takes_up(upstream: Upstream, model: str) -> bool:
     except (LookupError, TypeError):
         return False
     thought = message.get("reasoning") or message.get("reasoning_content")
-    said = isinstance(thought, str) and bool(thought.strip()) and not message.get("content")
-    return said and MARKER.split(maxsplit=1)[0] not in thought
+    if not isinstance(thought, str) or not thought.strip() or message.get("content"):
+        return False
+    return MARKER.split(maxsplit=1)[0] not in thought and Tags(*dialect.think_tags)
 
 
 async def _continues(upstream: Upstream, model: str, tools: Any, effort: Any) -> bool:
@@ -154,6 +227,15 @@ async def _continues(upstream: Upstream, model: str, tools: Any, effort: Any) ->
         return False
     said = isinstance(text, str) and bool(text.strip()) and not message.get("reasoning")
     return said and not text.lstrip().startswith(MARKER.split(maxsplit=1)[0])
+
+
+def _fields(upstream: Upstream, exchange: Exchange) -> dict[str, Any]:
+    """Return what the engine is sent of a request's fields."""
+    return parameters.read(upstream.dialect.name, exchange.kind, exchange.fields).fields
+
+
+def _known(effort: Any) -> str:
+    return effort if effort in ("none", "low", "medium", "high") else ""
 
 
 async def _ask(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ Verbs:
     close | reset            drop the connection now
     die                      end this process now, as a crash does
     hang                     say nothing more
-With `pace` in a request, it pauses for so many seconds before each event.
+With `pace` in a request or in its `answer`, it pauses for so many seconds before each event.
 A request with `tries`, a list of answers, gets the first one when it comes for the first time, and so on; see
 tests/support/fakes/unruly.py. The field `mark` says which requests are the same.
 GET /_seen lists the requests so far (the last 20,000): path, headers, body, state (running, done, hung_up) and
@@ -47,9 +47,10 @@ from tests.support.fakes.connection import USAGE, Connection
 from tests.support.fakes.dialects import DIALECTS, GENERATING
 from tests.support.fakes.forms import as_json
 from tests.support.fakes.generator import generate
-from tests.support.fakes.model import answer, raw, raw_script, render, stream, template_of
+from tests.support.fakes.model import TURN, answer, raw, raw_script, render, stream, template_of
 from tests.support.fakes.obedient import obey
 from tests.support.fakes.says import says
+from tests.support.fakes.thinker import THINKERS, applied, unasked
 from tests.support.fakes.told import with_told
 from tests.support.fakes.unruly import tried
 from tests.support.fakes.writes import write, write_raw
@@ -120,7 +121,7 @@ class Engine:
             "made": 0,
         }
         self.seen.append(record)
-        script = paced(self.script(path, request), request.get("pace"))
+        script = paced(self.script(path, request), request.get("pace") or said_pace(request))
         play = asyncio.create_task(connection.play(self, script, request, record))
         listen = asyncio.create_task(connection.reader.read(1))
         self.running += 1
@@ -164,6 +165,8 @@ class Engine:
                 asked = json.loads(body)
                 text = asked["prompt"] if "prompt" in asked else " ".join(it["content"] for it in asked["messages"])
                 return 200, {"count": len(text.split())}
+            case "/apply-template":
+                return 200, applied(json.loads(body))
             case "/health" | "/api/version":
                 return self.health, {}
             case "/v1/models":
@@ -188,6 +191,9 @@ class Engine:
         if path == "/api/generate" and request.get("raw"):
             if script and script[0][0] == "write":
                 return write_raw(script[0][1], request, number=number)
+            if not script and request["model"] in THINKERS:
+                given = request["prompt"].rpartition(TURN)[2]
+                return raw({"pieces": unasked(request["model"], given)}, request, number=0)
             return raw(script[0][1], request, number=number) if script else raw({"pieces": TOKENS}, request, number=0)
         if not script and self.dialect and self.dialect.obeys and path in GENERATING:
             return obey(self.dialect.name, request, len(self.seen))
@@ -215,6 +221,12 @@ def said_script(request: dict[str, Any]) -> list[list[Any]]:
     return scripts[-1] or (scripts[0] if scripts[0] and scripts[0][0][0] == "answer" else [])
 
 
+def said_pace(request: dict[str, Any]) -> float | None:
+    """The pace that stands in a script of `said_script`."""
+    script = said_script(request)
+    return script[0][1].get("pace") if script and script[0][0] == "answer" else None
+
+
 def _script_in(message: dict[str, Any]) -> list[list[Any]]:
     match message:
         case {"content": str(text)} | {"prompt": str(text)} | {"input": str(text)} if text.startswith("script:"):
@@ -236,7 +248,11 @@ def default_script(path: str, request: dict[str, Any]) -> list[list[Any]]:
     repeats = begun.get("role") == "assistant" and template_of(request["model"]) == "own"
     text = (begun["content"] if repeats else "") + "".join(TOKENS)
     chat = "prompt" not in request
-    if str(begun.get("content")).startswith("<think>") and request["model"] == "thinker":
+    handed = str(begun.get("content")).startswith("<think>") and request["model"] == "thinker"
+    if request["model"] == "thinker" and "reasoning_content" in begun:
+        message = {"role": "assistant", "content": "", "reasoning_content": begun["reasoning_content"] + text}
+        return [["json", [200, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}]]]
+    if handed or (begun.get("role") == "user" and request["model"] in THINKERS):
         message = {"role": "assistant", "content": None, "reasoning": text}
         return [["json", [200, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}]]]
     said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}

@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 from tests.support.fakes.frames import Frame
+from tests.support.fakes.thinker import rendered, shown
 
 Steps = list[list[Any]]
 PROMPT_TOKENS = 7
@@ -27,7 +28,7 @@ PROMPT_TOKENS = 7
 # message, too. `old`: its Ollama does not show a prompt. `control`: raw, it leaves something out.
 TEMPLATES = {"smollib": "library", "smol": "detected", "smolnat": "own", "smolold": "old", "smolgpt": "control"}
 _SCRIPT = re.compile(r"#(\{.*\})<\|im_end\|>")  # in a message, for what is asked in another way than by OpenAI's fields
-_TURN = "<|im_start|>assistant\n"
+TURN = "<|im_start|>assistant\n"
 
 
 def template_of(model: str) -> str:
@@ -43,7 +44,7 @@ def render(request: dict[str, Any]) -> dict[str, Any]:
     if messages[-1]["role"] == "assistant" and kind in ("library", "own"):
         texts[-1] = texts[-1].removesuffix("<|im_end|>\n")
     else:
-        texts.append(_TURN)
+        texts.append(TURN + rendered(request["model"]))
     told = {"rendered_template": "".join(texts)}
     if kind == "old":
         return {"model": request["model"], "message": {"role": "assistant", "content": "one"}, "done": True}
@@ -60,7 +61,7 @@ def raw_script(request: dict[str, Any]) -> dict[str, Any]:
 def raw(what: dict[str, Any], request: dict[str, Any], *, number: int) -> Steps:
     """The steps of a raw request: lines of JSON."""
     assert request["think"] is False
-    given = request["prompt"].rpartition(_TURN)[2]
+    given = request["prompt"].rpartition(TURN)[2]
     pieces = what["pieces"]
     assert "".join(pieces).startswith(given), f"no beginning of the answer: {given!r}"
     options = request.get("options", {})
@@ -68,8 +69,9 @@ def raw(what: dict[str, Any], request: dict[str, Any], *, number: int) -> Steps:
     if template_of(request["model"]) == "control":
         made = made[1:]
     usage = usage_of(pieces, given, made)
+    made = shown(request["model"], made)
     asked = request.get("logprobs")
-    end = {"done_reason": reason, "prompt_eval_count": usage["prompt_tokens"], "eval_count": len(made)}
+    end = {"done_reason": reason, "prompt_eval_count": usage["prompt_tokens"], "eval_count": usage["completion_tokens"]}
     if not request["stream"]:
         return [["json", [200, {"response": "".join(made), "done": True} | end]]]
     said = [{"response": text, "done": False} | ({"logprobs": [token(text)]} if asked else {}) for text in made]

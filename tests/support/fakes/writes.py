@@ -22,6 +22,7 @@ from gateway.grammars.grammar import read
 from gateway.grammars.rest import Walk
 from tests.support.fakes.frames import Frame, Json
 from tests.support.fakes.model import PROMPT_TOKENS, Steps, cut_of, given_in, raw, rest_of, token, wrong_in
+from tests.support.fakes.thinker import handed, written
 
 
 def write(what: Json, request: Json, *, number: int, unique: int) -> Steps:
@@ -31,6 +32,8 @@ def write(what: Json, request: Json, *, number: int, unique: int) -> Steps:
     if wrong := wrong_in(dialect, request) or ", ".join(refused):
         return [["json", [400, {"error": {"message": wrong, "type": "BadRequestError", "code": 400}}]]]
     given = given_in(dialect, request) if "messages" in request else _prompted(what, request)
+    thought = handed(request) if dialect == "llamacpp" else None
+    given = given if thought is None else thought
     if given.startswith("<think>\n"):
         return _thinking(what, request, given.removeprefix("<think>\n"), number=number, unique=unique)
     choices, disobeys = what["choices"], bool(number) and "disobeys" in what
@@ -69,8 +72,9 @@ def write_raw(what: Json, request: Json, *, number: int) -> Steps:
     """The steps of a raw request to Ollama."""
     given = request["prompt"].rpartition("<|im_start|>assistant\n")[2]
     seed = request.get("options", {}).get("seed")
-    index = _index(what, what["choices"], given, seed)
-    return raw(what | {"pieces": what["choices"][index]["pieces"]}, request, number=number)
+    choice = what["choices"][_index(what, what["choices"], given, seed)]
+    pieces = written(request["model"], choice.get("thinks", []), choice["pieces"])
+    return raw(what | {"pieces": pieces}, request, number=number)
 
 
 def _prompted(what: Json, request: Json) -> str:
@@ -145,13 +149,16 @@ def events_of(frame: Frame, made: list[tuple[int, Json]], request: Json) -> list
 def _line(frame: Frame, index: int, said: Json, request: Json) -> list[Json]:
     """The events of one choice."""
     thoughts = [] if said.get("given") else said.get("thinks", [])
-    events = [frame.thought(text, index, first=number == 0) for number, text in enumerate(thoughts)]
+    events, offset = [frame.thought(text, index, first=number == 0) for number, text in enumerate(thoughts)], 0
     for number, text in enumerate(said.get("pieces", ())):
         event = frame.text(text, index, first=number == 0 and not thoughts)
         if request.get("logprobs") or request.get("n_probs"):
             event["choices"][0]["logprobs"] = (
-                {"content": [token(text)]} if frame.chat else {"tokens": [text], "token_logprobs": [-0.25]}
+                {"content": [token(text)]}
+                if frame.chat
+                else {"tokens": [text], "token_logprobs": [-0.25], "text_offset": [offset]}
             )
+        offset += len(text)
         events.append(event)
     calls = said.get("calls", [])
     for number, (name, pieces) in enumerate(calls):
