@@ -13,9 +13,10 @@ import shutil
 import struct
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_SEATS = 256  # workers alive at a time: those of STACK_WORKERS, and old ones that finish their answers
 PATIENCE = 0.25  # seconds to wait for the lock, which is held for microseconds
@@ -94,46 +95,90 @@ class Flag:
         return self._byte[0] == 1
 
 
+class Kept(NamedTuple):
+    """Data, its number, and when it was last true (time.monotonic())."""
+
+    data: bytes
+    number: int
+    at: float
+
+
 class Keepsake:
-    """Keep the newest data that a worker has read, for a worker that starts while the source is unreachable.
+    """Keep the newest data that a worker has read, for a worker that starts while the source is unreachable. It is one
+    line, and a further line for each change of it. Each state has a number.
 
     Raises OSError if the file cannot be written, for example on a full disk. Nothing is kept then.
     """
+
+    HEAD = struct.Struct("<dqqq")  # since when it is true, its number, its size in bytes, and that of the first line
+    ROOM = 1 << 20  # bytes of changes that are kept, at least
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "keepsake"
         self._lock = directory / "keepsake.lock"
         self._seen = memoryview(mmap.mmap(-1, 8)).cast("d")
 
-    def keep(self, data: bytes, since: float) -> None:
-        """Keep data that was true from the moment `since` on (time.monotonic()). Newer data of another worker stays."""
-        try:
-            with self._lock.open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                found = self._read()
-                if found is None or found[0] <= since:
-                    new = self._file.with_suffix(".new")
-                    new.write_bytes(struct.pack("<d", since) + data)
-                    new.replace(self._file)
-        except OSError:
-            self._file.unlink(missing_ok=True)  # the old data is no longer true
-            raise
+    def keep(self, data: bytes, number: int, since: float) -> None:
+        """Keep one line of data that was true from the moment `since` on (time.monotonic()). Newer data of another
+        worker stays."""
+        with self._locked():
+            head = self._head()
+            if head is None or head[0] <= since:
+                new = self._file.with_suffix(".new")
+                new.write_bytes(self.HEAD.pack(since, number, len(data), len(data)) + data)
+                new.replace(self._file)
+
+    def add(self, line: bytes, before: int, number: int, since: float) -> bool:
+        """Keep one more line, by which a state after `before` becomes the state `number`. Returns whether the file
+        is at that state now, or at a later one. If not, the file is removed, and everything has to be kept anew."""
+        with self._locked():
+            head = self._head()
+            if head is None:
+                return False
+            at, there, size, first = head
+            if at > since or there == number:
+                return True
+            if not before <= there < number or size + len(line) > 2 * first + self.ROOM:
+                self._file.unlink()  # the old data is no longer true
+                return False
+            with self._file.open("r+b") as file:
+                file.seek(self.HEAD.size + size)
+                file.write(b"\n" + line)
+                file.flush()  # before the head: a worker that is killed in between leaves the file as it was
+                file.seek(0)
+                file.write(self.HEAD.pack(since, number, size + 1 + len(line), first))
+            return True
 
     def still_true(self, moment: float) -> None:
         """Note that the kept data was true at that moment, by time.monotonic()."""
         self._seen[0] = max(self._seen[0], moment)
 
-    def look(self) -> tuple[bytes, float] | None:
-        """Return the kept data, and when it was last true; None if nothing is kept."""
-        found = self._read()
-        return None if found is None else (found[1], max(found[0], self._seen[0]))
-
-    def _read(self) -> tuple[float, bytes] | None:
+    def look(self, after: int) -> Kept | None:
+        """Return the kept lines; None if there are none, or if their number is not above `after`."""
         try:
-            found = self._file.read_bytes()
-        except FileNotFoundError:
+            with self._file.open("rb") as file:
+                since, number, size, _ = self.HEAD.unpack(file.read(self.HEAD.size))
+                return Kept(file.read(size), number, max(since, self._seen[0])) if number > after else None
+        except (FileNotFoundError, struct.error):
             return None
-        return (struct.unpack_from("<d", found)[0], found[8:]) if len(found) > 8 else None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with self._lock.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError:
+            self._file.unlink(missing_ok=True)  # the old data is no longer true
+            raise
+
+    def _head(self) -> tuple[float, int, int, int] | None:
+        try:
+            with self._file.open("rb") as file:
+                since, number, size, first = self.HEAD.unpack(file.read(self.HEAD.size))
+        except (FileNotFoundError, struct.error):
+            return None
+        return since, number, size, first
 
 
 class Shared:

@@ -7,7 +7,7 @@ from fastapi import Depends, FastAPI, Header, Query
 from starlette.exceptions import HTTPException
 
 from gateway.api import openapi
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.routing.listing import Listing, page
 
 Limit = Annotated[int | None, Query(ge=1, le=1000, description="The most models of one page, as in Anthropic's API.")]

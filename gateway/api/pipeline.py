@@ -30,7 +30,8 @@ from gateway.endpoints import Endpoint
 from gateway.errors import BadRequest, InvalidKey, ModelNotFound, StackError, UnsupportedMediaType
 from gateway.exchange import Exchange
 from gateway.forced_tools import demand
-from gateway.keys.authenticate import Key, Keys
+from gateway.keys.authenticate import Keys
+from gateway.keys.known import Key
 from gateway.limits import lengths
 from gateway.limits.rules import Book, Inherited, Lease
 from gateway.prompts.render import Prompts

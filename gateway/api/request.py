@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from gateway.api.faces import Asked, Face, Setting
 from gateway.endpoints import Endpoint
 from gateway.exchange import Exchange
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.limits.rules import Lease
 from gateway.relay.relay import Keep
 from gateway.routing.routes import Route

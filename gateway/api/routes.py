@@ -25,7 +25,8 @@ from gateway.errors import (
     NotFound,
     StackError,
 )
-from gateway.keys.authenticate import Key, Keys
+from gateway.keys.authenticate import Keys
+from gateway.keys.known import Key
 from gateway.responses.responses import Responses
 from gateway.routing.health import Health
 from gateway.routing.listing import Listing

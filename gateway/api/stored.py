@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from gateway.errors import BadRequest
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.responses.responses import Responses
 
 MOST = 100  # items of one page

@@ -25,7 +25,7 @@ from gateway.console.pages import HTML, Pages, answer, redirect
 from gateway.console.requests import RequestPages
 from gateway.console.usage import UsagePages
 from gateway.errors import InvalidKey, StackError
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.routing.routes import Routes
 
 # Seconds of processor time that a worker spends on all visitors of a kind: in a second, and at once.

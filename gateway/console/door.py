@@ -18,7 +18,8 @@ from gateway import headers as names
 from gateway.console.sessions import Sessions
 from gateway.errors import InvalidKey, StackError
 from gateway.keys import secret
-from gateway.keys.authenticate import Key, Keys
+from gateway.keys.authenticate import Keys
+from gateway.keys.known import Key
 from gateway.settings import Settings
 
 COOKIE = "stack_console"

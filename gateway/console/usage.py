@@ -16,7 +16,7 @@ from gateway.console.ask import Ask
 from gateway.console.pages import Pages, answer, seconds, short
 from gateway.console.plots import MOST, Line, draw
 from gateway.errors import BadRequest
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.limits.rules import quotas_used
 from gateway.usage.rows import LISTED, UsageBook, inert
 from gateway.usage.sums import BYS, DAY, HOUR, By, Span, Sums, Total, begins

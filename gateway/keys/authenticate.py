@@ -14,53 +14,28 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
 from gateway.errors import InvalidKey, StackError, StoreUnavailable
 from gateway.keys import keepsake, neighbours, secret
 from gateway.keys.book import Keybook
-from gateway.keys.configured import defaults, listed_id
-from gateway.keys.entries import Contents, Entry
-from gateway.keys.limit_fields import Limits
+from gateway.keys.entries import Changes
+from gateway.keys.known import INCORRECT, Key, Keyring, Known
 from gateway.settings import PLACEHOLDER_KEY, Settings
 from gateway.shared_memory import Keepsake
 from gateway.store.store import Store
 
 POLL = 0.4  # seconds between two looks at the store's revision
 ASK = 0.5  # seconds between two questions about unknown keys
+RENEW = 60.0  # seconds, at least, between two readings of all keys because the file of them is missing
 
 log = logging.getLogger("stack")
 _Result = TypeVar("_Result")
 
 _PLACEHOLDER = PLACEHOLDER_KEY.encode()
-# OpenAI's own words: some clients tell a wrong key from a bad request by them alone.
-_INCORRECT = "Incorrect API key provided"
 _NONE = "You didn't provide an API key. Send it in a header: Authorization: Bearer <key>, or x-api-key: <key>."
-_UNKNOWN = f"{_INCORRECT}: this gateway does not know the key. Ask the operator of this gateway for a key."
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A caller. `id` names the key everywhere, and the key itself cannot be found from it."""
-
-    id: str
-    name: str = ""
-    owner: str = ""
-    models: frozenset[str] | None = None  # names it may use, as callers write them; None: all
-    limits: Limits = field(default_factory=Limits)
-    priority: int = 1  # its weight in the queue in front of a busy engine
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    digest: bytes = field(default=b"", repr=False)  # of the secret that was shown, of two that a key may have
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    key: Key
-    ends: float  # seconds since 1970; infinity: never
-    disabled: bool = False
-    stored: bool = True  # in the store, not in STACK_API_KEYS
+_UNKNOWN = f"{INCORRECT}: this gateway does not know the key. Ask the operator of this gateway for a key."
 
 
 class Also(NamedTuple):
@@ -88,14 +63,15 @@ class Keys:
         self._book = Keybook(store)
         self._store = store
         self._grace = settings.stack_store_grace
-        self._known = self._listed(defaults(settings))
-        self._number = -1  # the store's revision of these keys
+        self._keyring = Keyring(settings)
+        self._whole = True  # the next look reads everything
+        self._renew_at = float("inf")  # when everything is read again to keep it in a file, time.monotonic()
+        self._read_at = float("-inf")  # when everything was last read
         self._looking = asyncio.Lock()
         self._good_at = float("-inf")  # when the store last answered, time.monotonic()
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None  # a look at the store that is due and has not begun
         self.trouble: StoreUnavailable | None = None  # why the store is unavailable; None: it is available
-        self.broken: tuple[str, ...] = ()  # invalid rows of the store
 
     async def __aenter__(self) -> Self:
         await self._look()
@@ -126,7 +102,7 @@ class Keys:
         if len(tokens) == 1:
             return await self._key(tokens[0], peer)
         # A key in memory is tried first, because a look at the store may take half a second.
-        known = [hashlib.sha256(it).digest() in self._known for it in tokens]
+        known = [self._keyring.get(hashlib.sha256(it).digest()) is not None for it in tokens]
         refusals: list[StackError] = []
         for token in tokens if known[0] or not known[1] else reversed(tokens):
             try:
@@ -138,28 +114,33 @@ class Keys:
     async def _key(self, token: bytes, peer: tuple[str, int] | None) -> Key:
         if token == _PLACEHOLDER and (peer is None or not neighbours.is_outside(peer[0])):
             raise InvalidKey(
-                f"{_INCORRECT}: the placeholder '{PLACEHOLDER_KEY}' works only on this machine, and not for containers "
+                f"{INCORRECT}: the placeholder '{PLACEHOLDER_KEY}' works only on this machine, and not for containers "
                 "beside the gateway. Set a key of your own (STACK_API_KEYS)."
             )
         digest = hashlib.sha256(token).digest()
-        known = self._known.get(digest)
+        known = self._keyring.get(digest)
         if known is None:
             if not secret.is_well_formed(token):
                 raise InvalidKey(_UNKNOWN)
             known = await self._ask(digest)
         if known.stored:
-            _check(known)
+            known.check()
             self._check_trust()
-        return known.key
+        return self._keyring.key(known)
 
     def still(self, key: Key) -> Key:
         """Return the current state of a key. Raises InvalidKey if it was revoked or has expired since its
         request came."""
-        known = self._known.get(key.digest)
+        known = self._keyring.get(key.digest)
         if known is None:
-            raise InvalidKey(f"{_INCORRECT}: this key was revoked. Ask the operator of this gateway for a new one.")
-        _check(known)
-        return known.key
+            raise InvalidKey(f"{INCORRECT}: this key was revoked. Ask the operator of this gateway for a new one.")
+        known.check()
+        return self._keyring.key(known)
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The invalid rows of the store."""
+        return self._keyring.broken
 
     def _check_trust(self) -> None:
         if self.trouble is not None and time.monotonic() - self._good_at > self._grace:
@@ -167,7 +148,7 @@ class Keys:
                 "The gateway's store has been unreachable for too long, so it cannot check this key. Try again later."
             )
 
-    async def _ask(self, digest: bytes) -> _Known:
+    async def _ask(self, digest: bytes) -> Known:
         """Look for a key that may be newer than the last look. The store is asked at most twice a second, however many
         requests wait."""
         if self.trouble is not None:
@@ -175,7 +156,7 @@ class Keys:
         if self._asking is None:
             self._asking = asyncio.create_task(self._look_soon())
         await asyncio.shield(self._asking)
-        if (known := self._known.get(digest)) is not None:
+        if (known := self._keyring.get(digest)) is not None:
             return known
         if self.trouble is not None:
             raise _untold()
@@ -194,7 +175,7 @@ class Keys:
             self._looked()
 
     async def _look(self) -> None:
-        """Check whether the store has changed, and load the keys if so. Never raises, because without this task revoked
+        """Check whether the store has changed, and take over what has. Never raises, because without this task revoked
         keys would stay in force."""
         async with self._looking:
             try:
@@ -216,79 +197,68 @@ class Keys:
             self._good_at = time.monotonic()
             self._keepsake.still_true(self._good_at)
             if found is not None:
-                self._number, self._known = found
+                self._take(found)
 
     async def _in_thread(self, call: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def _read(self) -> tuple[int, dict[bytes, _Known]] | None:
-        """Read the keys, in a thread. None: nothing has changed."""
-        if self._number < 0:
+    def _read(self) -> Keyring | Changes | None:
+        """Read what has changed, or everything. None: nothing has changed. Called in a thread."""
+        if self._whole:
             self._store.migrate()
-        if self._store.number() == self._number:
-            return None
-        since = time.monotonic()
-        found = self._book.contents(), self._also.read()
+        since, there = time.monotonic(), self._keyring
+        if not self._whole and since < self._renew_at:
+            if self._store.number() == there.number:
+                return None
+            if (changes := self._book.changes(there.number, there.mark)) is not None:
+                also = self._also.read() if changes.prompts else None
+                self._keep(keepsake.dump_changes(changes, also), changes.number, since, there.number)
+                if also is not None:
+                    self._also.take(also)
+                return changes
+        contents, all_also = self._book.contents(), self._also.read()
+        self._whole, self._renew_at, self._read_at = False, float("inf"), since
+        self._keep(keepsake.dump(contents, all_also), contents.number, since)
+        self._also.take(all_also)
+        return Keyring(self._settings, contents)
+
+    def _keep(self, line: bytes, number: int, since: float, before: int | None = None) -> None:
+        """Keep the keys in a file: all of them, or the changes after the revision `before`. If changes can be added to
+        no file, all keys are read again later."""
         try:
-            self._keepsake.keep(keepsake.dump(*found), since)
+            if before is None:
+                self._keepsake.keep(line, number, since)
+            elif not self._keepsake.add(line, before, number, since):
+                self._renew_at = self._read_at + RENEW
         except OSError as exc:
+            if before is not None:
+                self._renew_at = self._read_at + RENEW
             log.warning(
                 "the keys cannot be kept for a worker that starts while the store is unreachable: %s", exc.strerror
             )
-        return found[0].number, self._take(*found)
 
     def _remember(self) -> None:
         """Load the keys that another worker has kept, if they are newer. Called in a thread."""
         try:
-            if (kept := self._keepsake.look()) is not None:
-                found = keepsake.load(kept[0])
-                if found[0].number > self._number:
-                    self._known, self._good_at = self._take(*found), kept[1]
-                    self._number = -1  # the store has to be read again
+            if (kept := self._keepsake.look(self._keyring.number)) is not None:
+                contents, also = keepsake.load(kept.data)
+                self._also.take(also)
+                self._take(Keyring(self._settings, contents))
+                self._good_at = kept.at
+                self._whole = True  # the store has to be read again
         except Exception:
             log.exception("the keys of the other workers cannot be read")
 
-    def _take(self, contents: Contents, also: bytes) -> dict[bytes, _Known]:
-        self._also.take(also)
-        if contents.broken and contents.broken != self.broken:
-            some = "; ".join(contents.broken[:5])
-            log.error("%d rows of the store are damaged and left out: %s", len(contents.broken), some)
-        self.broken = contents.broken
-        general = contents.defaults.over(defaults(self._settings))
-        known = {}
-        for digest, (entry, ends) in contents.secrets.items():
-            key = _key(entry, general, digest)
-            last = min(float("inf") if it is None else it for it in (ends, entry.expires_at))
-            known[digest] = _Known(key, last, disabled=entry.disabled)
-        return known | self._listed(general)
-
-    def _listed(self, general: Limits) -> dict[bytes, _Known]:
-        """Return the keys of STACK_API_KEYS."""
-        digests = [secret.digest(key.encode()) for key in self._settings.accepted_keys()]
-        return {it: _Known(Key(listed_id(it), limits=general, digest=it), float("inf"), stored=False) for it in digests}
-
-
-def _check(known: _Known) -> None:
-    """Check that a key is in force. Raises InvalidKey, with a reason that only the holder of the right secret
-    can get."""
-    if known.disabled:
-        raise InvalidKey(f"{_INCORRECT}: this key is disabled. Ask the operator of this gateway.")
-    if time.time() >= known.ends:
-        raise InvalidKey(f"{_INCORRECT}: this key has expired. Ask the operator of this gateway for a new one.")
+    def _take(self, found: Keyring | Changes) -> None:
+        before = self._keyring.broken
+        if isinstance(found, Keyring):
+            self._keyring = found
+        else:
+            self._keyring.change(found)
+        broken = self._keyring.broken
+        if broken and broken != before:
+            log.error("%d rows of the store are damaged and left out: %s", len(broken), "; ".join(broken[:5]))
 
 
 def _untold() -> StoreUnavailable:
     return StoreUnavailable("The gateway cannot look up the API key right now. Try again shortly.")
-
-
-def _key(entry: Entry, limits: Limits, digest: bytes) -> Key:
-    return Key(
-        id=entry.id,
-        name=entry.name,
-        owner=entry.owner,
-        models=None if entry.models is None else frozenset(entry.models),
-        limits=entry.limits.over(limits),
-        priority=entry.priority,
-        labels=MappingProxyType(entry.labels),
-        digest=digest,
-    )

@@ -4,21 +4,19 @@ Times are whole seconds since 1970 in UTC. A key is identified by its id. Of its
 rotation), only digests are stored.
 """
 
-import json
 import time
 from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ValidationError
 
-from gateway import validation
 from gateway.errors import BadRequest, NotFound
-from gateway.keys import secret
-from gateway.keys.entries import Contents, Entry, KeptDefault, KeptSecret, KeyFields, NewKeyFields
+from gateway.keys import rows, secret
+from gateway.keys.entries import Changes, Contents, Entry, KeyFields, NewKeyFields
 from gateway.keys.limit_fields import LimitFields
 from gateway.keys.tables import default_limits, deleted_keys, keys, secrets
 from gateway.responses.tables import forget
+from gateway.store import revisions
 from gateway.store.store import Store
 
 
@@ -35,8 +33,12 @@ class Keybook:
         now = int(time.time())
         key_id = secret.new_id()
         text = secret.new_secret(key_id)
-        row = asked.model_dump() | {"id": key_id, "created_at": now, "limits": _without_nulls(asked.limits)}
-        with self._store.change() as connection:
+        row = asked.model_dump() | {
+            "id": key_id,
+            "created_at": now,
+            "limits": asked.limits.model_dump(exclude_none=True),
+        }
+        with self._store.change("key", key_id) as connection:
             connection.execute(keys.insert().values(row))
             connection.execute(secrets.insert().values(_secret_row(key_id, text, now)))
         return self.show(key_id), text
@@ -57,7 +59,7 @@ class Keybook:
         query = sa.select(keys.c.id).where(*where).order_by(keys.c.created_at.desc(), keys.c.id.desc()).limit(most + 1)
         with self._store.read() as connection:
             ids = list(connection.execute(query).scalars())
-            found = _entries(connection, keys.c.id.in_(ids[:most]))[0]
+            found = rows.read_keys(connection, keys.c.id.in_(ids[:most]))[0]
         return found[::-1], len(ids) > most
 
     def called(self, ids: Collection[str]) -> dict[str, tuple[str, str]]:
@@ -69,7 +71,7 @@ class Keybook:
     def list(self) -> list[Entry]:
         """Return all keys whose rows are valid, the oldest first."""
         with self._store.read() as connection:
-            return _entries(connection)[0]
+            return rows.read_keys(connection)[0]
 
     def show(self, key_id: str) -> Entry:
         with self._store.read() as connection:
@@ -84,11 +86,11 @@ class Keybook:
         """Change the fields that `asked` sets; limits are set one by one. Disabling a key ends the old secrets of a
         rotation: after it is enabled again, only its newest secret works."""
         values = asked.model_dump(include=asked.model_fields_set)
-        with self._store.change() as connection:
+        with self._store.change("key", key_id) as connection:
             there = self._entry(connection, key_id)
             if "limits" in values:
                 limits = there.limits.model_copy(update=asked.limits.model_dump(exclude_unset=True))
-                values["limits"] = _without_nulls(limits)
+                values["limits"] = limits.model_dump(exclude_none=True)
             if values:
                 connection.execute(keys.update().where(keys.c.id == key_id).values(values))
             if values.get("disabled"):
@@ -102,7 +104,7 @@ class Keybook:
         because they may be stolen. Raises BadRequest for an expired key."""
         now = int(time.time())
         text = secret.new_secret(key_id)
-        with self._store.change() as connection:
+        with self._store.change("key", key_id) as connection:
             entry = self._entry(connection, key_id)
             _check_not_over(entry)
             if entry.disabled:
@@ -116,7 +118,7 @@ class Keybook:
 
     def delete(self, key_id: str) -> None:
         """Delete a key permanently, with its stored responses. Its usage stays, under its id and name."""
-        with self._store.change() as connection:
+        with self._store.change("key", key_id) as connection:
             name = self._name(connection, key_id)
             if connection.execute(keys.delete().where(keys.c.id == key_id)).rowcount:
                 connection.execute(deleted_keys.insert().values(id=key_id, name=name))
@@ -125,41 +127,45 @@ class Keybook:
     def defaults(self) -> LimitFields:
         """Return the limits of keys that have none of their own. None: the setting applies."""
         with self._store.read() as connection:
-            return _defaults(connection)
+            return rows.read_defaults(connection)
 
     def set_defaults(self, asked: LimitFields) -> LimitFields:
         """Change the default limits that `asked` sets."""
         values = asked.model_dump(include=asked.model_fields_set)
-        with self._store.change() as connection:
+        with self._store.change("limits") as connection:
             connection.execute(default_limits.delete().where(default_limits.c.name.in_(values)))
-            rows = [{"name": name, "value": value} for name, value in values.items() if value is not None]
-            if rows:
-                connection.execute(default_limits.insert().values(rows))
-            return _defaults(connection)
+            given = [{"name": name, "value": value} for name, value in values.items() if value is not None]
+            if given:
+                connection.execute(default_limits.insert().values(given))
+            return rows.read_defaults(connection)
 
     def contents(self) -> Contents:
+        """Return everything that a worker keeps in memory."""
         with self._store.read() as connection:
-            number = self._store.number_in(connection)
-            entries, broken = _entries(connection)
-            by_id = {entry.id: entry for entry in entries}
-            found = {}
-            for row in connection.execute(sa.select(secrets)).mappings():
-                try:
-                    it = KeptSecret.model_validate(dict(row))
-                except ValidationError as exc:
-                    broken[f"a secret of the key {row['key_id']}"] = _told(exc, KeptSecret)
-                    continue
-                if it.key_id in by_id:
-                    found[bytes.fromhex(it.digest)] = by_id[it.key_id], it.expires_at
-            defaults = _defaults(connection, broken)
-            return Contents(number, defaults, found, tuple(f"{name} ({why})" for name, why in broken.items()))
+            number = revisions.number(connection)
+            found, broken = rows.read_secrets(connection)
+            defaults = rows.read_defaults(connection, broken)
+            return Contents(number, defaults, found, rows.damages(broken), revisions.mark(connection, number))
+
+    def changes(self, since: int, mark: int | None) -> Changes | None:
+        """Return what has changed since the revision `since`, which had that mark. None: everything has to be read,
+        because too much has changed, or this is not known."""
+        with self._store.read() as connection:
+            noted = revisions.since(connection, since, mark)
+            if noted is None:
+                return None
+            ids = frozenset(it.key_id for it in noted if it.of == "key")
+            found, broken = rows.read_secrets(connection, ids) if ids else ({}, {})
+            defaults = rows.read_defaults(connection, broken)
+            last, prompts = noted[-1], any(it.of == "prompts" for it in noted)
+            return Changes(last.number, last.mark, ids, defaults, found, rows.damages(broken), prompts)
 
     def _name(self, connection: sa.Connection, key_id: str) -> str:
-        _, broken = _entries(connection, keys.c.id == key_id)
+        _, broken = rows.read_keys(connection, keys.c.id == key_id)
         return key_id if broken else self._entry(connection, key_id).name
 
     def _entry(self, connection: sa.Connection, key_id: str) -> Entry:
-        found, broken = _entries(connection, keys.c.id == key_id)
+        found, broken = rows.read_keys(connection, keys.c.id == key_id)
         if found:
             return found[0]
         for which, why in broken.items():
@@ -174,61 +180,6 @@ class Keybook:
         raise unknown(key_id)
 
 
-def _defaults(connection: sa.Connection, broken: dict[str, str] | None = None) -> LimitFields:
-    """Return the default limits. An invalid one is noted in `broken`, and the setting applies in its place."""
-    found = {}
-    for row in connection.execute(sa.select(default_limits)).mappings():
-        try:
-            it = KeptDefault.model_validate(dict(row))
-        except ValidationError as exc:
-            if broken is not None:
-                broken[f"the default limit {str(row['name'])[:40]}"] = _told(exc, KeptDefault)
-        else:
-            found[it.name] = it.value
-    return LimitFields.model_validate(found)
-
-
-def _entries(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> tuple[list[Entry], dict[str, str]]:
-    """Return the keys whose rows are valid, and for each other key what is wrong with its row. An invalid row must not
-    make the other keys unusable, so values are converted only here."""
-    by_key: dict[str, list[dict[str, int | None]]] = {}
-    columns = (secrets.c.key_id, secrets.c.created_at, secrets.c.expires_at)
-    theirs = [secrets.c.key_id.in_(sa.select(keys.c.id).where(*where))] if where else []
-    for row in connection.execute(sa.select(*columns).where(*theirs).order_by(secrets.c.created_at)):
-        by_key.setdefault(row.key_id, []).append({"created_at": row.created_at, "expires_at": row.expires_at})
-    found, broken = [], {}
-    query = sa.select(*(_raw(it) for it in keys.columns)).where(*where).order_by(keys.c.created_at, keys.c.id)
-    for values in map(dict[str, Any], connection.execute(query).mappings()):
-        key_id = values["id"]
-        try:
-            found.append(_kept(values, by_key.get(key_id, [])))
-        except ValidationError as exc:
-            broken[f"the key {key_id}"] = _told(exc, Entry)
-        except ValueError:
-            broken[f"the key {key_id}"] = "damaged JSON"
-    return found, broken
-
-
-def _raw(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """Return the column without conversion: JSON as text, and SQLite's own values for true and false."""
-    if isinstance(column.type, sa.JSON):
-        return sa.cast(column, sa.Text).label(column.name)
-    return sa.type_coerce(column, sa.types.NULLTYPE).label(column.name)
-
-
-def _kept(values: dict[str, Any], its_secrets: list[dict[str, int | None]]) -> Entry:
-    """Return a checked key. Raises ValueError."""
-    for name in ("models", "limits", "labels"):
-        values[name] = None if values[name] is None else json.loads(values[name])
-    if values["disabled"] in (0, 1):
-        values["disabled"] = bool(values["disabled"])
-    return Entry.model_validate(values | {"secrets": its_secrets}, strict=True)
-
-
-def _told(exc: ValidationError, model: type[BaseModel]) -> str:
-    return ": ".join(filter(None, validation.first(exc, model)))
-
-
 def _check_not_over(entry: Entry) -> None:
     if entry.expires_at is not None and entry.expires_at <= time.time():
         raise BadRequest(
@@ -239,10 +190,6 @@ def _check_not_over(entry: Entry) -> None:
 
 def _secret_row(key_id: str, text: str, now: int) -> dict[str, Any]:
     return {"digest": secret.digest(text.encode()).hex(), "key_id": key_id, "created_at": now, "expires_at": None}
-
-
-def _without_nulls(limits: LimitFields) -> dict[str, int]:
-    return limits.model_dump(exclude_none=True)
 
 
 def exists(connection: sa.Connection, key_id: str) -> bool:

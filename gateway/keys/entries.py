@@ -28,6 +28,7 @@ Text = Annotated[str, Field(max_length=200, pattern=NO_CONTROLS)]
 Name = Annotated[Text, Field(min_length=1), AfterValidator(_visible)]
 YEAR = 366 * 86_400
 LAST = 253_402_300_799  # the last second of the year 9999, the last year of Python's calendar
+KEY, SECRET, DEFAULT = "the key ", "a secret of the key ", "the default limit "  # how an invalid row is named
 ID = r"^[0-9A-Za-z]{1,16}$"
 DIGEST = r"^[0-9a-f]{64}$"
 Id = Annotated[str, Field(pattern=ID)]
@@ -114,9 +115,30 @@ class KeptDefault(BaseModel):
 
 class Contents(NamedTuple):
     """Everything that a worker keeps in memory: each secret's digest, its key, and when it ends. `number` is the
-    store's revision. `broken` names the invalid rows, whose keys cannot be used."""
+    store's revision, and `mark` the mark of that revision. `broken` names the invalid rows, whose keys cannot be
+    used."""
 
     number: int
     defaults: LimitFields
     secrets: dict[bytes, tuple[Entry, int | None]]
     broken: tuple[str, ...] = ()
+    mark: int | None = None
+
+
+class Changes(NamedTuple):
+    """The difference between two revisions: the keys with these `ids` have changed, and have these `secrets` now. A
+    key that was deleted, or whose row is invalid, has none. `number`, `mark` and `defaults` are those of the later
+    revision. `prompts`: prompts have changed, too."""
+
+    number: int
+    mark: int
+    ids: frozenset[str]
+    defaults: LimitFields
+    secrets: dict[bytes, tuple[Entry, int | None]]
+    broken: tuple[str, ...] = ()
+    prompts: bool = False
+
+    def still_broken(self, before: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the invalid rows of the later revision. `before` are those of the earlier one."""
+        read = [DEFAULT, *(f"{which}{key_id} (" for which in (KEY, SECRET) for key_id in self.ids)]
+        return (*(it for it in before if not it.startswith(tuple(read))), *self.broken)

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from gateway.store.store import metadata
+from gateway.store.revisions import metadata
 
 keys = sa.Table(
     "keys",

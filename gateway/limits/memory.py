@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from gateway.errors import GatewayBusy, StackError
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.near import Near

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, LiteralString, NamedTuple, Self
 
 from gateway.errors import GatewayBusy, StackError
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import Accounts, SharedBook, SharedLease
 from gateway.limits.near import Near

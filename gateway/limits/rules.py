@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.errors import QuotaSpent, RateLimited, StackError
 from gateway.headers import RATE_LIMITS
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import NOTHING, Estimate
 from gateway.usage.rows import UsageBook

@@ -13,7 +13,8 @@ from gateway.errors import BadRequest, NotFound
 from gateway.keys import book as keybook
 from gateway.keys.entries import Moment, Text
 from gateway.prompts.render import Prompt, TemplateRefusedError, check
-from gateway.store.store import Store, metadata
+from gateway.store.revisions import metadata
+from gateway.store.store import Store
 from gateway.validation import WORD
 
 Name = Annotated[str, Field(pattern=WORD)]
@@ -114,7 +115,7 @@ class Promptbook:
             check(template)
         except TemplateRefusedError as exc:
             raise BadRequest(str(exc), param="template") from None
-        with self._store.change() as connection:
+        with self._store.change("prompts") as connection:
             newest = sa.select(sa.func.max(versions.c.version)).where(versions.c.name == name)
             number = (connection.execute(newest).scalar() or 0) + 1
             row = {"name": name, "version": number, "template": template, "created_at": int(time.time())}
@@ -134,7 +135,7 @@ class Promptbook:
 
     def delete(self, name: str) -> None:
         """Delete all versions of a prompt. Refused while a key or model uses it."""
-        with self._store.change() as connection:
+        with self._store.change("prompts") as connection:
             held = connection.execute(sa.select(uses).where(uses.c.name == name)).first()
             if held is not None:
                 raise BadRequest(
@@ -160,7 +161,7 @@ class Promptbook:
     def use(self, of: Of, target: str, use: Use) -> Holds:
         """Make a key or a model use a prompt, in place of the one it used before."""
         row = {"of": of, "target": target, "name": use.name, "version": use.version}
-        with self._store.change() as connection:
+        with self._store.change("prompts") as connection:
             there = sa.select(versions.c.version).where(versions.c.name == use.name)
             numbers = set(connection.execute(there).scalars())
             if not numbers:
@@ -175,7 +176,7 @@ class Promptbook:
 
     def stop(self, of: Of, target: str, *also: str) -> None:
         """Make a target use no prompt any more. `also` are its other names."""
-        with self._store.change() as connection:
+        with self._store.change("prompts") as connection:
             done = connection.execute(uses.delete().where(uses.c.of == of, uses.c.target.in_((target, *also))))
             if done.rowcount == 0:
                 raise NotFound(f"The {of} '{target[:200]}' uses no prompt.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway.endpoints import ENDPOINTS, Kind
 from gateway.errors import BadRequest, PromptFailed
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.prompts import templates
 from gateway.prompts.control_tokens import find_control_token
 from gateway.upstream.parameters import SAMPLING, TABLES, asks_for_nothing

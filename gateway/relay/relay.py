@@ -29,7 +29,7 @@ from gateway.errors import (
     StackError,
 )
 from gateway.exchange import Exchange, Running
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.limits.rules import Headers, Lease
 from gateway.relay.answer import Answer
 from gateway.relay.attempt import Attempt

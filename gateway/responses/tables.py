@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import sqlalchemy as sa
 
-from gateway.store.store import metadata
+from gateway.store.revisions import metadata
 
 MAX_ID = 160  # characters of a response's id
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gateway.dialects.asking import Facts
 from gateway.errors import BadRequest
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.routing.routes import Route, Routes
 from gateway.upstream.model_facts import ModelFacts
 

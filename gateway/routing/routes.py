@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.config import FIRST, Config, Model, Split, names_no_models
 from gateway.errors import EngineError, EngineUnavailable, ModelNotFound
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.settings import Settings
 from gateway.upstream.client import Upstream
 from gateway.upstream.model_names import ModelNames

@@ -6,7 +6,6 @@ beside its use, on `metadata`. `migrations/` brings a database to these tables.
 
 import os
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,16 +19,12 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from gateway.errors import StoreUnavailable
 from gateway.settings import Settings, SettingsError
+from gateway.store import revisions
+from gateway.store.revisions import Of
 
 WAIT = 5.0  # seconds for a lock, a connection or a statement; after that, the store is unavailable
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATING = 7_822_537  # PostgreSQL's advisory lock: any number that no other program uses in this database
-
-metadata = sa.MetaData()
-
-# One row: a number that grows with every change of what workers keep in memory (keys, prompts).
-revision = sa.Table("revision", metadata, sa.Column("number", sa.BigInteger, nullable=False))
-
 
 _version = sa.table("alembic_version", sa.column("version_num"))  # alembic owns this table
 
@@ -57,24 +52,20 @@ class Store(ABC):
             yield connection
 
     @contextmanager
-    def change(self, *, patient: bool = False) -> Iterator[sa.Connection]:
-        """Open a transaction that changes what workers keep in memory. They notice the change by `number`. `patient`:
-        its statements may take as long as they need."""
+    def change(self, of: Of = "all", key_id: str | None = None, *, patient: bool = False) -> Iterator[sa.Connection]:
+        """Open a transaction that changes what workers keep in memory. They notice the change by `number`, and read
+        only what it is `of`. `patient`: its statements may take as long as they need."""
         with self.write() as connection:
             if patient:
                 self._be_patient(connection)
             # The first statement, because it takes a lock: each change then sees the result of the one before.
-            connection.execute(sa.update(revision).values(number=revision.c.number + 1))
+            revisions.begin(connection, of, key_id)
             yield connection
 
     def number(self) -> int:
         """Return the revision of what workers keep in memory."""
         with self.read() as connection:
-            return self.number_in(connection)
-
-    def number_in(self, connection: sa.Connection) -> int:
-        """Return the revision as of this transaction."""
-        return int(connection.execute(sa.select(revision.c.number)).scalar_one())
+            return revisions.number(connection)
 
     def migrate(self) -> None:
         """Bring the tables to this version's. If several processes do so at once, one migrates and the others wait.
@@ -246,8 +237,8 @@ def new_store(settings: Settings) -> Iterator[Store]:
         store.file.touch(0o600)
         try:
             yield store
-            with store.write() as connection:  # a number that no worker has seen before
-                connection.execute(sa.update(revision).values(number=time.time_ns()))
+            with store.write() as connection:
+                revisions.begin_anew(connection)
         finally:
             store.close()
         place.hardlink_to(store.file)  # fails if another file has appeared there meanwhile

@@ -14,7 +14,8 @@ from gateway.errors import BadRequest
 from gateway.exchange import MOST
 from gateway.keys.entries import LAST
 from gateway.keys.tables import deleted_keys, keys
-from gateway.store.store import Store, metadata
+from gateway.store.revisions import metadata
+from gateway.store.store import Store
 from gateway.usage import sums
 
 DAY = 86_400_000  # milliseconds

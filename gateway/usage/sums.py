@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 
 from gateway.keys.tables import deleted_keys, keys
-from gateway.store.store import Store, metadata
+from gateway.store.revisions import metadata
+from gateway.store.store import Store
 
 HOUR, DAY = 3_600_000, 86_400_000  # milliseconds
 FEW = 1000  # names that may stand in one query

@@ -14,7 +14,7 @@ from gateway.api.checks import check
 from gateway.api.field_names import KNOWN, folded
 from gateway.endpoints import ENDPOINTS, Kind
 from gateway.errors import BadRequest
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.prompts.render import Prompt, Prompts
 from gateway.upstream import parameters
 from tests.support.fakes import go

@@ -4,15 +4,13 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from gateway import metrics
 from tests.support.clone import OVERRIDES, Config, Tree, clone, merged
-from tests.support.processes import MESSAGES, ROOT, FakeEngine, free_port, running_gateway, wait_for
+from tests.support.processes import ROOT, free_port
 
 FOLDER = ROOT / "monitoring"
 OURS = {"prometheus", "alertmanager", "grafana"}
@@ -75,48 +73,6 @@ def test_the_dashboard_uses_the_data_source_that_is_provisioned() -> None:
     assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
     mounts = with_monitoring()["services"]["grafana"]["volumes"]
     assert provider["options"]["path"] in {it["target"] for it in mounts}
-
-
-def test_a_real_prometheus_reads_a_real_gateway(engine: FakeEngine, tmp_path: Path) -> None:
-    metrics_port, port = free_port(), free_port()
-    (tmp_path / "rules.yml").write_text((FOLDER / "prometheus/rules.yml").read_text())
-    config = yaml.safe_load((FOLDER / "prometheus/prometheus.yml").read_text())
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{metrics_port}"]}]
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-
-    def ask(path: str, **parameters: str) -> Any:
-        try:
-            answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/{path}", params=parameters)
-        except httpx.TransportError:
-            return None
-        return answer.json()["data"] if answer.status_code == 200 else None
-
-    settings = {"STACK_METRICS_BIND": f"127.0.0.1:{metrics_port}"}
-    with (
-        running_gateway(tmp_path / "log", engine.url, **settings) as gateway,
-        (tmp_path / "said").open("wb") as said,
-        subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=said, stderr=said) as prometheus,
-    ):
-        try:
-            with gateway.client() as client:
-                client.post("/v1/chat/completions", json={"messages": MESSAGES, "stream": True}).raise_for_status()
-            promtool("check", "metrics", given=httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text)
-            query = 'sum(stack_requests_total{job="stack", outcome="finished"})'
-            found = wait_for(lambda: (ask("query", query=query) or {}).get("result"))
-            assert found[0]["value"][1] == "1"
-            rules = wait_for(lambda: healthy(ask("rules")))
-            assert {it["name"] for it in rules} == {it["alert"] for it in RULES}
-            assert {it["state"] for it in rules} == {"inactive"}
-        finally:
-            prometheus.terminate()
-
-
-def healthy(told: Any) -> list[dict[str, Any]]:
-    """The rules that it has read, once each could be evaluated."""
-    rules = [rule for group in told["groups"] for rule in group["rules"]] if told else []
-    return rules if all(rule["health"] == "ok" for rule in rules) else []
 
 
 # ── The compose file ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
-"""Redaction: what callers and engines say, and keys, are in no log line, metric or span, and in no file."""
+"""Redaction: what callers and engines say, and keys, are in no log line, metric, span or page of the console, and in no
+file. Bodies that an operator captures are on the page of their request alone, until they are forgotten."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import httpx
 import pytest
 
 from tests.support.collector import Collector, collecting
+from tests.support.console import Visit, visiting
+from tests.support.keys import ADMIN, admin
+from tests.support.parameters import form
 from tests.support.processes import (
     AUTH,
     JSON,
@@ -19,6 +23,7 @@ from tests.support.processes import (
     post,
     running_gateway,
     scrape,
+    wait_for,
 )
 
 WORD = "canary-e21b"
@@ -29,7 +34,8 @@ CALL = {"id": WORD, "type": "function", "function": {"name": WORD, "arguments": 
 ERROR = {"error": {"message": WORD, "type": WORD, "code": WORD, "param": WORD}}
 HEADERS = {"user-agent": OTHER, "x-trace": OTHER, "cookie": OTHER, "referer": OTHER, "baggage": f"a={OTHER}"}
 CHAT = "/v1/chat/completions"
-# By what is sent: the path and the body.
+SOUND = f"{WORD}.wav", f"RIFF {WORD}".encode(), "audio/wav"
+# By what is sent: the path and the body. A body of bytes comes with its headers.
 SENT: dict[str, tuple[str, Any]] = {
     "a chat": (CHAT, {"messages": USER, "user": WORD, "stop": WORD, "metadata": {WORD: WORD}}),
     "a stream": (
@@ -65,11 +71,22 @@ SENT: dict[str, tuple[str, Any]] = {
     "an embedding": ("/v1/embeddings", {"input": [WORD, WORD]}),
     "a ranking": ("/v1/rerank", {"query": WORD, "documents": [WORD]}),
     "a speech": ("/v1/audio/speech", {"input": WORD, "voice": WORD, "instructions": WORD}),
-    "a response": ("/v1/responses", {"input": WORD, "instructions": WORD, "metadata": {WORD: WORD}}),
-    "a message": ("/v1/messages", {"messages": USER, "system": WORD, "max_tokens": 5}),
-    "a count": ("/v1/messages/count_tokens", {"messages": USER, "system": WORD}),
+    "a sound": ("/v1/audio/transcriptions", form({"model": "fake-model", "prompt": WORD, "language": WORD}, SOUND)),
+    "a sound with an unknown field": ("/v1/audio/transcriptions", form({"model": "fake-model", WORD: WORD}, SOUND)),
+    "a sound for an unknown model": ("/v1/audio/transcriptions", form({"model": WORD}, SOUND)),
+    "a broken form": ("/v1/audio/transcriptions", (form({"prompt": WORD}, SOUND)[0][:-9], form({})[1])),
+    "a response": (
+        "/v1/responses",
+        {"model": "fake-model", "input": WORD, "instructions": WORD, "metadata": {WORD: WORD}, "store": False},
+    ),
+    "a message": ("/v1/messages", {"model": "fake-model", "messages": USER, "system": WORD, "max_tokens": 5}),
+    "a count": ("/v1/messages/count_tokens", {"model": "fake-model", "messages": USER, "system": WORD}),
     "nowhere": (f"/v1/nowhere?{OTHER}", {"messages": USER}),
 }
+
+
+# The console's pages that show any request.
+PAGES = "now", "now.json", "requests", "keys", "usage", "usage?by=key", "usage?by=model", "usage.csv?by=model"
 
 
 @dataclass
@@ -78,16 +95,25 @@ class Watched:
     metrics: int
     collector: Collector
     files: Path
+    operator: Visit
 
-    def found(self, word: str) -> list[str]:
-        """Where the word is."""
+    def page(self, where: str) -> bytes:
+        """A page of the console. Too many of them are refused for a while."""
+        answer = wait_for(lambda: it if (it := self.operator.get(f"/console/{where}")).status_code != 429 else None)
+        assert answer
+        assert answer.status_code in (200, 404), where
+        return answer.content
+
+    def found(self, *words: str, pages: Iterable[str] = PAGES) -> list[str]:
+        """Where one of the words is: in the log, metrics, spans and files, and in these pages of the console."""
         places = {
+            **{f"console/{page}": self.page(page) for page in pages},
             "log": self.gateway.log_path.read_bytes(),
             "metrics": scrape(self.metrics).text.encode(),
             **{f"spans {number}": body for number, body in enumerate(self.collector.bodies)},
             **{str(file): file.read_bytes() for file in self.files.rglob("*") if file.is_file()},
         }
-        return [place for place, content in places.items() if word.encode() in content]
+        return [f"{word}: {place}" for place, content in places.items() for word in words if word.encode() in content]
 
 
 @pytest.fixture(scope="module")
@@ -99,23 +125,54 @@ def watched(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "STACK_LOG_LEVELS": "httpx=DEBUG,sqlalchemy.engine=DEBUG,asyncio=DEBUG,request=DEBUG",
             "STACK_METRICS_BIND": f"127.0.0.1:{metrics}",
             "STACK_DATA_DIR": str(path / "data"),
+            "STACK_ADMIN_KEYS": ADMIN,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         }
-        with running_gateway(path / "log", engine.url, **settings) as gateway:
-            yield Watched(gateway, metrics, collector, path / "data")
+        with running_gateway(path / "log", engine.url, **settings) as gateway, visiting(gateway) as operator:
+            yield Watched(gateway, metrics, collector, path / "data", operator)
+
+
+def send(watched: Watched, case: str, key: str) -> str:
+    """Send it, wait until all of it was told, and return the request's id."""
+    path, body = SENT[case]
+    headers = HEADERS | {"authorization": f"Bearer {key}"}
+    content: dict[str, Any] = {"json": body}
+    if isinstance(body, str):
+        content = {"content": body}
+    elif isinstance(body, tuple):
+        content, headers = {"content": body[0]}, headers | body[1]
+    with watched.gateway.client() as client:
+        request_id = post(client, path, headers=headers, **content).headers["x-request-id"]
+    assert watched.collector.of(request_id)
+    watched.gateway.lines(request_id)
+    return request_id
 
 
 @pytest.mark.parametrize("case", SENT)
 def test_what_is_said_is_nowhere_but_in_the_answer(watched: Watched, case: str) -> None:
-    path, body = SENT[case]
-    with watched.gateway.client() as client:
-        content = {"content": body} if isinstance(body, str) else {"json": body}
-        answer = post(client, path, headers=HEADERS, **content)
-    spans = watched.collector.of(answer.headers["x-request-id"])
-    watched.gateway.lines(answer.headers["x-request-id"])
-    assert spans
-    assert watched.found(WORD) == []
-    assert watched.found(OTHER) == []
+    request_id = send(watched, case, KEY)
+    assert watched.found(WORD, OTHER, pages=[f"requests/{request_id}"]) == []
+
+
+def test_what_is_captured_is_on_the_page_of_its_request_alone(watched: Watched) -> None:
+    with admin(watched.gateway) as api:
+        made = api.post("/admin/keys", json={"name": "captured"}).json()
+    where, operator = f"/console/keys/{made['key']['id']}", watched.operator
+    operator.send(where, f"{where}/capture", capture="yes")
+    sent = {case: send(watched, case, made["secret"]) for case in SENT}
+    engaged = {case: it for case, it in sent.items() if any("outcome" in line for line in watched.gateway.lines(it))}
+    assert engaged.keys() >= {"a chat", "a stream", "tools", "a broken stream", "a sound", "a response", "a message"}
+    for case, request_id in engaged.items():
+        page = watched.page(f"requests/{request_id}")
+        assert (WORD.encode() in page, OTHER.encode() in page) == (True, False), case
+    others = [f"requests/{it}" for case, it in sent.items() if case not in engaged]
+    assert watched.found(WORD, OTHER, pages=[*PAGES, *others]) == []
+    with visiting(watched.gateway, made["secret"]) as owner:
+        for seen, status in (("own", 200), (f"requests/{engaged['a chat']}", 403)):
+            answer = owner.get(f"/console/{seen}")
+            assert (answer.status_code, WORD in answer.text) == (status, False)
+    operator.send(where, f"{where}/capture", capture="no")
+    assert watched.found(WORD, OTHER, pages=[f"requests/{it}" for it in sent.values()]) == []
 
 
 def test_keys_are_nowhere(watched: Watched) -> None:
@@ -126,5 +183,4 @@ def test_keys_are_nowhere(watched: Watched) -> None:
             watched.collector.of(answer.headers["x-request-id"])
     answer = httpx.get(f"{watched.gateway.url}/v1/models?key={wrong}", headers=AUTH)
     watched.collector.of(answer.headers["x-request-id"])
-    assert watched.found(wrong) == []
-    assert watched.found(KEY) == []
+    assert watched.found(wrong, KEY) == []

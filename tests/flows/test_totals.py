@@ -1,6 +1,8 @@
-"""Totals: log, metrics, usage and traces say the same of a thousand mixed requests, also of those that fail and those
-whose client disconnects."""
+"""Totals: log, metrics, usage, traces and console say the same of a thousand mixed requests, also of those that fail
+and those whose client disconnects."""
 
+import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,10 @@ import httpx
 import pytest
 
 from tests.support.collector import Collector, collecting
+from tests.support.console import Visit, visiting
+from tests.support.keys import ADMIN
 from tests.support.processes import (
+    KEY,
     MESSAGES,
     NO_TLS,
     FakeEngine,
@@ -77,6 +82,7 @@ def told(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "STACK_CONFIG": str(path / "stack.yaml"),
             "STACK_DATA_DIR": str(path / "data"),
             "STACK_METRICS_BIND": f"127.0.0.1:{metrics}",
+            "STACK_ADMIN_KEYS": ADMIN,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         }
         with running_gateway(path / "log", engine.url, **settings) as gateway:
@@ -171,6 +177,57 @@ def test_statuses_attempts_and_resumes_are_the_same_everywhere(told: Told) -> No
     assert resumes == REQUESTS // 10 == sum(line.get("resumes", 0) for line in logged)
     assert resumes == sum(it.name == "resume" and not it.failed for it in told.collector.spans)
     assert resumes == samples(told).total("stack_resumes_total", outcome="resumed")
+
+
+SUMS = "requests", "finished", "failed", "tokens_in", "tokens_out"
+
+
+def added_up(of_rows: list[dict[str, Any]]) -> dict[str, int]:
+    """What the console should tell of these usage rows."""
+    outcomes = Counter(row["outcome"] for row in of_rows)
+    failed = len(of_rows) - outcomes["finished"] - outcomes["client_left"]
+    tokens = {name: sum(row[name] for row in of_rows) for name in ("tokens_in", "tokens_out")}
+    return {"requests": len(of_rows), "finished": outcomes["finished"], "failed": failed, **tokens}
+
+
+def of_csv(visit: Visit, where: str) -> dict[str, dict[str, int]]:
+    """The sums of each name in a CSV of the console."""
+    lines = csv.DictReader(visit.get(f"/console/{where}").text.splitlines())
+    return {next(iter(line.values())): {name: int(line[name]) for name in SUMS} for line in lines}
+
+
+def of_page(visit: Visit, where: str) -> list[dict[str, int]]:
+    """The sums of each row in the table of a page."""
+    body = visit.get(f"/console/{where}").text.rpartition("<tbody>")[2]
+    cells = [re.findall(r'<td class="n">([\d,]+)</td>', row) for row in body.split("</tr>")]
+    return [{name: int(it.replace(",", "")) for name, it in zip(SUMS, row, strict=False)} for row in cells if row]
+
+
+def test_the_console_tells_the_same(told: Told) -> None:
+    of_rows = rows(told)
+    total = added_up(of_rows)
+    assert all(total.values())
+    with visiting(told.gateway) as operator, visiting(told.gateway, KEY) as owner:
+        wait_for(lambda: of_csv(operator, "usage.csv?by=all") == {"": total})
+        assert of_page(operator, "usage?by=all") == [total]
+        for by in ("model", "engine", "key"):
+            column = "key_id" if by == "key" else by
+            names = {row[column] or "" for row in of_rows}
+            expected = {it: added_up([row for row in of_rows if (row[column] or "") == it]) for it in names}
+            assert of_csv(operator, f"usage.csv?by={by}") == expected
+            by_size = sorted(expected.values(), key=lambda it: sorted(it.items()))
+            assert sorted(of_page(operator, f"usage?by={by}"), key=lambda it: sorted(it.items())) == by_size
+        assert [*of_csv(owner, "own.csv").values()] == of_page(owner, "own") == [total]
+        outcomes = {row["request_id"]: row["outcome"] for row in of_rows}
+        for order in ("newest", "slowest", "failed"):
+            page = operator.get(f"/console/requests?order={order}").text
+            listed = dict(
+                re.findall(r'href="/console/requests/([^"]+)".*?<span class="state[^>]*>(\w+)<', page, re.DOTALL)
+            )
+            assert len(listed) == 50
+            assert listed.items() <= outcomes.items()
+        picture = operator.get("/console/now.json").json()
+        assert (picture["answered"], picture["waiting"], picture["running"]) == (0, 0, [])
 
 
 def test_nothing_was_lost(told: Told) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 import pytest
 
 from gateway.errors import GatewayBusy, RateLimited
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.keys.limit_fields import Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import Accounts, SharedBook

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayBusy, QuotaSpent, RateLimited
-from gateway.keys.authenticate import Key
 from gateway.keys.configured import defaults
+from gateway.keys.known import Key
 from gateway.keys.limit_fields import LimitFields, LimitName, Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import CELLS, WAYS, Accounts, SharedBook, _digest

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.api.checks import check as check_body
 from gateway.endpoints import Kind
 from gateway.errors import BadRequest, PromptFailed
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.prompts.render import Prompt, Prompts, TemplateRefusedError, check, render
 from tests.support.processes import ROOT
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from gateway.errors import EngineLost
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.relay.relay import Relay
 from gateway.translation import messages, responses
 from tests.support.relays import ANSWER, Books, Client, CountedLease, Engine, Reply, chunk, exchange, route, rules

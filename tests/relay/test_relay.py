@@ -17,7 +17,7 @@ from gateway.errors import (
     InvalidKey,
     StackError,
 )
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.relay.relay import Relay
 from gateway.translation.face import Writer
 from tests.support.relays import (

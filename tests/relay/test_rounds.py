@@ -7,7 +7,7 @@ import pytest
 
 from gateway.dialects import DIALECTS
 from gateway.errors import EngineLost, EngineRefused
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.relay.relay import Relay
 from gateway.translation.face import Writer
 from tests.support.relays import (

@@ -16,6 +16,7 @@ import openai
 import pytest
 from testcontainers.compose import DockerCompose
 
+from tests.support.keys import ADMIN
 from tests.support.processes import KEY, ROOT
 from tests.support.stack import FILES, Stack
 
@@ -28,6 +29,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "COMPOSE_PROJECT_NAME": project,
         "STACK_PUBLISH": "127.0.0.1:0",
         "STACK_API_KEYS": KEY,
+        "STACK_ADMIN_KEYS": ADMIN,
         "STACK_DRAIN_DELAY": "1",
         "STACK_GRACE": "100",
         "LLM_IDLE_TIMEOUT": "15",

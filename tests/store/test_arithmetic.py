@@ -14,7 +14,7 @@ import pytest
 from gateway.admission.memory import Places, Refusal
 from gateway.admission.postgres import PostgresQueues
 from gateway.errors import QuotaSpent, RateLimited, StackError
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.keys.limit_fields import LimitName, Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import Accounts, SharedBook

@@ -16,7 +16,8 @@ from alembic.runtime.migration import MigrationContext
 from gateway.cli import backup
 from gateway.prompts import book as promptbook
 from gateway.settings import Settings
-from gateway.store.store import metadata, open_store, prepare
+from gateway.store.revisions import metadata
+from gateway.store.store import open_store, prepare
 from gateway.usage import rows as usage
 from tests.support.command import Command, empty_store
 from tests.support.containers import Postgres
@@ -223,7 +224,13 @@ def test_a_damaged_backup_changes_nothing(tmp_path: Path, store_settings: dict[s
 def test_everything_is_in_a_backup(store_settings: dict[str, str]) -> None:
     """And the migrations make the very tables that the code speaks of."""
     assert usage.usage.metadata is promptbook.uses.metadata is metadata
-    assert set(backup.TABLES) == set(metadata.tables) - {"revision", "responses", "response_totals", "usage_sums"}
+    assert set(backup.TABLES) == set(metadata.tables) - {
+        "revision",
+        "changes",
+        "responses",
+        "response_totals",
+        "usage_sums",
+    }
     settings = Settings(**{name.lower(): value for name, value in store_settings.items()})
     prepare(settings)
     with closing(open_store(settings)) as store, store.read() as connection:

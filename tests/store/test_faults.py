@@ -16,6 +16,7 @@ from gateway.keys.book import Keybook
 from gateway.keys.entries import LAST, NewKeyFields
 from gateway.keys.limit_fields import LimitFields
 from gateway.settings import Settings
+from gateway.shared_memory import Keepsake
 from gateway.store.store import open_store, prepare
 from tests.support.command import Command, empty_store
 from tests.support.containers import Postgres
@@ -110,15 +111,16 @@ def test_a_kept_file_with_other_content_is_ignored_and_nothing_in_it_is_run(
         assert status(gateway, kept) == {200}
         (file,) = temporary.glob("stack-*/keepsake")
         there = file.read_bytes()
-        assert len(there) > 8, "a worker has kept what it read"
+        head = Keepsake.HEAD.size
+        assert len(there) > head, "a worker has kept what it read"
         others = {
             "pickle": pickle.dumps(Trap(trap)),
-            "cut short": there[8:-5],
+            "cut short": there[head:-5],
             "other keys' JSON": b'{"number": 1000000, "entries": {}, "secrets": "none"}',
         }
         (data / "stack.db").rename(tmp_path / "away")
         wait_for(lambda: httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable")
-        file.write_bytes(there[:8] + others[content])
+        file.write_bytes(there[:head] + others[content])
         for pid in gateway.workers():
             os.kill(pid, signal.SIGKILL)
         told = "the keys of the other workers cannot be read"

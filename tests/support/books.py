@@ -1,6 +1,6 @@
 """Charge a request as the pipeline does, without the pipeline."""
 
-from gateway.keys.authenticate import Key
+from gateway.keys.known import Key
 from gateway.limits.estimates import Estimate
 from gateway.limits.rules import Book, Lease
 

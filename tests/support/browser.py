@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from tests.support.processes import ROOT
 
 PICTURES = ROOT / "test-results" / "screenshots"
 DESK, PHONE = (1280, 900), (390, 844)  # width and height in pixels
+PATIENCE = 60_000  # milliseconds, because the machine may be busy
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -45,7 +46,8 @@ def page(browser: Browser, url: str, *, dark: bool = False, size: tuple[int, int
         reduced_motion="reduce",
     )
     made = context.new_page()
-    made.set_default_timeout(30_000)
+    made.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     wrong: list[str] = []
     made.on("pageerror", lambda it: wrong.append(str(it)))
     made.on("console", lambda it: wrong.append(it.text) if "Content Security Policy" in it.text else None)
@@ -55,6 +57,13 @@ def page(browser: Browser, url: str, *, dark: bool = False, size: tuple[int, int
     finally:
         context.close()
     assert wrong == []
+
+
+def sign_in(page: Page, key: str) -> None:
+    """Sign in at the console with that key, whether it is valid or not."""
+    page.goto("/console")
+    page.get_by_label("Key", exact=True).fill(key)
+    page.get_by_role("button", name="Sign in").click()
 
 
 def picture(page: Page, name: str) -> Path:

@@ -212,6 +212,7 @@ def _warm_up() -> None:
         settings = Settings(stack_api_keys="sk-test-0123456789abcdef", stack_data_dir=Path(data))
         prepare(settings)
     FastAPI().add_api_route("/", lambda: "", response_model=str)
+    tempfile.tempdir = None  # a process that is forked later has a TMPDIR of its own
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import httpx
 from docker.models.containers import Container
 from testcontainers.compose import DockerCompose
 
-from tests.support.processes import AUTH, events, wait_for
+from tests.support.processes import AUTH, KEY, events, wait_for
 
 QUICK = {"RES_OPTIONS": "timeout:1 attempts:1"}  # a name that does not exist fails at once
 FILES = ["compose.yaml", "compose.tiny.yaml"]
@@ -84,15 +84,17 @@ LONG = {
 class Stream(threading.Thread):
     """A long streaming answer, read in a thread."""
 
-    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True) -> None:
+    def __init__(self, stack: Stack, max_tokens: int, *, begun: bool = True, key: str = KEY) -> None:
         super().__init__(daemon=True)
-        self.headers = AUTH | {"x-stack-resume": "off"}  # no resume, so that the failure is visible
+        # No resume, so that the failure is visible
+        self.headers = {"authorization": f"Bearer {key}", "x-stack-resume": "off"}
         self.url = stack.url + "/v1/chat/completions"
         # Each request is different, because copies of one request that see several engines die are suspected as the
         # reason.
         self.body: dict[str, Any] = LONG | {"max_tokens": max_tokens, "user": uuid4().hex}
-        self.text = ""
+        self.text = self.request_id = ""
         self.error: Exception | None = None
+        self._closed = threading.Event()
         self.start()
         if begun:
             wait_for(lambda: '"content":"' in self.text, deadline=60)
@@ -100,12 +102,20 @@ class Stream(threading.Thread):
     def run(self) -> None:
         try:
             with httpx.stream("POST", self.url, json=self.body, headers=self.headers, timeout=120) as answer:
+                self.request_id = answer.headers.get("x-request-id", "")
                 for piece in answer.iter_text():
                     self.text += piece
+                    if self._closed.is_set():
+                        return
         except httpx.HTTPError as exc:
             # The gateway's error event, and then the cut
             if not self.text.rpartition("data: ")[2].startswith('{"error"'):
                 self.error = exc
+
+    def close(self) -> None:
+        """Disconnect, if it has not ended yet."""
+        self._closed.set()
+        self.join(120)
 
     def wait(self) -> str:
         """Return all of it. Fails if the gateway's error event is missing."""

@@ -87,6 +87,28 @@ def test_each_response_object_of_a_stream_has_every_required_field() -> None:
     assert all(type(it["response"]["created_at"]) is int for it in events)
 
 
+@pytest.mark.parametrize("before", [[], [chunk(reasoning_content="Hm.")]], ids=["nothing", "reasoning alone"])
+def test_a_complete_answer_without_text_has_an_empty_message(before: list[dict[str, Any]]) -> None:
+    """Clients read the last message, and a stored conversation goes on with an answer."""
+    events = streamed(asked(), [chunk(role="assistant", content=""), *before, chunk("stop")])
+    for event in events:
+        EVENT.validate_python(event)
+    final = Response.model_validate(events[-1]["response"])
+    assert (final.status, final.output_text) == ("completed", "")
+    assert [it.type for it in final.output] == [*(["reasoning"] if before else []), "message"]
+    assert events[-1]["response"]["output"][-1]["content"] == [
+        {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    ]
+    assert [it["item"] for it in events if it["type"] == "response.output_item.done"] == events[-1]["response"][
+        "output"
+    ]
+    told = {"message": {"role": "assistant", "content": None, **(before[0]["choices"][0]["delta"] if before else {})}}
+    whole = asked().writer.whole({"choices": [told | {"finish_reason": "stop"}]})
+    assert [it["type"] for it in whole["output"]] == [it.type for it in final.output]
+    cut = streamed(asked(), [*before, chunk("length")])[-1]["response"]
+    assert (cut["status"], [it["type"] for it in cut["output"]]) == ("incomplete", ["reasoning"] if before else [])
+
+
 def test_the_usage_has_both_details_and_comes_from_a_chunk_without_choices() -> None:
     final = streamed(asked(), _everything())[-1]
     assert final["response"]["usage"] == {

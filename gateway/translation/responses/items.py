@@ -124,6 +124,10 @@ class Message(Item):
         fields = {**self._at, "delta": text, "logprobs": logprobs}
         return events + self._events.event("response.output_text.delta", fields)
 
+    def empty(self) -> bytes:
+        """Return the event of a part without text, for an answer that has none."""
+        return self._open_part("output_text")
+
     def close(self, status: Status) -> bytes:
         events = self._close_part()
         self._status = status

@@ -94,7 +94,12 @@ class ResponseWriter:
         reason = _CUT.get(self._finish)
         if self._early:
             raise EngineError("The engine called a tool without naming it.")
-        events = self._close("completed" if reason is None else "incomplete")
+        if reason is None and all(isinstance(it, Reasoning) for it in self._items):
+            # The model has said nothing. Clients read the last message, and in a stored conversation the next question
+            # must follow an answer, because some chat templates refuse two messages of the user in a row.
+            self._out.append(self._message().empty())
+        events = b"".join(self._out) + self._close("completed" if reason is None else "incomplete")
+        self._out.clear()
         state = "completed" if reason is None else "incomplete"
         self._final = {"status": state, "incomplete": reason, "usage": self._usage}
         if reason is None:
