@@ -19,7 +19,7 @@ from gateway.api.body import Workshop
 from gateway.api.idempotency.answers import Answers
 from gateway.api.middleware import Cors, Head, Host
 from gateway.api.pipeline import Pipeline
-from gateway.api.relay_routes import RelayRoutes, Relays
+from gateway.api.dispatch import Dispatch, Relays
 from gateway.api.request_log import RequestLog
 from gateway.api.routes import add_routes
 from gateway.config import Config
@@ -124,7 +124,7 @@ def create_app(
     add_routes(fastapi, keys, routes, Listing(routes), health, responses)
     add_admin_routes(fastapi, settings, keybook, promptbook, usage, routes)
     fastapi.router.routes.extend(console.paths())
-    relayed = RelayRoutes(fastapi, pipeline, answers, progress, relays, metrics)
+    relayed = Dispatch(fastapi, pipeline, answers, progress, relays, metrics)
     return Gateway(_middleware(relayed, settings, metrics, services.traces), relays)
 
 

@@ -205,7 +205,7 @@ class ErrorEnvelope(BaseModel):
     error: Error
 
 
-# The OpenAPI document is made from the signatures and texts of these functions. `RelayRoutes` does the work.
+# The OpenAPI document is made from the signatures and texts of these functions. `Dispatch` does the work.
 
 
 def chat_completions(body: ChatRequest) -> None:

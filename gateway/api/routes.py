@@ -83,7 +83,7 @@ def add_routes(
 
 
 def _document_relayed_routes(app: FastAPI) -> None:
-    """For the schema; RelayRoutes serves them."""
+    """For the schema; Dispatch serves them."""
     for endpoint in endpoints.ROWS:
         schema = openapi.SCHEMAS[endpoint.schema]
         ok: dict[str, Any] = {"model": schema.answer, "description": "The engine's answer."}

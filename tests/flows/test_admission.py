@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.command import Command
-from tests.support.crowd import KEYS, ask, engine_port, fairness, obeyed, overload, own_rate, percentile, settings
+from tests.support.crowd import KEYS, ask, fairness, obeyed, own_rate, settings
 from tests.support.keys import ADMIN
 from tests.support.kills import queue_kills
 from tests.support.processes import (
@@ -332,18 +332,6 @@ def test_a_client_that_obeys_retry_after_is_admitted(hot: GatewayProcess) -> Non
     returned, admitted = asyncio.run(obeyed(hot.port, KEYS, 4))
     assert returned >= 20
     assert admitted >= 0.9 * returned
-
-
-def test_ten_times_the_load_is_refused_at_once_and_keeps_the_engine_busy(
-    engine: FakeEngine, hot: GatewayProcess
-) -> None:
-    wait_for(lambda: engine.running() == 0)
-    asyncio.run(own_rate(hot.port, 1))  # it knows the engine's pace
-    own = asyncio.run(own_rate(engine_port(engine), 1))
-    run = asyncio.run(overload(hot.port, KEYS, 3))
-    assert percentile(run.rejections, 0.5) < 1.0, "half the time that a request may wait in the queue"
-    assert len(run.served) / run.seconds >= 0.5 * own, "tests.support.crowd measures it: 0.95 on an idle machine"
-    assert max(it.queued for it in run.served) <= 2.0
 
 
 def test_slots_and_places_of_killed_workers_come_back(tmp_path: Path) -> None:

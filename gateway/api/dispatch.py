@@ -31,7 +31,7 @@ _BUG = "The gateway had an internal error. Its log has the details."
 class Maker:
     """Make the answer to one request. See idempotency.answers.Maker."""
 
-    def __init__(self, routes: "RelayRoutes", request: Request, scope: Scope) -> None:
+    def __init__(self, routes: "Dispatch", request: Request, scope: Scope) -> None:
         self._routes = routes
         self._request = self._begun = request
         self._scope = scope
@@ -49,7 +49,7 @@ class Maker:
         return await self._routes.relay(request, self._scope, client, send, trail)
 
 
-class RelayRoutes:
+class Dispatch:
     """Serve POST to the relayed paths as plain ASGI, and everything else by FastAPI.
 
     FastAPI's handling of a request would cost a quarter of the whole relay (this package's README.md). The routes are
