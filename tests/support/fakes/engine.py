@@ -51,7 +51,7 @@ from tests.support.fakes.model import TURN, answer, raw, raw_script, render, str
 from tests.support.fakes.obedient import obey
 from tests.support.fakes.says import says
 from tests.support.fakes.thinker import THINKERS, applied, unasked
-from tests.support.fakes.told import with_told
+from tests.support.fakes.told import messages_of, with_told
 from tests.support.fakes.unruly import tried
 from tests.support.fakes.writes import write, write_raw
 
@@ -217,7 +217,7 @@ def paced(script: list[list[Any]], pace: float | None) -> list[list[Any]]:
 def said_script(request: dict[str, Any]) -> list[list[Any]]:
     """The script in the last message, for APIs whose requests have no other place for it; or in the one before, if that
     is a model's answer and the last message is what there is of it."""
-    scripts = [_script_in(it) for it in request.get("messages", ())[-2:]] or [_script_in(request)]
+    scripts = [_script_in(it) for it in messages_of(request)[-2:]] or [_script_in(request)]
     return scripts[-1] or (scripts[0] if scripts[0] and scripts[0][0][0] == "answer" else [])
 
 
