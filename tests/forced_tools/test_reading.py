@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.forced_tools.reading import CallReader, MalformedError
+from tests.support.long import LONG
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda it: st.lists(it) | st.dictionaries(st.text(), it)
@@ -40,6 +41,7 @@ def cut(text: str, sizes: list[int]) -> list[str]:
 
 
 @given(CALLS, st.lists(st.integers(0, 9)), st.sampled_from([None, 1]), st.booleans())
+@settings(max_examples=100 if LONG else 40)
 def test_a_list_of_calls_is_read_whatever_the_cuts(
     calls: list[tuple[str, dict[str, Any]]], sizes: list[int], indent: int | None, early: bool
 ) -> None:

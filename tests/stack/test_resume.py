@@ -26,7 +26,7 @@ from tests.support.stack import Stack
 
 CHAT = "/v1/chat/completions"
 CLIENTS = 10
-TOKENS = 24
+TOKENS = 16
 # At each of its tokens the model is sure.
 COUNT = ["Count from 1 to 12.", ", ".join(map(str, range(1, 13))), "Count from 1 to 12."]
 # So it is here, where it answers with many a 🎉, each of them three tokens.
@@ -252,7 +252,7 @@ def test_ten_answers_on_four_slots_outlive_their_only_engine(scene: Scene, whole
 
 def test_twenty_answers_of_every_kind_outlive_their_only_engine(scene: Scene) -> None:
     """JSON, forced tool calls and several choices, on four slots."""
-    scene.slow(0.4)
+    scene.slow(0.7)
     answers = [MixedAnswer(scene.url, number) for number in range(20)]
     with ThreadPoolExecutor(len(answers)) as pool:
         running = [pool.submit(it.run) for it in answers]
