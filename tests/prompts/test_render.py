@@ -67,7 +67,7 @@ UNBOUNDED = {
     "{% set a = model %}" + "{% set a = a + a %}" * 40 + "{{ a }}": "longer than 65536",
     "{% set a = 'x' %}" + "{% set a = a.replace('', 'xxxxxxxx') %}" * 12 + "{{ a }}": "longer than 65536",
     "{% set a = [1] %}" + "{% set a = a + a %}" * 40 + "x": "longer than 65536",
-    "{% set a = [1] %}" + "{% set a = [a, a] %}" * 40 + "{{ a }}": "only texts and numbers",
+    "{% set a = [1] %}" + "{% set a = [a, a] %}" * 40 + "{{ a }}": "only text and numbers",
     "{% for i in range(999) %}" + "{{ model }}" * 90 + "{% endfor %}": "is longer than",
     "{% set a = 'x' ~ 'y'.join('" + "z" * 900 + "') %}" + "{{ a }}" * 60: "is longer than",
     # Steps without an end, or nearly.
@@ -82,7 +82,7 @@ UNBOUNDED = {
     "{% for a in 'ab' %}" * 25 + "x" + "{% endfor %}" * 25: "nested too deeply",
     "{{ " + "9" * 5000 + " }}": "an invalid number",
     "{{ 1 / 0 }}": "division",
-    "{{ labels }}": "only texts and numbers",
+    "{{ labels }}": "only text and numbers",
 }
 
 
