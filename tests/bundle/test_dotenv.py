@@ -54,7 +54,7 @@ def test_a_value_is_what_compose_reads(tree: Tree, form: str) -> None:
     assert reader(tree, text, "setting", "LLM_MODEL") == "org/some-1B\n"
     assert reader(tree, text, "dotenv", "LLM_MODEL") == "org/some-1B\n"
     tree.dotenv.write_bytes(text.encode())
-    assert of_compose(tree, "services", "engine", "environment", "LLM_MODEL") == "org/some-1B"
+    assert of_compose(tree, "services", "gateway", "environment", "LLM_MODEL") == "org/some-1B"
     tree.dotenv.unlink()
 
 

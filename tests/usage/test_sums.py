@@ -151,7 +151,8 @@ def test_the_migration_adds_up_what_is_there(store: Store) -> None:
     UsageBook(store).add([row(number, model=f"m{number % 3}", key_id=None) for number in range(60)])
     before = everything(store)
     with store.write() as connection:
-        connection.exec_driver_sql("DROP TABLE usage_sums")
+        for table in ("usage_sums", "changes"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
         for index in ("usage_request", "keys_by_age", "secrets_key"):
             connection.exec_driver_sql(f"DROP INDEX {index}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0014'")
