@@ -66,7 +66,7 @@ def address(value: str) -> str:
             f"'{value}' must be an IP address and a port, such as 127.0.0.1:9000 or 0.0.0.0:9000"
         ) from None
     if not 0 <= port <= 65535:
-        raise ValueError(f"the port {port} is not between 0, for any that is free, and 65535")
+        raise ValueError(f"the port {port} must be from 0 to 65535 (0 means any free port)")
     return value
 
 

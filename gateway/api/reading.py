@@ -124,7 +124,10 @@ def _decoder(headers: list[tuple[bytes, bytes]]) -> _Decoder | None:
     encodings = [value.strip().lower() for name, value in headers if name == b"content-encoding"]
     encoding = b",".join(encodings)
     if encoding not in _DECODERS:
-        raise UnsupportedEncoding("Send the body with Content-Encoding gzip or zstd, encoded once, or without one.")
+        raise UnsupportedEncoding(
+            "Compress the body once, with gzip or zstd, and name that in Content-Encoding. Or send it uncompressed, "
+            "without Content-Encoding."
+        )
     if dict(headers).get(b"transfer-encoding", b"chunked").lower() != b"chunked":
         raise UnsupportedEncoding("Send the body without a Transfer-Encoding, or with chunked.")
     made = _DECODERS[encoding]

@@ -24,7 +24,12 @@ _WORDS = (
         "The engine is not set up for tool calls. Ask its operator to set VLLM_TOOL_PARSER.",
     ),
     Word("grammar error", "caller"),
-    Word("reasoning_config", "caller", "thinking_token_budget", "The engine is not set up for this budget."),
+    Word(
+        "reasoning_config",
+        "caller",
+        "thinking_token_budget",
+        "The engine is not set up for 'thinking_token_budget'. Leave it out.",
+    ),
     Word("untrusted chat template", "caller", "chat_template", "The engine accepts no chat template in a request."),
     Word("does not support transcriptions", "unsupported", "model", "The model behind this name does not transcribe."),
     Word("suffix is", "caller", "suffix"),

@@ -168,7 +168,7 @@ class CallReader:
         if self._key == "name":
             name = _json(self._text)
             if not isinstance(name, str) or self._name is not None:
-                raise MalformedError("The answer has a call whose name is not one text.")
+                raise MalformedError("The answer has a call with several names, or with a name that is not a string.")
             self._name, self._text = name, []
             yield Piece("begin", name)
             if self._early:

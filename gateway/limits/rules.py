@@ -174,13 +174,13 @@ def refusal(
         if not active:
             spent = f"{quota} tokens per day. The quota resets at 00:00 UTC."
             return _spent("tokens_per_day", spent, limits, state)
-        rest = f"{quota} tokens per day, and its running requests may need the rest"
+        rest = f"{quota} tokens per day, and all of them are used or reserved for its running requests"
         waits["tokens_per_day"] = seconds / active, rest
     if (quota := limits.tokens_per_month) is not None and state.month_tokens >= quota:
         if not active:
             spent = f"{quota} tokens per month. The quota resets on the first of the month, at 00:00 UTC."
             return _spent("tokens_per_month", spent, limits, state)
-        rest = f"{quota} tokens per month, and its running requests may need the rest"
+        rest = f"{quota} tokens per month, and all of them are used or reserved for its running requests"
         waits["tokens_per_month"] = seconds / active, rest
     if not entered:
         if (limit := limits.concurrent) is not None and active >= limit:

@@ -24,5 +24,5 @@ def upgrade(connection: sa.Connection, scripts: Path) -> None:
     except alembic.util.CommandError as exc:
         raise SettingsError(
             f"STACK_STORE_URL: this database was last used by a newer version of stack ({exc}). "
-            "Run that version, or restore a backup from before it."
+            "Run that version, or restore a backup that was made before that version was started."
         ) from exc

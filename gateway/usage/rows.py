@@ -111,7 +111,8 @@ def check_prunable(before: int) -> None:
     month = dt.datetime.now(dt.UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     if before > month.timestamp() * 1000:
         raise BadRequest(
-            f"'before' can be at most {month.date()} (UTC), because this month's quotas are counted from its usage.",
+            f"'before' can be at most {month.date()} (UTC), because the quotas of this month are counted from the "
+            "usage since then.",
             param="before",
         )
 

@@ -261,7 +261,7 @@ def test_a_narrow_terminal_cuts_nothing(stack: Command, rows: Rows) -> None:
         (["usage", "--csv", "--json"], "not both"),
         (["usage", "--key", "nosuch"], "No key has or had the id 'nosuch'"),
         (["usage", "prune"], "--before"),
-        (["usage", "prune", "--before", "2199-01-01", "--yes"], "this month's quotas are counted from its usage"),
+        (["usage", "prune", "--before", "2199-01-01", "--yes"], "the quotas of this month are counted from the usage"),
         (
             ["usage", "prune", "--before", "0", "--yes"],
             f"'before' can be at most {dt.datetime.now(dt.UTC).date().replace(day=1)}",

@@ -118,9 +118,9 @@ LIMITS: Mapping[str, tuple[Limits, Sequence[LimitStep]]] = {
         [
             Ask(60),
             Ask(60),
-            Ask(1, "tokens per day, and its running requests may need the rest 0.5"),
+            Ask(1, "tokens per day, and all of them are used or reserved for its running requests 0.5"),
             End(0, 60),
-            Ask(1, "tokens per day, and its running requests may need the rest 1"),
+            Ask(1, "tokens per day, and all of them are used or reserved for its running requests 1"),
             End(1, 60),
             Ask(1, "spent"),
         ],

@@ -152,7 +152,8 @@ class Answers:
             entry = Entry.create(path, digest, framed(Kind.NOTE, orjson.dumps(notes)), instead=past is not None)
         except OSError as exc:
             raise EngineUnavailable(
-                "There is no space for another kept answer now. Try again shortly, or without Idempotency-Key.",
+                "The gateway has no space now to keep the answer for this Idempotency-Key. Try again shortly, or send "
+                "the request without the key.",
                 code="idempotency_full",
             ) from exc
         if entry is None:
