@@ -16,10 +16,10 @@ from gateway.admission.queue import Admission
 from gateway.api import docs
 from gateway.api.admin.routes import add_admin_routes
 from gateway.api.body import Workshop
+from gateway.api.dispatch import Dispatch, Relays
 from gateway.api.idempotency.answers import Answers
 from gateway.api.middleware import Cors, Head, Host
 from gateway.api.pipeline import Pipeline
-from gateway.api.dispatch import Dispatch, Relays
 from gateway.api.request_log import RequestLog
 from gateway.api.routes import add_routes
 from gateway.config import Config
