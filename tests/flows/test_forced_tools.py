@@ -76,4 +76,4 @@ def test_of_a_thousand_demands_none_is_missed_in_silence(before_all: GatewayProc
     assert counts.total() == len(REQUESTS)
     for api in TOOL_APIS:
         for stream in (False, True):
-            assert counts[api, stream, "called"] > counts[api, stream, "failed"] > 5
+            assert counts[api, stream, "called"] > counts[api, stream, "failed"] > 0
