@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 pytest.register_assert_rewrite("tests.support")  # a failed assertion there shows as much as one in a test
@@ -14,6 +15,11 @@ pytest.register_assert_rewrite("tests.support")  # a failed assertion there show
 from tests.support.processes import FakeEngine, GatewayProcess, fake_engine, running_gateway  # noqa: E402
 
 STACK = "tests/stack/"
+# On a busy machine, an example takes as long as it takes. Whether chance makes large examples is not what is tested.
+settings.register_profile(
+    "stack", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("stack")
 # Every client of httpx reads the file of all authorities, which takes 25 ms. Here, the same files are read once.
 ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
 

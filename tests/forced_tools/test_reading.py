@@ -11,7 +11,9 @@ from gateway.forced_tools.reading import CallReader, MalformedError
 from tests.support.long import LONG
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda it: st.lists(it) | st.dictionaries(st.text(), it)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda it: st.lists(it) | st.dictionaries(st.text(), it),
+    max_leaves=10,
 )
 CALLS = st.lists(st.tuples(st.text(), st.dictionaries(st.text(), VALUES)), min_size=1, max_size=4)
 
