@@ -70,7 +70,7 @@ async def read(client: httpx.AsyncClient, api: ToolApi, sent: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_of_a_thousand_demands_none_is_missed_in_silence(before_all: GatewayProcess, engine: str) -> None:
+def test_of_many_demands_none_is_missed_in_silence(before_all: GatewayProcess, engine: str) -> None:
     counts = asyncio.run(ask_all(before_all, engine))
     print(engine, dict(counts))
     assert counts.total() == len(REQUESTS)

@@ -145,16 +145,3 @@ def test_a_restored_backup_has_the_same_sums(store: Store, tmp_path: Path) -> No
         UsageBook(other).add([row(1000)])
         backup.restore(other, file)
         assert everything(other) == before
-
-
-def test_the_migration_adds_up_what_is_there(store: Store) -> None:
-    UsageBook(store).add([row(number, model=f"m{number % 3}", key_id=None) for number in range(60)])
-    before = everything(store)
-    with store.write() as connection:
-        for table in ("usage_sums", "changes"):
-            connection.exec_driver_sql(f"DROP TABLE {table}")
-        for index in ("usage_request", "keys_by_age", "secrets_key"):
-            connection.exec_driver_sql(f"DROP INDEX {index}")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0014'")
-    store.migrate()
-    assert everything(store) == before
