@@ -23,20 +23,6 @@ engine_of() {
   esac
 }
 
-# Prints the compose files $1 with the monitoring as the user chose it: MONITORING=on or off. Otherwise it stays as it is in the
-# files $2, those of the earlier choice.
-with_monitoring() {
-  local file=compose.monitoring.yaml files=:$1: choice=${MONITORING:-}
-  [ -n "$choice" ] || case :$2: in *:$file:*) choice=on ;; *) choice=off ;; esac
-  files=${files//:$file:/:}
-  files=${files#:} files=${files%:}
-  case $choice in
-    on) echo "$files:$file" ;;
-    off) echo "$files" ;;
-    *) die "MONITORING=$choice is not known: use on or off." ;;
-  esac
-}
-
 # Prints the compose files $1 with the services of further models, if `make up` has written them in this run (lib/models.sh).
 with_services() {
   local file=.models/compose.yaml files=:$1:
@@ -44,9 +30,6 @@ with_services() {
   files=${files#:} files=${files%:}
   echo "$files${apart:+:$file}"
 }
-
-# Whether the monitoring is a part of the stack.
-monitored() { case :$COMPOSE_FILE: in *:compose.monitoring.yaml:*) return 0 ;; *) return 1 ;; esac; }
 
 # Sets the engine, the user's choice of it (empty if there was none), and the address; see use_engine.
 choose_engine() {
@@ -67,7 +50,7 @@ use_engine() {
   recorded=$(recorded_files)
   files=$recorded
   [ "$(engine_of "$files")" = "$1" ] || files=$(compose_files "$1")
-  COMPOSE_FILE=$(with_services "$(with_monitoring "$files" "$recorded")")
+  COMPOSE_FILE=$(with_services "$(with_parts "$files" "$recorded")")
   export COMPOSE_FILE
   merged=$(docker compose config --format json 2>&1) || die "Compose does not accept the settings: $merged."
 }

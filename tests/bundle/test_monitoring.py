@@ -137,6 +137,7 @@ FILES = """
 . scripts/lib/say.sh
 . scripts/lib/docker.sh
 . scripts/lib/dotenv.sh
+. scripts/lib/parts.sh
 . scripts/lib/stack.sh
 . scripts/lib/address.sh
 choose_engine

@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# The parts that may run beside the stack. Each is a compose file of its own, compose.NAME.yaml, which NAME=on adds and NAME=off
+# removes, with the name in capitals: `MONITORING=on make up`.
+parts=(monitoring)
+
+# Prints the settings that name the images of part $1. Each is the name of a service, in capitals, and _IMAGE.
+images_of() {
+  case $1 in
+    monitoring) echo PROMETHEUS_IMAGE ALERTMANAGER_IMAGE GRAFANA_IMAGE ;;
+  esac
+}
+
+# Prints the compose files $1 with each part as the user chose it. Otherwise it stays as it is in the files $2, those of the
+# earlier choice.
+with_parts() {
+  local files=:$1: part file switch choice
+  for part in "${parts[@]}"; do
+    file=compose.$part.yaml switch=$(switch_of "$part")
+    choice=${!switch:-}
+    [ -n "$choice" ] || case :$2: in *:$file:*) choice=on ;; *) choice=off ;; esac
+    files=${files//:$file:/:}
+    case $choice in
+      on) files=$files$file: ;;
+      off) ;;
+      *) die "$switch=$choice is not known: use on or off." ;;
+    esac
+  done
+  files=${files#:}
+  echo "${files%:}"
+}
+
+switch_of() { echo "$1" | tr '[:lower:]' '[:upper:]'; }
+
+# Whether $1 is a part of the stack.
+has_part() { case :$COMPOSE_FILE: in *:compose.$1.yaml:*) return 0 ;; *) return 1 ;; esac; }
+
+# Stops if a part was chosen and its images cannot be had. The stack itself needs none of them.
+reach_parts() {
+  local part name image
+  for part in "${parts[@]}"; do
+    has_part "$part" || continue
+    for name in $(images_of "$part"); do
+      image=$(image_of_part "$name")
+      within_reach "$image" ||
+        die "No registry answers for $image: load the image ('docker load'), set $name to a mirror that answers, or run '$(switch_of "$part")=off make up'."
+    done
+  done
+}
+
+pull_parts() {
+  local part name
+  for part in "${parts[@]}"; do
+    ! has_part "$part" || for name in $(images_of "$part"); do pull "$(image_of_part "$name")"; done
+  done
+}
+
+# Prints the image of the setting $1, which is a service's own and no value in the merged configuration.
+image_of_part() {
+  local service
+  service=$(echo "${1%_IMAGE}" | tr '[:upper:]' '[:lower:]')
+  docker compose config --images "$service" | head -n 1
+}
