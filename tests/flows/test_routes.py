@@ -40,10 +40,19 @@ def other() -> Iterator[FakeEngine]:
 
 @contextmanager
 def gateway_with(
-    tmp_path: Path, engines: dict[str, str], models: str, *, workers: int = 1, more: str = "", slots: int = 64, **env: str
+    tmp_path: Path,
+    engines: dict[str, str],
+    models: str,
+    *,
+    workers: int = 1,
+    more: str = "",
+    slots: int = 64,
+    **env: str,
 ) -> Iterator[GatewayProcess]:
     """A gateway with a stack.yaml. `engines` is name → URL, `models` and `more` are YAML."""
-    lines = "".join(f"  {name}: {{dialect: vllm, slots: {slots}, base_url: '{url}'}}\n" for name, url in engines.items())
+    lines = "".join(
+        f"  {name}: {{dialect: vllm, slots: {slots}, base_url: '{url}'}}\n" for name, url in engines.items()
+    )
     file = tmp_path / "stack.yaml"
     file.write_text(f"engines:\n{lines}models:\n{models}\n{more}\n")
     with running_gateway(
