@@ -68,9 +68,8 @@ class Kind:
         known = {"user": name, "script": script, "pace": PACE}
         # A raw request to Ollama has no field for a script, so the message holds it, too.
         raw = [{"role": "user", "content": f"Say it. #{json.dumps(known)}"}]
-        asked = (
-            {"prompt": ""} if self.path == "completion" else {"messages": raw if self.model.startswith("ollama") else MESSAGES}
-        )
+        messages = raw if self.model.startswith("ollama") else MESSAGES
+        asked = {"prompt": ""} if self.path == "completion" else {"messages": messages}
         return json.dumps(
             {"model": self.model, "stream": self.stream, "temperature": 0} | asked | known | self.fields
         ).encode()
