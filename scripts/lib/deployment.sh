@@ -51,15 +51,15 @@ tell() {
   local id service hash ids networks
   read -ra ids <<<"$(containers '{{.ID}}' | tr '\n' ' ')"
   docker inspect --format '{"container": {"service": {{json (index .Config.Labels "com.docker.compose.service")}}, "hash": {{json (index .Config.Labels "com.docker.compose.config-hash")}}, "mode": {{json .HostConfig.NetworkMode}}, "ports": {{json .NetworkSettings.Ports}}, "networks": {{json .NetworkSettings.Networks}} } }' "${ids[@]}"
-  read -ra networks <<<"$(docker inspect --format '{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}' "${ids[@]}" | tr '\n' ' ')"
-  docker network inspect --format '{"network": {"name": {{json .Name}}, "internal": {{json .Internal}}, "options": {{json .Options}} } }' "${networks[@]}" | sort -u
+  read -ra networks <<<"$(docker inspect --format '{{range $name, $_ := .NetworkSettings.Networks}}{{println $name}}{{end}}' "${ids[@]}" | sort -u | tr '\n' ' ')"
+  docker network inspect --format '{"network": {"name": {{json .Name}}, "internal": {{json .Internal}}, "options": {{json .Options}} } }' "${networks[@]}"
   docker compose config --hash '*' | while read -r service hash; do printf '{"settings": "%s", "hash": "%s"}\n' "$service" "$hash"; done
   containers '{{.ID}} {{.Label "com.docker.compose.service"}}' | while read -r id service; do
     case $service in engine | engine-*) reached_by "$id" "$service" ;; esac
   done
   case $tls in
     ?*) printf '{"certificate": "%s", "at": "%s"}\n' "${tls%:*}" "$tls" ;;
-    *) [ -z "$(docker compose ps --quiet --status running caddy 2>/dev/null)" ] || printf '{"certificate": "%s", "at": "caddy:8443"}\n' "$(setting STACK_TLS_NAME)" ;;
+    *) [ -z "$(docker compose ps --quiet --status running caddy 2>/dev/null)" ] || printf '{"certificate": "%s", "at": "caddy:8443"}\n' "$(tls=$(setting STACK_TLS_NAME) && echo "${tls:-localhost}")" ;;
   esac
 }
 

@@ -42,13 +42,15 @@ def doctor() -> None:
 
 
 def _checks(facts: walls.Facts, settings: Settings) -> Iterator[Check]:
-    config = load_config(settings)
     yield walls.services(facts)
     yield walls.published(facts, settings)
     yield walls.keys(facts, settings)
     yield from walls.engines(facts)
+    config = load_config(settings)
+    cure = "see 'make logs', then run 'make up'"
     if away := walls.outside(facts, [it.base_url for it in config.engines.values()]):
         yield away
+        cure = "start the engine outside, and let it listen at an address that containers reach"
     yield machine.disk(settings)
     if facts.certificate:
         yield machine.certificate(*facts.certificate)
@@ -56,11 +58,12 @@ def _checks(facts: walls.Facts, settings: Settings) -> Iterator[Check]:
         yield Check(
             "skipped", "certificate", "the stack serves plain HTTP; --tls NAME:PORT checks a server in front of it"
         )
-    yield from _with_key(settings, config.default_model)
+    yield from _with_key(settings, config.default_model, cure)
 
 
-def _with_key(settings: Settings, model: str) -> Iterator[Check]:
-    """Write a key to the store, and call the gateway with it. The key is deleted at the end."""
+def _with_key(settings: Settings, model: str, cure: str) -> Iterator[Check]:
+    """Write a key to the store, and call the gateway with it. The key is deleted at the end. `cure` is what to do about
+    an engine that is not ready."""
     fields = NewKeyFields(name=NAME, expires_at=int(time.time()) + LASTS, limits=UNBOUND)
     try:
         with opened() as (store, _):
@@ -70,7 +73,7 @@ def _with_key(settings: Settings, model: str) -> Iterator[Check]:
             yield Check("ok", "store", "a key was written, and is deleted at the end")
             yield machine.backup(settings, kept)
             try:
-                yield from _called(settings, model, secret)
+                yield from _called(settings, model, secret, cure)
             finally:
                 book.delete(entry.id)
     except SystemExit as exc:  # the sentence with which `opened` ends a command
@@ -78,9 +81,9 @@ def _with_key(settings: Settings, model: str) -> Iterator[Check]:
         yield Check("failed", "store", str(exc.code), advice)
 
 
-def _called(settings: Settings, model: str, key: str) -> Iterator[Check]:
+def _called(settings: Settings, model: str, key: str, cure: str) -> Iterator[Check]:
     url = f"http://127.0.0.1:{split_address(settings.stack_bind)[1]}"
-    ready = _ready(url)
+    ready = _ready(url, cure)
     yield ready
     if ready.state != "ok":
         yield Check("skipped", "capabilities", "nothing was asked, because the engine is not ready")
@@ -92,7 +95,7 @@ def _called(settings: Settings, model: str, key: str) -> Iterator[Check]:
     sys.stdout.write(f"canary\t{canary.mark}\t{canary.key}\t{canary.request_id}\n")
 
 
-def _ready(url: str) -> Check:
+def _ready(url: str, cure: str) -> Check:
     try:
         answer = httpx.get(url + "/readyz", timeout=30)
         body = answer.json()
@@ -100,5 +103,5 @@ def _ready(url: str) -> Check:
         return Check("failed", "ready", f"the gateway does not answer /readyz: {exc}", "see 'make logs'")
     states = ", ".join(f"{name} {state}" for name, state in body["engines"].items())
     if answer.status_code != 200:
-        return Check("failed", "ready", str(body["error"]["message"]), "see 'make logs', then run 'make up'")
+        return Check("failed", "ready", str(body["error"]["message"]), cure)
     return Check("ok", "ready", f"{states}; store {body['store']}")

@@ -88,8 +88,8 @@ class Probes:
         yield self._tried("chat", self._chat, must=True)
         yield self._tried("stream", self._stream, must=True)
         yield self._tried("tools", partial(self._call, "auto"))
-        yield self._tried("forced tool", partial(self._call, {"type": "function", "function": {"name": "note"}}))
-        yield self._tried("JSON schema", self._json)
+        yield self._tried("forced_tool", partial(self._call, {"type": "function", "function": {"name": "note"}}))
+        yield self._tried("json_schema", self._json)
 
     def _tried(self, name: str, attempt: Callable[[], str], *, must: bool = False) -> Check:
         for_operator = "see 'make logs', and the engine's own log"

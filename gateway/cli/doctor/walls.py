@@ -37,9 +37,9 @@ class Container:
 @dataclass(slots=True)
 class Facts:
     """What scripts/lib/deployment.sh tells of the running containers. `leaks` says of each network why it is no wall:
-    nothing, if it is internal and the host has no address on it. `reached` are engines, each with an address of the host
-    that answered it. `stale` are the services that run with other settings than .env has now, and `stopped` those that
-    do not run. `certificate` is a name, and the address at which its certificate is shown."""
+    nothing, if it is internal and the host has no address on it. `reached` are engines, each with an address of the
+    host that answered it. `stale` are the services that run with other settings than .env has now, and `stopped` those
+    that do not run. `certificate` is a name, and the address at which its certificate is shown."""
 
     containers: list[Container] = field(default_factory=list)
     leaks: dict[str, str] = field(default_factory=dict)
@@ -170,6 +170,6 @@ def services(facts: Facts) -> Check:
     if stopped := [it for it in facts.stopped if it != ONE_SHOT]:
         return Check("failed", "services", f"{', '.join(stopped)} does not run", "see 'make logs', then run 'make up'")
     if facts.stale:
-        finding = f"the settings were changed since {', '.join(facts.stale)} started"
+        finding = f"{', '.join(facts.stale)} runs with other settings than .env and this shell have now"
         return Check("failed", "services", finding, "run 'make up', which applies them")
     return Check("ok", "services", "all run, with the present settings")
