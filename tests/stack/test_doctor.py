@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ services:
 
 def settings(stack: Stack) -> dict[str, str]:
     """The settings with which the stack was started, for Compose and the scripts."""
-    (file,) = stack.compose.env_file or ()
+    (file,) = list(stack.compose.env_file or ())
     lines = Path(file).read_text().splitlines()
     return stack.environment() | dict(line.split("=", 1) for line in lines)
 
@@ -70,17 +71,21 @@ def bridge(stack: Stack) -> str:
 @pytest.fixture
 def faulty(stack: Stack, tmp_path: Path, bridge: str) -> Iterator[None]:
     """The stack with faults: a gateway that is published beyond loopback and has the placeholder, logs contents, and
-    has little disk; an engine on a network with a way out; and one more service, which is published."""
+    has little disk; an engine on a network with a way out; and two more services, which are published."""
     override, files = tmp_path / "compose.faulty.yaml", settings(stack)["COMPOSE_FILE"]
     override.write_text(FAULTY.format(bridge=bridge, config=ROOT / "config"))
     engine, edge = f"{stack.project}-engine-1", f"{stack.project}_edge"
-    label = f"com.docker.compose.project={stack.project}", "com.docker.compose.service=grafana"
-    words = "--label", label[0], "--label", label[1], "--publish", f"{bridge}::3000", "--entrypoint", "sleep"
+
+    def more(service: str, address: str) -> AbstractContextManager[str]:
+        labels = f"--label=com.docker.compose.project={stack.project}", f"--label=com.docker.compose.service={service}"
+        words = f"--publish={address}::3000", "--entrypoint=sleep", f"{stack.project}-gateway", "3600"
+        return container(f"{stack.project}-{service}", *labels, *words)
+
     try:
         compose(stack, "up", "--detach", "--wait", "gateway", COMPOSE_FILE=f"{files}:{override}")
         docker("network", "connect", edge, engine)
         docker("exec", f"{stack.project}-gateway-1", "stack", "keys", "create", "mine")
-        with container(f"{stack.project}-grafana", *words, f"{stack.project}-gateway", "3600"):
+        with more("grafana", bridge), more("engine-spare", "127.0.0.1"):
             yield
     finally:
         docker("network", "disconnect", edge, engine)
@@ -118,7 +123,7 @@ def test_faults_of_a_running_gateway_are_named(stack: Stack, tmp_path: Path, bri
         status, checks = doctor(stack, "--tls", address, PATH=path)
     assert status == 1
     names(checks, "stack.published", f"gateway is published at {bridge}:", "STACK_PUBLISH says only this machine")
-    names(checks, "stack.published", f"grafana is published at {bridge}:")
+    names(checks, "stack.published", f"grafana is published at {bridge}:", "engine-spare is published at 127.0.0.1:")
     names(checks, "stack.keys", "the placeholder 'dev-key' opens the gateway at", "beyond this machine")
     names(checks, "stack.engine", f"the network {stack.project}_edge has a route out")
     names(checks, "stack.engine", f"engine reaches this machine at {bridge}")

@@ -31,9 +31,10 @@ def make(directory: Path, name: str, days: int) -> None:
     (directory / "authority").write_text(AUTHORITY)
     now = dt.datetime.now(dt.UTC)
     begins, ends = (f"{now + dt.timedelta(days=it):%Y%m%d%H%M%SZ}" for it in (-365, days))
+    validity = f"-startdate {begins} -enddate {ends}"
     for command in (
         f"req -new -newkey rsa:2048 -nodes -keyout key.pem -out asked -subj /CN=test -addext subjectAltName={name}",
-        f"ca -config authority -selfsign -batch -in asked -keyfile key.pem -out cert.pem -startdate {begins} -enddate {ends}",
+        f"ca -config authority -selfsign -batch -in asked -keyfile key.pem -out cert.pem {validity}",
     ):
         done = subprocess.run(["openssl", *command.split()], cwd=directory, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
