@@ -10,7 +10,7 @@ containers() {
   docker ps "$@" --filter "label=com.docker.compose.project=$(resolved name)" --format "$format"
 }
 
-is_up() { containers '{{.Label "com.docker.compose.service"}}' --all | grep -qv "^provision\$"; }
+is_up() { containers '{{.Label "com.docker.compose.service"}}' --all | grep -cv '^provision$' >/dev/null; }
 
 examine_deployment() {
   local state name finding advice canary=() ended="" errors

@@ -139,7 +139,7 @@ def test_faults_of_a_running_gateway_are_named(stack: Stack, tmp_path: Path, bri
 def test_faults_of_the_engine_and_the_store_are_named(stack: Stack, tmp_path: Path, bridge: str) -> None:
     gateway, engine = f"{stack.project}-gateway-1", f"{stack.project}-engine-1"
     make(tmp_path, "DNS:llm.example", days=300)
-    key = json.loads(docker("exec", gateway, "stack", "keys", "create", "mine", "--json"))["id"]
+    key = json.loads(docker("exec", gateway, "stack", "keys", "create", "mine", "--json"))["key"]["id"]
     docker("exec", gateway, "touch", "-d", "9 days ago", "/var/lib/stack/last-backup")
     docker("stop", "--time", "1", engine)
     try:

@@ -82,7 +82,7 @@ class Probes:
         embedding = [it["id"] for it in listed if "embeddings" in (it.get("capabilities") or ())]
         yield self._tried("embeddings", partial(self._embed, (embedding or [self._llm.config.model])[0]))
         yield self._model()
-        self._err()
+        self._make_mistakes()
 
     def _chats(self) -> Iterator[Check]:
         yield self._tried("chat", self._chat, must=True)
@@ -193,8 +193,8 @@ class Probes:
         except (LookupError, TypeError):
             raise Fault("the answer has no vector") from None
 
-    def _err(self) -> None:
-        """Make mistakes, because what a log tells of them may be too much: another key, and a body that is no JSON."""
+    def _make_mistakes(self) -> None:
+        """Send another key, and a body that is not JSON, because a log may tell too much about a mistake."""
         for headers in ({"authorization": f"Bearer {self._canary.key}x"}, {"x-request-id": self._canary.request_id}):
             with suppress(httpx.HTTPError):
                 self._client.post("chat/completions", content=f'{{"messages": "{self._canary.mark}', headers=headers)

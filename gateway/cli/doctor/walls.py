@@ -77,8 +77,8 @@ def _published(container: dict[str, Any]) -> Iterator[str]:
         yield "0.0.0.0:*"
     for bindings in (container["ports"] or {}).values():
         for it in bindings or ():
-            host = it["HostIp"] or "0.0.0.0"
-            yield f"[{host}]:{it['HostPort']}" if ":" in host else f"{host}:{it['HostPort']}"
+            host = f"[{it['HostIp']}]" if ":" in it["HostIp"] else it["HostIp"] or "0.0.0.0"
+            yield f"{host}:{it['HostPort']}"
 
 
 def _leak(network: dict[str, Any]) -> str:
@@ -105,14 +105,10 @@ def published(facts: Facts, settings: Settings) -> Check:
             beside.append(f"{it.service} at {it.ports[0]}")
     if faults:
         advice = (
-            "publish the gateway by STACK_PUBLISH, other services at 127.0.0.1 and engines nowhere (look for 'ports' "
+            "correct 'ports' in the files of COMPOSE_FILE: engines nowhere, other services at 127.0.0.1, the gateway "
         )
-        return Check("failed", "published", "; ".join(faults), advice + "in the files of COMPOSE_FILE), then 'make up'")
-    fronts = [
-        f"{it.service} at {', '.join(sorted(set(it.ports)))}"
-        for it in facts.containers
-        if it.ports and it.service in FRONTS
-    ]
+        return Check("failed", "published", "; ".join(faults), advice + "at STACK_PUBLISH; then 'make up'")
+    fronts = [f"{it.service} at {', '.join(it.ports)}" for it in facts.containers if it.ports and it.service in FRONTS]
     told = f"; on loopback besides: {', '.join(beside)}" if beside else ""
     return Check("ok", "published", f"only {', '.join(fronts) or 'nothing'}{told}")
 
@@ -123,9 +119,7 @@ def keys(facts: Facts, settings: Settings) -> Check:
     weak = [key for key in settings.accepted_keys() if len(key) < MIN_KEY_LENGTH]
     if weak and exposed:
         which = f"the placeholder '{PLACEHOLDER_KEY}'" if PLACEHOLDER_KEY in weak else "a short key"
-        advice = (
-            f"set STACK_API_KEYS to a key of {MIN_KEY_LENGTH} characters or more (openssl rand -hex 24), then 'make up'"
-        )
+        advice = "set STACK_API_KEYS to strong keys (openssl rand -hex 24), then 'make up'"
         return Check("failed", "keys", f"{which} opens the gateway at {exposed[0]}, beyond this machine", advice)
     if weak:
         return Check("ok", "keys", "there is a short key or the placeholder, which can be used from this machine only")
@@ -140,12 +134,8 @@ def engines(facts: Facts) -> Iterator[Check]:
         faults = [f"the network {name} {leak}" for name in it.networks if (leak := facts.leaks.get(name, "is unknown"))]
         faults += [f"{it.service} reaches this machine at {there}" for by, there in facts.reached if by == it.service]
         if faults:
-            advice = (
-                f"leave {it.service} on the network backend alone, as compose.yaml has it: 'docker network disconnect "
-            )
-            yield Check(
-                "failed", it.service, "; ".join(faults), f"{advice}NETWORK CONTAINER', or 'make down' and 'make up'"
-            )
+            advice = "leave it on the network backend alone, as compose.yaml has it, then 'make down' and 'make up'"
+            yield Check("failed", it.service, "; ".join(faults), advice)
         else:
             yield Check("ok", it.service, f"no route out, and this machine has no address on {', '.join(it.networks)}")
 
@@ -159,10 +149,8 @@ def outside(facts: Facts, urls: Iterable[str]) -> Check | None:
     if not ways:
         advice = "put the gateway on the network edge, as compose.yaml has it, then 'make up'"
         return Check("failed", "outside", f"the gateway has no network that leads to {', '.join(away)}", advice)
-    told = (
-        f"the engine at {', '.join(away)} is outside this stack; the gateway reaches it, and whatever else is there, "
-    )
-    return Check("ok", "outside", f"{told}by its network {', '.join(ways)}")
+    told = f"the engine at {', '.join(away)} is outside this stack, and the gateway's way out to it and elsewhere is "
+    return Check("ok", "outside", f"{told}the network {', '.join(ways)}")
 
 
 def services(facts: Facts) -> Check:
