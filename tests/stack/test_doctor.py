@@ -153,9 +153,8 @@ def test_faults_of_the_engine_and_the_store_are_named(stack: Stack, tmp_path: Pa
         assert checks["stack.capabilities"]["ok"] is None
 
         docker("exec", gateway, "chmod", "0400", "/var/lib/stack/stack.db")
-        status, checks = doctor(stack, "--tls", address)
-        names(checks, "stack.store", "The gateway's store cannot be used right now", "/var/lib/stack/stack.db")
-        names(checks, "stack.certificate", "speaks no TLS")
+        told = docker("exec", gateway, "stack", "doctor")  # the part of it that runs there
+        assert "failed\tstore\tThe gateway's store cannot be used right now: /var/lib/stack/stack.db: " in told
     finally:
         docker("exec", gateway, "chmod", "0600", "/var/lib/stack/stack.db")
         docker("exec", gateway, "stack", "keys", "delete", "--yes", key)
