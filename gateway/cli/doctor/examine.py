@@ -104,4 +104,7 @@ def _ready(url: str, cure: str) -> Check:
     states = ", ".join(f"{name} {state}" for name, state in body["engines"].items())
     if answer.status_code != 200:
         return Check("failed", "ready", str(body["error"]["message"]), cure)
-    return Check("ok", "ready", f"{states}; store {body['store']}")
+    told = f"{states}; store {body['store']}"
+    if body["store"] != "ok":
+        return Check("failed", "ready", told, "see 'make logs', which says what is wrong with the store")
+    return Check("ok", "ready", told)
