@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.support.clone import OVERRIDES, Config, Tree, clone, merged
+from tests.support.clone import OVERRIDES, Config, Tree, clone, merged, refuses
 
 
 def with_tls(engine: str = "ollama", **env: str) -> Config:
@@ -98,3 +98,9 @@ def test_a_wrong_setting_is_named_before_anything_is_changed(checked: Tree, env:
     ran = checked.run("bash", "-euc", NEED_TLS, TLS="on", **env)
     assert said in ran.stdout.splitlines()[-1], ran.stdout
     assert ran.returncode == (0 if said.startswith("TLS: ") else 1)
+
+
+def test_a_registry_that_does_not_answer_is_told_before_anything_is_changed(tree: Tree, closed_port: str) -> None:
+    image = f"{closed_port}/caddy:1.2.3"
+    said = f"No registry answers for {image}: ", "set CADDY_IMAGE to a mirror", "run 'TLS=off make up'"
+    refuses(tree, *said, ENGINE="tiny", TLS="on", CADDY_IMAGE=image)
