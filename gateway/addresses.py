@@ -82,7 +82,7 @@ def listening(value: str) -> str:
 def own(value: str) -> str:
     """Return the IP address of a name of this machine's own, or of an address. Raises ValueError."""
     try:
-        return str(socket.getaddrinfo(value, None)[0][4][0])
+        return str(min(socket.getaddrinfo(value, None))[4][0])  # IPv4 before IPv6, because Caddy connects by IPv4
     except (OSError, UnicodeError):
         raise ValueError(f"'{value}' must be an address or a name of the gateway's own") from None
 

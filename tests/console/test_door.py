@@ -90,7 +90,7 @@ def test_attempts_are_bounded_and_sessions_go_on(engine: FakeEngine, tmp_path: P
         assert inside.get("/console/now").status_code == 200
 
 
-@pytest.mark.parametrize("proxy", [{"STACK_PROXY_NETWORK": "localhost"}, {}])
+@pytest.mark.parametrize("proxy", [{"STACK_PROXY_NETWORK": "127.0.0.1"}, {}])
 def test_an_address_is_the_last_one_that_the_proxy_names_if_there_is_a_proxy(
     engine: FakeEngine, tmp_path: Path, proxy: dict[str, str]
 ) -> None:
