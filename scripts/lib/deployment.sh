@@ -34,15 +34,15 @@ examine_deployment() {
   [ ${#canary[@]} = 0 ] || look_for "${canary[@]}"
 }
 
-# Whether the gateway answers where it is published. Behind Caddy it is not.
+# Whether the gateway answers where it is published, or Caddy does for it.
 report_address() {
   local address
-  address=$(docker compose port gateway 9000 2>/dev/null) || true
+  address=$(published)
   [[ $address == *:[1-9]* ]] || return 0
   split_address "$address"
   case $(get /livez) in
     "200 "*) report ok stack.address "the gateway answers at $address" ;;
-    *) report failed stack.address "the gateway runs, and nothing answers at $address, where it is published" "restart Docker, and see what its firewall rules say about this port" ;;
+    *) report failed stack.address "the gateway runs, and nothing answers at $address, where it is published" "see 'make logs', and what the machine's firewall says about this port" ;;
   esac
 }
 
@@ -59,7 +59,7 @@ tell() {
   done
   case $tls in
     ?*) printf '{"certificate": "%s", "at": "%s"}\n' "${tls%:*}" "$tls" ;;
-    *) [ -z "$(docker compose ps --quiet --status running caddy 2>/dev/null)" ] || printf '{"certificate": "%s", "at": "caddy:8443"}\n' "$(tls=$(setting STACK_TLS_NAME) && echo "${tls:-localhost}")" ;;
+    *) ! has_part tls || printf '{"certificate": "%s", "at": "caddy:8443"}\n' "$(resolved STACK_TLS_NAME)" ;;
   esac
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.certificates import make, tls_server
+from tests.support.certificates import tls_server
 from tests.support.clone import write_program
 from tests.support.containers import container, docker
 from tests.support.processes import ROOT
@@ -93,11 +93,10 @@ def faulty(stack: Stack, tmp_path: Path, bridge: str) -> Iterator[None]:
         stack.wait_until_ready()
 
 
-def test_nothing_is_wrong_with_the_stack(stack: Stack, tmp_path: Path, bridge: str) -> None:
+def test_nothing_is_wrong_with_the_stack(stack: Stack, bridge: str) -> None:
     """And every check has been made. Nothing is left of the key with which it called."""
     docker("exec", f"{stack.project}-gateway-1", "stack", "backup", "/tmp/backup")
-    make(tmp_path, f"IP:{bridge}", days=300)
-    with tls_server(tmp_path, bridge) as address:
+    with tls_server(bridge, bridge, days=300) as address:
         status, checks = doctor(stack, "--tls", address)
     assert status == 0, checks
     page = (ROOT / "docs/doctor.md").read_text()
@@ -116,10 +115,9 @@ def test_nothing_is_wrong_with_the_stack(stack: Stack, tmp_path: Path, bridge: s
 
 @pytest.mark.usefixtures("faulty")
 def test_faults_of_a_running_gateway_are_named(stack: Stack, tmp_path: Path, bridge: str) -> None:
-    make(tmp_path, f"IP:{bridge}", days=3)
     write_program(tmp_path / "date", 'echo $(($(/bin/date "$@") - 3600))\n')
     path = f"{tmp_path}:{os.environ['PATH']}"
-    with tls_server(tmp_path, bridge) as address:
+    with tls_server(bridge, bridge, days=3) as address:
         status, checks = doctor(stack, "--tls", address, PATH=path)
     assert status == 1
     names(checks, "stack.published", f"gateway is published at {bridge}:", "STACK_PUBLISH says only this machine")
@@ -136,14 +134,13 @@ def test_faults_of_a_running_gateway_are_named(stack: Stack, tmp_path: Path, bri
     assert checks["stack.chat"]["ok"]
 
 
-def test_faults_of_the_engine_and_the_store_are_named(stack: Stack, tmp_path: Path, bridge: str) -> None:
+def test_faults_of_the_engine_and_the_store_are_named(stack: Stack, bridge: str) -> None:
     gateway, engine = f"{stack.project}-gateway-1", f"{stack.project}-engine-1"
-    make(tmp_path, "DNS:llm.example", days=300)
     key = json.loads(docker("exec", gateway, "stack", "keys", "create", "mine", "--json"))["key"]["id"]
     docker("exec", gateway, "touch", "-d", "9 days ago", "/var/lib/stack/last-backup")
     docker("stop", "--time", "1", engine)
     try:
-        with tls_server(tmp_path, bridge) as address:
+        with tls_server(bridge, "llm.example", days=300) as address:
             status, checks = doctor(stack, "--tls", address)
         assert status == 1
         names(checks, "stack.services", "engine does not run")
