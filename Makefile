@@ -7,8 +7,9 @@ override export Q := $(value Q)
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny chooses the engine, MONITORING=on|off, TLS=on|off)
-doctor: ## check whether this machine can run the stack, and change nothing
+up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny|outside chooses the engine, MONITORING=on|off, TLS=on|off)
+doctor: ## check whether this machine can run the stack, and the stack itself if it runs (JSON=1 prints JSON)
+	@scripts/doctor $(if $(JSON),--json)
 down: ## stop the stack and keep the fetched models
 logs: ## follow the logs
 tls-root: ## write the root certificate of Caddy's own authority to tls-root.crt
@@ -22,7 +23,7 @@ bench-quick: ## measure what the gateway costs, in two minutes
 soak: ## send 50,000 requests, some with faults, kill workers 600 times, and account for every request
 lock: ## pin the dependencies in requirements/ again
 
-up doctor down logs tls-root chat dev test check bench-quick soak lock:
+up down logs tls-root chat dev test check bench-quick soak lock:
 	@scripts/$@
 
 .PHONY: help up doctor down logs tls-root models chat dev test check bench-quick soak lock

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,11 +25,13 @@ from gateway.keys.entries import Entry, KeptDefault, KeptName, KeptSecret
 from gateway.keys.tables import default_limits, deleted_keys, keys, secrets
 from gateway.prompts.book import Holds, Kept, uses, versions
 from gateway.responses.tables import forget_all
+from gateway.settings import Settings
 from gateway.store.store import Store
 from gateway.usage import sums
 from gateway.usage.rows import UsageRow, usage
 
 FORMAT = 1
+MARK = "last-backup"  # an empty file in the data directory; its time is that of the last backup
 TABLES = {
     str(table.name): table for table in (keys, secrets, deleted_keys, default_limits, versions, uses, usage)
 }  # in an order in which each row finds the rows that it refers to
@@ -62,6 +65,20 @@ def write(store: Store, file: BinaryIO) -> Counter[str]:
                 counts[name] += 1
         lines.write(_line({"rows": counts}))
     return counts
+
+
+def note(settings: Settings) -> None:
+    """Note that a backup was written now, for `last`. A backup is worth no less if that fails."""
+    with suppress(OSError):
+        (settings.stack_data_dir / MARK).touch(0o600)
+
+
+def last(settings: Settings) -> float | None:
+    """Return when the last backup was written, in seconds since 1970; None if there was none."""
+    try:
+        return (settings.stack_data_dir / MARK).stat().st_mtime
+    except OSError:
+        return None
 
 
 def restore(store: Store, path: Path) -> Counter[str]:

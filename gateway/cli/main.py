@@ -11,6 +11,7 @@ from io import TextIOWrapper
 import typer
 
 from gateway.cli import keys, limits, prompts, reports
+from gateway.cli.doctor import examine
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ app.command("top")(reports.top)
 app.command("backup")(reports.backup)
 app.command("restore")(reports.restore)
 app.command("limits")(limits.limits)
+app.command("doctor", hidden=True)(examine.doctor)
 
 
 def main() -> None:

@@ -115,11 +115,12 @@ def top(
 def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="the file; - is standard output")]) -> None:
     """Write all keys, prompts and usage to a file, while gateways run. Only you can read the file. It reveals no key,
     but keep it secret, because a changed backup can add keys. The usage of the last second may be missing."""
-    with opened() as (store, _):
+    with opened() as (store, settings):
         try:
             counts = backups.write(store, sys.stdout.buffer) if file == "-" else _write(store, Path(file))
         except OSError as exc:
             sys.exit(f"The backup cannot be written: {exc.strerror}.")
+        backups.note(settings)
     sys.stderr.write(f"The backup holds {_told(counts)}.\n")
 
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The models of LLM_MODELS: which of the engine's services serves each, and the two files that tell Compose and the gateway.
-# Ollama serves all of them. Otherwise each further model has a service of its own, which is the first one's with another name.
+# Ollama, or the engine outside, serves all of them. Otherwise each further model has a service of its own, which is the first one's with another name.
 
 services_file=.models/compose.yaml
 list_header="# Written by make up from LLM_MODELS."
@@ -42,7 +42,7 @@ place_models() {
   services=(engine)
   for name in "${models[@]:1}"; do
     service=engine
-    [ "$engine" = ollama ] || service=$(service_of "$name")
+    one_for_all || service=$(service_of "$name")
     [ "$service" = engine ] || [[ " ${services[*]} " != *" $service "* ]] ||
       die "The names in LLM_MODELS are too much alike: $name would have the same service, $service, as another one."
     services+=("$service")
@@ -53,7 +53,7 @@ place_models() {
 service_of() { printf 'engine-%s' "$(tr '[:upper:]' '[:lower:]' <<<"$1" | sed -E 's/[^a-z0-9]+/-/g; s/^-|-$//g' | cut -c 1-50)"; }
 
 # Whether a service serves further models.
-served_apart() { [ ${#models[@]} -gt 1 ] && [ "$engine" != ollama ]; }
+served_apart() { [ ${#models[@]} -gt 1 ] && ! one_for_all; }
 
 # Writes both files as LLM_MODELS says, or removes those of an earlier choice, and adds the services to the stack. `relisted` says
 # whether the gateway's list has changed.

@@ -27,6 +27,7 @@ preflight_checks() {
   echo need_new_docker need_port need_secret_files need_config
   ! has_part tls || echo need_tls
   case $engine in
+    outside) echo tell_outside ;;
     ollama) echo need_ram need_context need_disk ;;
     vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_context need_ram need_token need_disk tell_tools ;;
     tiny) echo need_context ;;
@@ -36,8 +37,9 @@ preflight_checks() {
 # Sets the variables of the checks for the model with index $1 of `models`, in the order of that list.
 # shellcheck disable=SC2154 # models: lib/models.sh
 weigh() {
-  [ "$1" = 0 ] && earlier=0 || earlier=$(to_fetch)
   model=${models[$1]}
+  [ "$engine" != outside ] || return 0
+  [ "$1" = 0 ] && earlier=0 || earlier=$(to_fetch)
   weigh_model
   weigh_context "$1"
 }
@@ -242,6 +244,9 @@ need_token() {
   fi
   echo "model hub: as far as is known, $model needs no further token"
 }
+
+# Neither memory nor context is checked for an engine outside.
+tell_outside() { echo "engine: outside this stack, at $(resolved LLM_BASE_URL), asked as $(resolved LLM_BACKEND); see 'Engines outside the stack' in the README"; }
 
 # This check never fails. It tells the operator in advance if vLLM will refuse requests with tools.
 tell_tools() {

@@ -7,7 +7,8 @@ compose_files() {
     ollama) echo compose.yaml ;;
     vllm) echo compose.yaml:compose.gpu.yaml ;;
     tiny) echo compose.yaml:compose.tiny.yaml ;;
-    *) die "ENGINE=$1 is not known: use ollama, vllm or tiny." ;;
+    outside) echo compose.yaml:compose.outside.yaml ;;
+    *) die "ENGINE=$1 is not known: use ollama, vllm, tiny or outside." ;;
   esac
 }
 
@@ -19,6 +20,7 @@ engine_of() {
   case $1 in
     *compose.gpu.yaml*) echo vllm ;;
     *compose.tiny.yaml*) echo tiny ;;
+    *compose.outside.yaml*) echo outside ;;
     ?*) echo ollama ;;
   esac
 }
@@ -40,8 +42,25 @@ choose_engine() {
   # shellcheck disable=SC2034 # scripts/up
   chosen=${ENGINE:-$(engine_of "$files")}
   engine=${chosen:-ollama}
+  [ "$engine" != outside ] || need_base_url
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
+}
+
+# Whether one service serves all models.
+one_for_all() { case $engine in ollama | outside) return 0 ;; *) return 1 ;; esac; }
+
+# Stops if the gateway's container could not reach the engine outside at LLM_BASE_URL.
+need_base_url() {
+  local url
+  url=$(setting LLM_BASE_URL)
+  case $url in
+    "") die "ENGINE=outside needs the address of the engine: set LLM_BASE_URL, for Ollama on this machine to http://host.docker.internal:11434." ;;
+    *://localhost | *://localhost[:/]* | *://127.* | *://0.0.0.0* | *://"["::*)
+      die "LLM_BASE_URL=$url would be the gateway's own container: for an engine on this machine, set LLM_BASE_URL=http://host.docker.internal:PORT, with the engine's port." ;;
+    http://?* | https://?*) ;;
+    *) die "LLM_BASE_URL=$url is not the address of an engine: use for example http://host.docker.internal:11434." ;;
+  esac
 }
 
 # From here on, `docker compose` in this script uses the stack with engine $1.

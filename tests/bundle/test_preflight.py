@@ -1,6 +1,7 @@
 """Preflight: each thing a machine can lack is planted, and `make up` says so in one sentence before any impact; `make
 doctor` says all of it at once, with the numbers, and changes nothing."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -161,6 +162,29 @@ def test_doctor_says_everything_at_once_and_changes_nothing(tree: Tree, machine:
     assert "ok: GPUs: 1 here, 1 for vLLM" in ran.stdout
     assert ran.stdout.splitlines()[-1] == "stack: 5 of these checks failed. Fix each problem before 'make up'."
     assert sorted(tree.path.rglob("*")) == files
+
+
+def test_doctor_tells_as_json_what_is_wrong_and_what_to_do(tree: Tree, machine: Machine) -> None:
+    machine.docker(memory=GB)
+    ran = tree.run("scripts/doctor", "--json", ENGINE="ollama", **machine.environment)
+    told = {it["name"]: it for it in json.loads(ran.stdout)["checks"]}
+    assert (ran.returncode, json.loads(ran.stdout)["ok"]) == (1, False)
+    assert told["machine.port"]["ok"] is True
+    assert (told["machine.ram"]["ok"], told["machine.ram"]["advice"][:10]) == (False, "set LLM_MO")
+    assert "needs about 6.4 GB of memory" in told["machine.ram"]["finding"]
+
+    tree.dotenv.write_text("STACK_WORKRES=3\n")
+    ran = tree.run("scripts/doctor", "--json", ENGINE="ollama", **machine.environment)
+    tree.dotenv.unlink()
+    (check,) = json.loads(ran.stdout)["checks"]
+    assert (ran.returncode, check["name"], check["ok"]) == (1, "machine.settings", False)
+    assert "STACK_WORKRES" in check["finding"]
+
+
+@pytest.mark.parametrize("words", [("--jsno",), ("--tls",), ("--tls", "llm.example")])
+def test_doctor_says_how_it_is_used(tree: Tree, words: tuple[str, ...]) -> None:
+    ran = tree.run("scripts/doctor", *words)
+    assert (ran.returncode, ran.stdout[:45]) == (1, "stack: usage: scripts/doctor [--json] [--tls ")
 
 
 @pytest.mark.parametrize("engine", ["ollama", "tiny"])

@@ -53,7 +53,7 @@ def test_no_registry_and_no_way_to_build_a_base_image(tree: Tree, not_root: str,
 
 
 def test_an_unknown_engine(tree: Tree) -> None:
-    refuses(tree, "ENGINE=llama is not known", "ollama, vllm or tiny", ENGINE="llama")
+    refuses(tree, "ENGINE=llama is not known", "ollama, vllm, tiny or outside", ENGINE="llama")
 
 
 @pytest.mark.parametrize(("engine", "variable"), [("ollama", "OLLAMA_IMAGE"), ("vllm", "VLLM_IMAGE")])

@@ -248,7 +248,7 @@ def test_while_the_gateway_is_away_the_error_says_so(served: Served) -> None:
 
 
 def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(served: Served) -> None:
-    """And the line that `make up` prints works as it stands."""
+    """And the line that `make up` prints works as it stands, and `make doctor` knows the certificate."""
     settings = served.settings | {"STACK_TLS": "local", "STACK_TLS_NAME": "localhost"}
     local = up(served.tree, settings, served.trust)
     url = f"https://localhost:{local.port}"
@@ -260,6 +260,9 @@ def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(se
     trust = ssl.create_default_context(cafile=str(served.tree.path / "tls-root.crt"))
     answer = httpx.get(url + "/health", verify=trust)
     assert answer.status_code == 200
+    said = served.tree.run("scripts/doctor", **settings).stdout
+    assert "    ok: certificate: the certificate for localhost ends in 1" in said, said
+    assert f"    ok: published: only caddy at 127.0.0.1:{local.port}\n" in said, said
     assert "strict-transport-security" not in answer.headers  # it would hold for every port of localhost
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(url + "/health")

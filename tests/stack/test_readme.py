@@ -19,6 +19,7 @@ RUN_BY = {
     "make up": "tests/bundle/test_up.py",
     "make test": ".ci/run",
     "make doctor": "tests/bundle/test_preflight.py",
+    "ENGINE=outside LLM_BASE_URL=http://host.docker.internal:11434 make up": "tests/bundle/test_outside.py",
     "ENGINE=vllm make doctor": "tests/bundle/test_preflight.py",
     "ENGINE=vllm make up": "tests/bundle/test_vllm.py",
     "ENGINE=tiny make up": "tests/bundle/test_up.py",
