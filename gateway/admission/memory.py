@@ -8,6 +8,9 @@ Who is next: each key has a time of its own, which goes on by 1/weight with each
 first, and a key that comes now begins where those being served are (start-time fair queueing). A flood so waits behind
 itself. A request that can't be let in is promised when it can (`retry_after`).
 
+If the models of an engine do not all fit into its memory, only requests for the loaded models get slots. `swaps`
+decides when another model is loaded. The first request for that model has the engine for itself, and loads the model.
+
 Times in seconds are time.monotonic()'s, one clock for all processes of a host. The file is long because all of it works
 on the same record: whatever comes, goes or dies changes a place, its key's time and its engine's pace under one lock.
 """
@@ -15,12 +18,16 @@ on the same record: whatever comes, goes or dies changes a place, its key's time
 import hashlib
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from itertools import compress
 from typing import Literal, NamedTuple
 
+import orjson
+
+from gateway.admission import swaps
 from gateway.admission.retry_after import CELLS, ENGINES, Promises, shares
+from gateway.admission.swaps import Limit, Loads, Waiting
 from gateway.shared_memory import Region
 from gateway.upstream.load import Load
 
@@ -31,6 +38,7 @@ LEEWAY = 0.7  # the part of the longest wait that new requests may fill; the res
 SAMPLES = 32  # requests over which the pace is a mean
 UNKNOWN = 1.0  # seconds that a request takes, until one was measured
 LIFT = 3.0  # seconds without a rejection after which one more slot is tried
+LOADS = 4096  # bytes for the loads of each engine
 
 _FREE, _WAITS, _HELD = 0, 1, 2
 
@@ -52,7 +60,7 @@ class Places:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._promises = Promises()
-        self.region = Region(ENGINES * (PLACES * 37 + CELLS * 16 + 56))
+        self.region = Region(ENGINES * (PLACES * 45 + CELLS * 16 + 88 + LOADS))
         view = memoryview(self.region.memory)
         at = ENGINES * PLACES  # the states of the places come first
 
@@ -67,10 +75,14 @@ class Places:
         self.tags, self.costs, self.since, self.until = (numbers(PLACES) for _ in range(4))
         self.finish = numbers(CELLS)
         self.virtual, self.seconds, self.seen, self.slots, self.known, self.learned_at = (numbers(1) for _ in range(6))
+        # Whether its models do not all fit, when it was last asked which are loaded, and its Limit
+        self.scarce, self.asked_at, self.swap_waits, self.most_waits = (numbers(1) for _ in range(4))
         self.keys = take(8 * CELLS).cast("Q")
+        self.models = take(8 * PLACES).cast("Q")
         self.names = take(8).cast("Q")
         self.workers = take(2 * PLACES).cast("H")
         self.cells = take(2 * PLACES).cast("H")
+        self._loads = take(LOADS)
 
     # -- engines ------------------------------------------------------------------------------------------------------
 
@@ -87,8 +99,17 @@ class Places:
             else:
                 number = min(range(ENGINES), key=lambda it: (any(self._kinds(it)), self.known[it]))
             self.names[number] = 0
-            for field in (self.virtual, self.seconds, self.seen, self.slots, self.learned_at):
+            for field in (
+                self.virtual,
+                self.seconds,
+                self.seen,
+                self.slots,
+                self.learned_at,
+                self.scarce,
+                self.asked_at,
+            ):
                 field[number] = 0.0
+            self._keep_loads(number, Loads())
             self._promises.forget_engine(number)
             self.keys[number * CELLS : (number + 1) * CELLS] = array("Q", bytes(8 * CELLS))
             self.known[number] = now
@@ -99,12 +120,13 @@ class Places:
         """Note that this engine is still configured. Needs no lock."""
         self.known[engine] = self._now()
 
-    def wait(self, engine: int) -> float:
-        """Return about how many seconds a new request would wait. Needs no lock."""
+    def wait(self, engine: int, model: int = 0) -> float:
+        """Return about how many seconds a new request for the model would wait. Needs no lock."""
+        due = self.due(engine, model, self._now())
         kinds = self._kinds(engine)
         waiting = kinds.count(_WAITS)
         free = not waiting and kinds.count(_HELD) < self.slots[engine]
-        return 0.0 if free else (waiting + 1) * (self._pace(engine) or UNKNOWN)
+        return due + (0.0 if free else (waiting + 1) * (self._pace(engine) or UNKNOWN))
 
     def load(self, engine: int) -> Load:
         """Return the numbers of the engine's slots, its taken slots, and its waiting requests. Needs no lock."""
@@ -146,6 +168,38 @@ class Places:
                 self.slots[engine] += 1
                 self.learned_at[engine] = now
 
+    # -- models that are loaded ---------------------------------------------------------------------------------------
+
+    def loads(self, engine: int) -> Loads:
+        """Return what the engine has loaded. Needs no lock."""
+        record = bytes(self._loads[engine * LOADS : (engine + 1) * LOADS]).rstrip(b"\0")
+        try:
+            return Loads.parse(orjson.loads(record))
+        except (ValueError, KeyError, TypeError):
+            return Loads()  # nothing is known, or a worker was killed while it wrote, or writes now
+
+    def loaded(self, engine: int, model: int, there: Collection[int], after: Collection[int], took: float) -> Woken:
+        """Note that a load has ended: see Loads.ended. Returns the places that get a slot by that."""
+        with self.region.lock:
+            self._keep_loads(engine, self.loads(engine).ended(model, there, after, self._now(), took))
+            return self._hand_over(engine)
+
+    def looked(self, engine: int, seen: Loads, after: Collection[int]) -> Woken:
+        """Note which models are loaded, unless that has changed since `seen`. Returns the places that get a slot."""
+        with self.region.lock:
+            if self.loads(engine) == seen:
+                self._keep_loads(engine, seen.seen(after))
+            return self._hand_over(engine)
+
+    def limit(self, engine: int) -> Limit:
+        return Limit(self.swap_waits[engine], self.most_waits[engine])
+
+    def due(self, engine: int, model: int, since: float) -> float:
+        """Return Loads.due. Needs no lock."""
+        if not self.scarce[engine]:
+            return 0.0
+        return self.loads(engine).due(model, self._now(), self.limit(engine), since)
+
     # -- coming and going ---------------------------------------------------------------------------------------------
 
     def enter(
@@ -159,10 +213,11 @@ class Places:
         *,
         mark: int = 0,
         ahead: bool = False,
+        model: int = 0,
     ) -> tuple[int, bool] | Refusal:
         """Return a place, and whether it has a slot. Without a slot, it waits for `wait` seconds at most. `queue` is
         how many may wait. `mark` recognises a request that returns. `ahead` puts it before all others, beyond the
-        bounds."""
+        bounds. `model` is the number of its model, on an engine that loads models when it is asked for them."""
         with self.region.lock:
             now = self._now()
             kinds = self._kinds(engine)
@@ -171,14 +226,19 @@ class Places:
                 return Refusal("full", self._pace(engine) or UNKNOWN)
             cell = engine * CELLS + self._cell(engine, key)
             tag, cost = (-1.0, 0.0) if ahead else (max(self.virtual[engine], self.finish[cell]), 1 / weight)
-            holds = kinds.count(_HELD) < self.slots[engine] and _WAITS not in kinds
+            holds = kinds.count(_HELD) < self.slots[engine] and (
+                self._admits(engine, Waiting(model, tag, now)) if self.scarce[engine] else _WAITS not in kinds
+            )
             if not holds and not ahead:
-                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, _digest(f"{key} {mark}"))
+                turn = self.loads(engine).turn(model, now, self.limit(engine), now) if self.scarce[engine] else 0.0
+                digest = _digest(f"{key} {mark}")
+                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, digest, turn)
                 if refusal is not None:
                     return refusal
             place = engine * PLACES + free
             self.workers[place] = worker
             self.cells[place] = cell % CELLS
+            self.models[place] = model
             self.tags[place] = tag
             self.costs[place] = cost
             self.since[place] = now
@@ -187,6 +247,8 @@ class Places:
                 self.finish[cell] = tag + cost
             if holds and tag > self.virtual[engine]:
                 self.virtual[engine] = tag
+            if holds:
+                self._load(engine, model)
             self.region.memory[place] = _HELD if holds else _WAITS
             return place, holds
 
@@ -257,14 +319,54 @@ class Places:
         now = self._now()
         for _ in range(int(self.slots[engine]) - kinds.count(_HELD)):
             ready = [it for it in self._waiting(engine) if self.until[it] > now]
+            if self.scarce[engine]:
+                served = self._served(engine, self._wanted(engine))
+                ready = [it for it in ready if self.models[it] in served]
             if not ready:
                 break
             place = min(ready, key=self._order)
             self.virtual[engine] = max(self.virtual[engine], self.tags[place])
             self.since[place] = now
+            self._load(engine, self.models[place])
             self.region.memory[place] = _HELD
             woken.append((self.workers[place], place))
         return woken
+
+    def _wanted(self, engine: int) -> list[Waiting]:
+        now = self._now()
+        return [
+            Waiting(self.models[it], self.tags[it], self.since[it])
+            for it in self._waiting(engine)
+            if self.until[it] > now
+        ]
+
+    def _served(self, engine: int, waiting: list[Waiting]) -> Collection[int]:
+        """Return the models whose requests may get a slot of an engine whose models do not all fit."""
+        loads, busy = self.loads(engine), _HELD in self._kinds(engine)
+        pace, limit = self._pace(engine) or UNKNOWN, self.limit(engine)
+        following = swaps.decide(
+            loads, waiting, self._now(), busy=busy, virtual=self.virtual[engine], pace=pace, limit=limit
+        )
+        if not following:
+            return loads.loaded
+        return () if busy else (following,)
+
+    def _admits(self, engine: int, it: Waiting) -> bool:
+        """Return whether a new request may have a free slot now. None that waits may have it."""
+        waiting = self._wanted(engine)
+        served = self._served(engine, [*waiting, it])
+        return it.model in served and not any(other.model in served for other in waiting)
+
+    def _load(self, engine: int, model: int) -> None:
+        """Note that the load of the model begins, if its request got a slot and it is not loaded."""
+        if self.scarce[engine]:
+            loads = self.loads(engine)
+            if model not in loads.loaded:
+                self._keep_loads(engine, loads.begins(model, self._now()))
+
+    def _keep_loads(self, engine: int, loads: Loads) -> None:
+        self._loads[engine * LOADS : (engine + 1) * LOADS] = loads.dump().ljust(LOADS, b"\0")
+        self.scarce[engine] = loads.scarce
 
     def _withdraw(self, place: int) -> None:
         """Stop a place's wait. The later requests of its key move up."""
@@ -276,9 +378,19 @@ class Places:
         self.finish[engine * CELLS + cell] -= cost
 
     def _refusal(
-        self, engine: int, cell: int, tag: float, weight: int, now: float, wait: float, queue: int, mark: int
+        self,
+        engine: int,
+        cell: int,
+        tag: float,
+        weight: int,
+        now: float,
+        wait: float,
+        queue: int,
+        mark: int,
+        turn: float,
     ) -> Refusal | None:
-        """Return why a request cannot enter the queue, with a promise of when it can; None if it can.
+        """Return why a request cannot enter the queue, with a promise of when it can; None if it can. `turn`: see
+        Loads.turn.
 
         A key may have as many places as it leaves free, so that there is space for other keys during a flood. A request
         that returns as promised may exceed the bounds a little, so that new requests cannot take its place.
@@ -291,7 +403,7 @@ class Places:
         # By its key's share, in case the other keys continue to send.
         turns = max(before + 1, (own + 1) * shares(weights, cell, weight))
         pace = self._pace(engine)
-        expected = (before + 1 if kept else turns) * pace
+        expected = turn + (before + 1 if kept else turns) * pace
         reason: Reason | None = None
         if len(waiting) >= queue and not kept:
             reason = "full"

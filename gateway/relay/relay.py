@@ -195,13 +195,16 @@ class Relay:
         self._watch.begun = False
         if self._visit.engine != upstream.name:  # otherwise the request kept its slot
             self._visit.leave()
-            await self._visit.enter(upstream, resumes=self._answer.search is not None)
+            await self._visit.enter(upstream, target.model, resumes=self._answer.search is not None)
         if self._outage.allowed and (absence := upstream.absence) is not None:
             raise absence  # the request waits with the others, and does not connect in vain
         upstream.outstanding += 1
         upstream.breaker.began()
         try:
             lines = self._record.attempts(target)
+            self._watch.waits()
+            await self._visit.load(upstream, target.model)
+            self._watch.waits_no_more()
             await Attempt(target, self._answer, self._delivery, self._watch, self._services, lines).run()
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
