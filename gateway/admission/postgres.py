@@ -33,7 +33,9 @@ _STAND = """SELECT id, held, place FROM (
 ) a WHERE owner = %s"""
 
 _LOADS = "SELECT loads::text, extract(epoch FROM clock_timestamp()) FROM queue_engines WHERE name = %s"
-_KEEP = "UPDATE queue_engines SET loads = %s::jsonb, target = 0 WHERE name = %s AND loads::text IS NOT DISTINCT FROM %s"
+_KEEP = """INSERT INTO queue_engines (name, loads) VALUES (%s, %s::jsonb)
+    ON CONFLICT (name) DO UPDATE SET loads = excluded.loads, target = 0
+        WHERE queue_engines.loads::text IS NOT DISTINCT FROM %s"""
 _TARGET = "UPDATE queue_engines SET target = %s WHERE name = %s AND loads::text = %s AND target <> %s"
 _WANTED = """SELECT loads::text, extract(epoch FROM clock_timestamp()), virtual, seconds / slots,
     EXISTS (SELECT FROM queue_places WHERE engine = name AND held),
@@ -173,7 +175,7 @@ class PostgresQueues:
         changed = 0
         while not changed:
             loads, now, stored = await self._loads(engine)
-            what = change(loads, now).dump().decode(), engine, stored
+            what = engine, change(loads, now).dump().decode(), stored
             changed = (await self._database.connection().execute(_KEEP, what)).rowcount
         await self._hand_over(engine)
 

@@ -40,23 +40,23 @@ def engine() -> Iterator[FakeEngine]:
 
 
 @contextmanager
-def gateway_before(engine: FakeEngine, directory: Path, **settings: str) -> Iterator[GatewayProcess]:
+def before(engine: FakeEngine, directory: Path, name: str = "log", **settings: str) -> Iterator[GatewayProcess]:
+    """A gateway of two models, whose log has that name."""
     lines = "".join(f'  - {{ model: "{it}", engine: "engine" }}\n' for it in (A, B))
     (directory / "models.yaml").write_text(f"models:\n{lines}")
     settings = {
         "LLM_BACKEND": "ollama",
         "LLM_SLOTS": "2",
         "STACK_HOLD": "0.1",
-        "STACK_METRICS_BIND": f"127.0.0.1:{METRICS}",
         "STACK_CONFIG": str(directory / "stack.yaml"),
     } | settings
-    with running_gateway(directory / "log", engine.url, **settings) as gateway:
+    with running_gateway(directory / name, engine.url, **settings) as gateway:
         yield gateway
 
 
 @pytest.fixture
 def gateway(engine: FakeEngine, tmp_path: Path) -> Iterator[GatewayProcess]:
-    with gateway_before(engine, tmp_path) as gateway:
+    with before(engine, tmp_path, STACK_METRICS_BIND=f"127.0.0.1:{METRICS}") as gateway:
         yield gateway
 
 
