@@ -84,6 +84,13 @@ class Engines:
             registry=registry,
             buckets=DURATION,
         )
+        self.loads = Histogram(
+            "stack_model_load_seconds",
+            "How long an engine took to load a model, if it has several.",
+            of_it,
+            registry=registry,
+            buckets=DURATION,
+        )
         self.waits = Histogram(
             "stack_queue_wait_seconds",
             "How long requests waited for a slot, if they had to wait.",

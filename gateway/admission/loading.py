@@ -16,6 +16,8 @@ from gateway.admission.swaps import Loads, number
 from gateway.config import FIRST, Config
 from gateway.dialects.dialect import Loader
 from gateway.endpoints import Kind
+from gateway.errors import EngineError
+from gateway.metrics import Metrics
 from gateway.shared_memory import BusyError
 from gateway.store.postgres import LostError
 from gateway.upstream.client import Upstream
@@ -44,9 +46,15 @@ class Loading:
     """
 
     def __init__(
-        self, places: Places, far: PostgresQueues | None, swapping: set[str], woken: Callable[[Woken], None]
+        self,
+        places: Places,
+        far: PostgresQueues | None,
+        swapping: set[str],
+        woken: Callable[[Woken], None],
+        metrics: Metrics,
     ) -> None:
         self._places = places
+        self._metrics = metrics
         self._far = far
         self._swapping = swapping
         self._woken = woken
@@ -119,8 +127,10 @@ class Loading:
         if took:
             fields = {"engine": upstream.name, "model": model, "seconds": round(took, 3), "all_fit": not scarce}
             logs.event("model_loaded", fields)
+            self._metrics.loaded(upstream.name, took)
         if scarce and after.get(wanted, 0.0) < KEEP:
-            await loader.load(upstream, kind, model, KEEP)
+            with suppress(EngineError):
+                await loader.load(upstream, kind, model, KEEP)
 
     async def _note(
         self,

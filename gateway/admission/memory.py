@@ -413,7 +413,7 @@ class Places:
             reason = "deadline"
         if reason is None:
             return None
-        fits = now + max(0.0, expected - LEEWAY * wait) if reason == "deadline" else now
+        fits = now + (max(0.0, expected - LEEWAY * wait) if reason == "deadline" else turn)
         return Refusal(reason, self._promise(engine, cell, weight, weights, now, fits, mark) - now)
 
     def _promise(

@@ -65,7 +65,7 @@ class Admission:
         self._limit = Limit(settings.stack_swap_wait or 0.0, settings.stack_queue_timeout / 2)
         self._far = PostgresQueues(url, self._arrived, self._lost, self._limit) if url else None
         swapping = several(config, any_model=names_no_models(settings))
-        self._loading = Loading(places, self._far, swapping, self._wake)
+        self._loading = Loading(places, self._far, swapping, self._wake, metrics)
         self._ranks: dict[int, tuple[float, dict[int, int]]] = {}
         self._set = {name: engine.slots for name, engine in config.engines.items()}
         self._upstreams = list(upstreams.values())

@@ -35,7 +35,7 @@ async def respond(
         await send({"type": "http.response.body", "body": events, "more_body": True})
         await (client or scope["stack.client"]).cut()
         return
-    status, headers, body = faces.refusal(error, scope["path"], scope["request_id"])
+    status, headers, body = faces.refusal(error, scope)
     headers = [*headers, *more, (b"content-length", b"%d" % len(body))]
     # "error" is ours: what the log calls it.
     await send({"type": "http.response.start", "status": status, "headers": headers, "error": error.outcome})

@@ -161,7 +161,10 @@ def test_a_load_whose_worker_died_is_given_up_after_a_while() -> None:
 def test_a_request_is_told_when_its_model_is_loaded() -> None:
     box = Box(cost=COST, limit=Limit(0, 30))
     known(box)
-    due = lambda: box.places.due(box.engine, A, box.clock())  # noqa: E731
+
+    def due() -> float:
+        return box.places.due(box.engine, A, box.clock())
+
     assert due() == 30 + COST  # after B's turn, which lasts 30 s at most
     assert box.places.due(box.engine, B, box.clock()) == 0
     box.ask("a", A)
@@ -192,6 +195,16 @@ def test_a_measured_cost_moves_slowly() -> None:
     loads = Loads().ended(A, [], [A], 100.0, 10.0)
     assert (loads.cost(A), loads.cost(B)) == (10.0, 10.0)
     assert loads.ended(A, [A], [A], 200.0, 20.0).cost(A) == 13.0
+
+
+def test_the_model_that_waits_for_longest_is_next_once_it_has_waited_for_as_long_as_it_may() -> None:
+    """Whatever its tag is: its key may have asked for very much else."""
+    loads = Loads(frozenset({A}), {A: 4.0, B: 4.0, C: 4.0}, {}, scarce=True, last=A, since=0.0, before=100.0)
+    waiting = [Waiting(B, 0.0, 5.0), Waiting(C, 99.0, 0.0)]
+    following = [
+        decide(loads, waiting, now, busy=False, virtual=0.0, pace=1.0, limit=Limit(10.0)) for now in (9.9, 10.0)
+    ]
+    assert following == [B, C]
 
 
 def test_a_swap_is_made_when_fairness_is_worth_more() -> None:

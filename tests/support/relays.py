@@ -169,7 +169,7 @@ class Visit:
     def __init__(self) -> None:
         self.engine = ""
         self.left, self.others, self.learned, self.position = 10.0, 0, False, None
-        self.milliseconds, self.loading = 0, None
+        self.milliseconds, self.model, self.loading = 0, 0, None
         self.waits: list[Any] = []
 
     async def enter(self, upstream: Any, model: str, *, resumes: bool) -> None:
