@@ -13,6 +13,7 @@ from gateway import logs
 from gateway.admission.memory import Places, Woken
 from gateway.admission.postgres import PostgresQueues
 from gateway.admission.swaps import Loads, number
+from gateway.admission.visit import Visit
 from gateway.config import FIRST, Config
 from gateway.dialects.dialect import Loader
 from gateway.endpoints import Kind
@@ -73,20 +74,38 @@ class Loading:
             return 0
         return number(canonical(upstream.dialect.name, model))
 
-    async def ready(self, upstream: Upstream, engine: int, kind: Kind, model: str) -> None:
+    def wait(self, upstream: Upstream, engine: int, model: str) -> float:
+        """Return about how many seconds a new request for the model would wait."""
+        return self._places.wait(engine, self.number(upstream, model))
+
+    def left(self, visit: Visit) -> float | None:
+        """See Visit.loading."""
+        if visit.loads_since is not None:
+            cost = self._places.models.loads(visit.at).cost(visit.model)
+            return max(0.0, visit.loads_since + cost - time.monotonic())
+        if visit.since is None or not visit.model:
+            return None
+        return self._places.models.due(visit.at, visit.model, visit.since) or None
+
+    async def ready(self, upstream: Upstream, model: str, visit: Visit) -> None:
         """Return when the engine has loaded the model, for a request that has a slot. Raises EngineError.
 
         A load goes on if its request is cancelled. Otherwise clients that disconnect could have models loaded for
         nothing again and again, because Ollama gives up a load whose client disconnects.
         """
-        loader, wanted = upstream.dialect.loader, self.number(upstream, model)
+        loader, engine, wanted = upstream.dialect.loader, visit.at, self.number(upstream, model)
         if loader is None or not wanted or wanted in (await self._loads(loader, upstream, engine)).loaded:
             return
         key = upstream.name, wanted
         if (task := self._tasks.get(key)) is None:
-            task = self._tasks[key] = asyncio.create_task(self._load(loader, upstream, engine, kind, model))
+            load = self._load(loader, upstream, engine, visit.exchange.kind, model)
+            task = self._tasks[key] = asyncio.create_task(load)
             task.add_done_callback(lambda it: self._ended(key, it))
-        await asyncio.shield(task)
+        visit.loads_since = time.monotonic()
+        try:
+            await asyncio.shield(task)
+        finally:
+            visit.loads_since = None
 
     def _ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
         del self._tasks[key]
@@ -97,12 +116,12 @@ class Loading:
         """Return what the engine has loaded. The engine itself is asked from time to time, because it also unloads
         models that nobody uses."""
         loads = await self._known(upstream, engine)
-        if time.monotonic() < self._places.asked_at[engine] + FRESH or loads.begun:
+        if time.monotonic() < self._places.models.asked_at[engine] + FRESH or loads.begun:
             return loads
-        self._places.asked_at[engine] = time.monotonic()
+        self._places.models.asked_at[engine] = time.monotonic()
         after = await _loaded(loader, upstream)
         with suppress(BusyError):
-            self._woken(self._places.looked(engine, self._places.loads(engine), after))
+            self._woken(self._places.looked(engine, self._places.models.loads(engine), after))
         if self._far is not None:
             with suppress(LostError):
                 await self._far.looked(upstream.known_as, loads, after)
@@ -112,7 +131,7 @@ class Loading:
         if self._far is not None:
             with suppress(LostError):
                 return await self._far.loads(upstream.known_as)
-        return self._places.loads(engine)
+        return self._places.models.loads(engine)
 
     async def _load(self, loader: Loader, upstream: Upstream, engine: int, kind: Kind, model: str) -> None:
         wanted, took = self.number(upstream, model), 0.0
@@ -123,7 +142,7 @@ class Loading:
                 took = time.monotonic() - began
         after = await _loaded(loader, upstream)
         await self._note(upstream, engine, wanted, there, after, took)
-        scarce = self._places.loads(engine).scarce
+        scarce = self._places.models.loads(engine).scarce
         if took:
             fields = {"engine": upstream.name, "model": model, "seconds": round(took, 3), "all_fit": not scarce}
             logs.event("model_loaded", fields)

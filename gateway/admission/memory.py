@@ -23,11 +23,9 @@ from functools import lru_cache
 from itertools import compress
 from typing import Literal, NamedTuple
 
-import orjson
-
-from gateway.admission import swaps
+from gateway.admission.models import Models
 from gateway.admission.retry_after import CELLS, ENGINES, Promises, shares
-from gateway.admission.swaps import Limit, Loads, Waiting
+from gateway.admission.swaps import Loads, Waiting
 from gateway.shared_memory import Region
 from gateway.upstream.load import Load
 
@@ -38,7 +36,6 @@ LEEWAY = 0.7  # the part of the longest wait that new requests may fill; the res
 SAMPLES = 32  # requests over which the pace is a mean
 UNKNOWN = 1.0  # seconds that a request takes, until one was measured
 LIFT = 3.0  # seconds without a rejection after which one more slot is tried
-LOADS = 4096  # bytes for the loads of each engine
 
 _FREE, _WAITS, _HELD = 0, 1, 2
 
@@ -60,7 +57,8 @@ class Places:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._promises = Promises()
-        self.region = Region(ENGINES * (PLACES * 45 + CELLS * 16 + 88 + LOADS))
+        self.models = Models(now)
+        self.region = Region(ENGINES * (PLACES * 45 + CELLS * 16 + 56))
         view = memoryview(self.region.memory)
         at = ENGINES * PLACES  # the states of the places come first
 
@@ -75,14 +73,11 @@ class Places:
         self.tags, self.costs, self.since, self.until = (numbers(PLACES) for _ in range(4))
         self.finish = numbers(CELLS)
         self.virtual, self.seconds, self.seen, self.slots, self.known, self.learned_at = (numbers(1) for _ in range(6))
-        # Whether its models do not all fit, when it was last asked which are loaded, and its Limit
-        self.scarce, self.asked_at, self.swap_waits, self.most_waits = (numbers(1) for _ in range(4))
         self.keys = take(8 * CELLS).cast("Q")
-        self.models = take(8 * PLACES).cast("Q")
+        self.wanted = take(8 * PLACES).cast("Q")
         self.names = take(8).cast("Q")
         self.workers = take(2 * PLACES).cast("H")
         self.cells = take(2 * PLACES).cast("H")
-        self._loads = take(LOADS)
 
     # -- engines ------------------------------------------------------------------------------------------------------
 
@@ -99,17 +94,9 @@ class Places:
             else:
                 number = min(range(ENGINES), key=lambda it: (any(self._kinds(it)), self.known[it]))
             self.names[number] = 0
-            for field in (
-                self.virtual,
-                self.seconds,
-                self.seen,
-                self.slots,
-                self.learned_at,
-                self.scarce,
-                self.asked_at,
-            ):
+            for field in (self.virtual, self.seconds, self.seen, self.slots, self.learned_at):
                 field[number] = 0.0
-            self._keep_loads(number, Loads())
+            self.models.forget_engine(number)
             self._promises.forget_engine(number)
             self.keys[number * CELLS : (number + 1) * CELLS] = array("Q", bytes(8 * CELLS))
             self.known[number] = now
@@ -122,7 +109,7 @@ class Places:
 
     def wait(self, engine: int, model: int = 0) -> float:
         """Return about how many seconds a new request for the model would wait. Needs no lock."""
-        due = self.due(engine, model, self._now())
+        due = self.models.due(engine, model, self._now())
         kinds = self._kinds(engine)
         waiting = kinds.count(_WAITS)
         free = not waiting and kinds.count(_HELD) < self.slots[engine]
@@ -170,35 +157,18 @@ class Places:
 
     # -- models that are loaded ---------------------------------------------------------------------------------------
 
-    def loads(self, engine: int) -> Loads:
-        """Return what the engine has loaded. Needs no lock."""
-        record = bytes(self._loads[engine * LOADS : (engine + 1) * LOADS]).rstrip(b"\0")
-        try:
-            return Loads.parse(orjson.loads(record))
-        except (ValueError, KeyError, TypeError):
-            return Loads()  # nothing is known, or a worker was killed while it wrote, or writes now
-
     def loaded(self, engine: int, model: int, there: Collection[int], after: Collection[int], took: float) -> Woken:
         """Note that a load has ended: see Loads.ended. Returns the places that get a slot by that."""
         with self.region.lock:
-            self._keep_loads(engine, self.loads(engine).ended(model, there, after, self._now(), took))
+            self.models.keep(engine, self.models.loads(engine).ended(model, there, after, self._now(), took))
             return self._hand_over(engine)
 
     def looked(self, engine: int, seen: Loads, after: Collection[int]) -> Woken:
         """Note which models are loaded, unless that has changed since `seen`. Returns the places that get a slot."""
         with self.region.lock:
-            if self.loads(engine) == seen:
-                self._keep_loads(engine, seen.seen(after))
+            if self.models.loads(engine) == seen:
+                self.models.keep(engine, seen.seen(after))
             return self._hand_over(engine)
-
-    def limit(self, engine: int) -> Limit:
-        return Limit(self.swap_waits[engine], self.most_waits[engine])
-
-    def due(self, engine: int, model: int, since: float) -> float:
-        """Return Loads.due. Needs no lock."""
-        if not self.scarce[engine]:
-            return 0.0
-        return self.loads(engine).due(model, self._now(), self.limit(engine), since)
 
     # -- coming and going ---------------------------------------------------------------------------------------------
 
@@ -226,29 +196,24 @@ class Places:
                 return Refusal("full", self._pace(engine) or UNKNOWN)
             cell = engine * CELLS + self._cell(engine, key)
             tag, cost = (-1.0, 0.0) if ahead else (max(self.virtual[engine], self.finish[cell]), 1 / weight)
-            holds = kinds.count(_HELD) < self.slots[engine] and (
-                self._admits(engine, Waiting(model, tag, now)) if self.scarce[engine] else _WAITS not in kinds
-            )
+            holds = self._admits(engine, kinds, Waiting(model, tag, now))
             if not holds and not ahead:
-                turn = self.loads(engine).turn(model, now, self.limit(engine), now) if self.scarce[engine] else 0.0
-                digest = _digest(f"{key} {mark}")
-                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, digest, turn)
+                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, _digest(f"{key} {mark}"), model)
                 if refusal is not None:
                     return refusal
             place = engine * PLACES + free
             self.workers[place] = worker
             self.cells[place] = cell % CELLS
-            self.models[place] = model
+            self.wanted[place] = model
             self.tags[place] = tag
             self.costs[place] = cost
             self.since[place] = now
             self.until[place] = now + wait
             if cost:
                 self.finish[cell] = tag + cost
-            if holds and tag > self.virtual[engine]:
-                self.virtual[engine] = tag
             if holds:
-                self._load(engine, model)
+                self.virtual[engine] = max(self.virtual[engine], tag)
+                self.models.begins(engine, model)
             self.region.memory[place] = _HELD if holds else _WAITS
             return place, holds
 
@@ -319,15 +284,15 @@ class Places:
         now = self._now()
         for _ in range(int(self.slots[engine]) - kinds.count(_HELD)):
             ready = [it for it in self._waiting(engine) if self.until[it] > now]
-            if self.scarce[engine]:
+            if self.models.scarce[engine]:
                 served = self._served(engine, self._wanted(engine))
-                ready = [it for it in ready if self.models[it] in served]
+                ready = [it for it in ready if self.wanted[it] in served]
             if not ready:
                 break
             place = min(ready, key=self._order)
             self.virtual[engine] = max(self.virtual[engine], self.tags[place])
             self.since[place] = now
-            self._load(engine, self.models[place])
+            self.models.begins(engine, self.wanted[place])
             self.region.memory[place] = _HELD
             woken.append((self.workers[place], place))
         return woken
@@ -335,38 +300,25 @@ class Places:
     def _wanted(self, engine: int) -> list[Waiting]:
         now = self._now()
         return [
-            Waiting(self.models[it], self.tags[it], self.since[it])
+            Waiting(self.wanted[it], self.tags[it], self.since[it])
             for it in self._waiting(engine)
             if self.until[it] > now
         ]
 
     def _served(self, engine: int, waiting: list[Waiting]) -> Collection[int]:
         """Return the models whose requests may get a slot of an engine whose models do not all fit."""
-        loads, busy = self.loads(engine), _HELD in self._kinds(engine)
-        pace, limit = self._pace(engine) or UNKNOWN, self.limit(engine)
-        following = swaps.decide(
-            loads, waiting, self._now(), busy=busy, virtual=self.virtual[engine], pace=pace, limit=limit
-        )
-        if not following:
-            return loads.loaded
-        return () if busy else (following,)
+        busy, pace = _HELD in self._kinds(engine), self._pace(engine) or UNKNOWN
+        return self.models.served(engine, waiting, busy=busy, virtual=self.virtual[engine], pace=pace)
 
-    def _admits(self, engine: int, it: Waiting) -> bool:
-        """Return whether a new request may have a free slot now. None that waits may have it."""
+    def _admits(self, engine: int, kinds: bytes, it: Waiting) -> bool:
+        """Return whether a new request gets a slot at once: one is free, and none that waits may have it."""
+        if kinds.count(_HELD) >= self.slots[engine]:
+            return False
+        if not self.models.scarce[engine]:
+            return _WAITS not in kinds
         waiting = self._wanted(engine)
         served = self._served(engine, [*waiting, it])
         return it.model in served and not any(other.model in served for other in waiting)
-
-    def _load(self, engine: int, model: int) -> None:
-        """Note that the load of the model begins, if its request got a slot and it is not loaded."""
-        if self.scarce[engine]:
-            loads = self.loads(engine)
-            if model not in loads.loaded:
-                self._keep_loads(engine, loads.begins(model, self._now()))
-
-    def _keep_loads(self, engine: int, loads: Loads) -> None:
-        self._loads[engine * LOADS : (engine + 1) * LOADS] = loads.dump().ljust(LOADS, b"\0")
-        self.scarce[engine] = loads.scarce
 
     def _withdraw(self, place: int) -> None:
         """Stop a place's wait. The later requests of its key move up."""
@@ -387,10 +339,9 @@ class Places:
         wait: float,
         queue: int,
         mark: int,
-        turn: float,
+        model: int,
     ) -> Refusal | None:
-        """Return why a request cannot enter the queue, with a promise of when it can; None if it can. `turn`: see
-        Loads.turn.
+        """Return why a request cannot enter the queue, with a promise of when it can; None if it can.
 
         A key may have as many places as it leaves free, so that there is space for other keys during a flood. A request
         that returns as promised may exceed the bounds a little, so that new requests cannot take its place.
@@ -402,7 +353,7 @@ class Places:
         before = sum(self.tags[it] <= tag for it in waiting)
         # By its key's share, in case the other keys continue to send.
         turns = max(before + 1, (own + 1) * shares(weights, cell, weight))
-        pace = self._pace(engine)
+        pace, turn = self._pace(engine), self.models.turn(engine, model)
         expected = turn + (before + 1 if kept else turns) * pace
         reason: Reason | None = None
         if len(waiting) >= queue and not kept:

@@ -2,7 +2,8 @@
 
 Slots and queue are in memory that the workers share (memory.py), or in PostgreSQL (postgres.py). A request that frees a
 slot gives it to the next one in the same step, and wakes that request's worker by a datagram. If the datagram is lost,
-the worker finds the slot when it looks again by itself.
+the worker finds the slot when it looks again by itself. This file is long because all that enters or leaves a queue
+passes here, whichever of the two it is.
 """
 
 import asyncio
@@ -78,10 +79,10 @@ class Admission:
         self._engines = {name: await self._number(known_as) for name, known_as in self._names.items()}
         for upstream in self._upstreams:
             engine = self._engines[upstream.name]
-            upstream.wait = partial(self._wait_at, upstream, engine)
+            upstream.wait = partial(self._loading.wait, upstream, engine)
             upstream.load = partial(self._places.load, engine)
-            self._places.swap_waits[engine], self._places.most_waits[engine] = self._limit
-            if (number := self._set[upstream.name]) or not self._places.slots[self._engines[upstream.name]]:
+            self._places.models.waits[engine], self._places.models.mosts[engine] = self._limit
+            if (number := self._set[upstream.name]) or not self._places.slots[engine]:
                 self._has(upstream, number or upstream.dialect.slots)
         try:
             self._bell.listen(self._seat)
@@ -121,27 +122,13 @@ class Admission:
         """Return the visit of this request."""
         return Visit(self, exchange)
 
-    def _wait_at(self, upstream: Upstream, engine: int, model: str) -> float:
-        return self._places.wait(engine, self._loading.number(upstream, model))
-
     async def load(self, upstream: Upstream, model: str, visit: Visit) -> None:
         """See Visit.load."""
-        if not visit.model:
-            return
-        visit.loads_since = time.monotonic()
-        try:
-            await self._loading.ready(upstream, self._engines[upstream.name], visit.exchange.kind, model)
-        finally:
-            visit.loads_since = None
+        await self._loading.ready(upstream, model, visit)
 
     def loading(self, visit: Visit) -> float | None:
         """See Visit.loading."""
-        if visit.loads_since is not None:
-            cost = self._places.loads(visit.at).cost(visit.model)
-            return max(0.0, visit.loads_since + cost - time.monotonic())
-        if visit.since is None or not visit.model:
-            return None
-        return self._places.due(visit.at, visit.model, visit.since) or None
+        return self._loading.left(visit)
 
     async def enter(self, upstream: Upstream, model: str, visit: Visit, *, resumes: bool) -> None:
         """See Visit.enter."""
@@ -317,7 +304,7 @@ class Admission:
 
     def _refused(self, engine: str, reason: Reason | Literal["timeout"], wait: float, visit: Visit) -> StackError:
         self._metrics.turned_away(engine, reason)
-        return refusal(reason, wait, absent=self._places.due(visit.at, visit.model, time.monotonic()) > 0)
+        return refusal(reason, wait, absent=self._places.models.due(visit.at, visit.model, time.monotonic()) > 0)
 
 
 def _is_at(place: int | Spot, name: str, engine: int) -> bool:

@@ -206,8 +206,7 @@ class Relay:
         upstream.outstanding += 1
         trial = upstream.breaker.began()
         try:
-            lines = self._record.attempts(target)
-            await self._load(target)
+            lines = await self._begin(target)
             await Attempt(target, self._answer, self._delivery, self._watch, self._services, lines).run()
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
@@ -240,16 +239,18 @@ class Relay:
             return None
         return self._route.fresh(self._tried)
 
-    async def _load(self, target: Target) -> None:
-        """Have the engine load the model, if it has to. That is the engine's work. The timeout is a first token's."""
-        if not self._visit.model:
-            return
-        this = self._answer.tries[-1]
-        this.working_since = time.monotonic()
-        self._watch.waits()
-        await self._visit.load(target.upstream, target.model)
-        self._watch.waits_no_more()
-        this.heard(time.monotonic())
+    async def _begin(self, target: Target) -> str:
+        """Note that an attempt begins, and have the engine load the model if it has to. Returns the attempt's lines for
+        the head of its request. A load is the engine's work, and has the timeout of a first token."""
+        lines = self._record.attempts(target)
+        if self._visit.model:
+            this = self._answer.tries[-1]
+            this.working_since = time.monotonic()
+            self._watch.waits()
+            await self._visit.load(target.upstream, target.model)
+            self._watch.waits_no_more()
+            this.heard(time.monotonic())
+        return lines
 
     async def _blame(self, upstream: Upstream, error: StackError) -> None:
         """Find out whether the engine died of this request. Raises EngineFailed if that is possible (suspects.py)."""

@@ -30,7 +30,7 @@ def known(box: Box) -> None:
     box.run(20)
     box.ask("first", B)
     box.run(100)
-    assert box.places.scarce[box.engine]
+    assert box.places.models.scarce[box.engine]
     box.loads.clear()
     box.served.clear()
 
@@ -54,7 +54,7 @@ def test_a_flood_of_one_model_does_not_starve_one_request_for_another() -> None:
     came = len(box.served)
     box.run(200, stop=lambda: box.served[-1].model == B)
     between = sum(it.model == A for it in box.served[came:])
-    bound = box.places.loads(box.engine).bound(B, box.limit)
+    bound = box.places.models.loads(box.engine).bound(B, box.limit)
     assert 0 < between <= bound + 1 + 1  # a request takes a second, and one runs while the engine drains
 
 
@@ -116,11 +116,11 @@ def test_a_model_that_the_engine_unloads_by_itself_was_not_displaced() -> None:
     for model in (A, B):
         box.ask("a", model)
         box.run(20)
-    seen = box.places.loads(box.engine)
+    seen = box.places.models.loads(box.engine)
     assert seen.loaded == {A, B}
     box.places.looked(box.engine, seen, [B])
-    assert box.places.loads(box.engine).loaded == {B}
-    assert not box.places.scarce[box.engine]
+    assert box.places.models.loads(box.engine).loaded == {B}
+    assert not box.places.models.scarce[box.engine]
 
 
 def test_three_models_take_turns() -> None:
@@ -143,7 +143,7 @@ def test_a_load_goes_on_if_its_request_leaves() -> None:
     assert enter(box.engine, 0, "b", 1, 60, 10, model=B)[1] is False, "the engine is loading A"
     assert enter(box.engine, 0, "a", 1, 60, 10, model=A)[1] is True
     box.places.loaded(box.engine, A, [B], [A], 10.0)
-    assert box.places.loads(box.engine).loaded == {A}
+    assert box.places.models.loads(box.engine).loaded == {A}
 
 
 def test_a_load_whose_worker_died_is_given_up_after_a_while() -> None:
@@ -163,10 +163,10 @@ def test_a_request_is_told_when_its_model_is_loaded() -> None:
     known(box)
 
     def due() -> float:
-        return box.places.due(box.engine, A, box.clock())
+        return box.places.models.due(box.engine, A, box.clock())
 
     assert due() == 30 + COST  # after B's turn, which lasts 30 s at most
-    assert box.places.due(box.engine, B, box.clock()) == 0
+    assert box.places.models.due(box.engine, B, box.clock()) == 0
     box.ask("a", A)
     assert due() == COST
     box.run(4)
@@ -176,8 +176,8 @@ def test_a_request_is_told_when_its_model_is_loaded() -> None:
 def test_a_record_that_a_killed_worker_left_unfinished_says_nothing() -> None:
     box = Box()
     known(box)
-    box.places._loads[:4096] = b'{"loaded": [1'.ljust(4096, b"\0")
-    assert box.places.loads(box.engine) == Loads()
+    box.places.models._records[:4096] = b'{"loaded": [1'.ljust(4096, b"\0")
+    assert box.places.models.loads(box.engine) == Loads()
     box.ask("a", A)
     box.run(30)
     assert box.served[-1].model == A

@@ -228,14 +228,14 @@ class MemoryQueue:
         self._places = Places(clock)
         self._engine = self._places.engine("engine")
         self._places.slots[self._engine] = slots
-        self._places.most_waits[self._engine] = UNSET.most
+        self._places.models.mosts[self._engine] = UNSET.most
 
     async def enter(self, it: table.Queue) -> tuple[Any, bool] | Refusal:
         what = self._engine, 0, it.key, it.weight, it.wait, table.WAITING
         return self._places.enter(*what, mark=it.mark, ahead=it.ahead, model=it.model)
 
     async def loaded(self, it: table.Loaded) -> None:
-        before = self._places.loads(self._engine).loaded
+        before = self._places.models.loads(self._engine).loaded
         self._places.loaded(self._engine, it.model, it.displaced, {*before, it.model} - {*it.displaced}, it.took)
 
     async def look(self) -> None:

@@ -32,7 +32,7 @@ class Box:
         self.engine = self.places.engine("engine")
         self.places.slots[self.engine] = slots
         self.limit = limit or Limit()
-        self.places.swap_waits[self.engine], self.places.most_waits[self.engine] = self.limit
+        self.places.models.waits[self.engine], self.places.models.mosts[self.engine] = self.limit
         self.again: Callable[[str, int], None] = lambda *_: None
         self.loads: list[tuple[float, float, int]] = []  # when each began and ended, and of which model
         self.served: list[Served] = []
@@ -87,7 +87,7 @@ class Box:
 
     def _begin(self, place: int) -> None:
         _, model, _ = self._asked[place]
-        if model in self._memory and model in self.places.loads(self.engine).loaded:
+        if model in self._memory and model in self.places.models.loads(self.engine).loaded:
             self._serve(place)
             return
         there = list(self._memory)
