@@ -119,7 +119,10 @@ class Loading:
         if time.monotonic() < self._places.models.asked_at[engine] + FRESH or loads.begun:
             return loads
         self._places.models.asked_at[engine] = time.monotonic()
-        after = await _loaded(loader, upstream)
+        try:
+            after = await _loaded(loader, upstream)
+        except EngineError:
+            return loads
         with suppress(BusyError):
             self._woken(self._places.looked(engine, self._places.models.loads(engine), after))
         if self._far is not None:

@@ -55,15 +55,13 @@ class Models:
         loads = self.loads(engine)
         following = decide(loads, waiting, self._now(), busy=busy, virtual=virtual, pace=pace, limit=self.limit(engine))
         if not following:
-            return loads.loaded
+            return {it.model for it in waiting if not loads.absent(it.model)}
         return () if busy else (following,)
 
     def begins(self, engine: int, model: int) -> None:
-        """Note that a request for the model has got a slot, and loads the model if it is not loaded."""
+        """Note that a request for the model has got a slot: see Loads.begins."""
         if self.scarce[engine]:
-            loads = self.loads(engine)
-            if model not in loads.loaded:
-                self.keep(engine, loads.begins(model, self._now()))
+            self.keep(engine, self.loads(engine).begins(model, self._now()))
 
     def turn(self, engine: int, model: int) -> float:
         """Return Loads.turn for a new request. Needs no lock."""

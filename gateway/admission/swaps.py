@@ -1,7 +1,8 @@
 """Swaps: decide when an engine changes the models in its memory, if not all of its models fit into it.
 
-This is arithmetic without a lock or a clock of its own. memory.py applies it in the host's memory, and postgres.py in
-the database. Models are numbers (`number`). Times are seconds of the caller's clock.
+This is arithmetic without a lock or a clock of its own. models.py applies it in the host's memory, and postgres.py in
+the database. Models are numbers (`number`). 0 is the model of a request for which nothing has to be loaded. Times are
+seconds of the caller's clock.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 GUESS = 5.0  # seconds that a load takes, until one was measured
-RECENT = 0.3  # the weight of the last load in the mean of a model's loads
+RECENT = 0.5  # the weight of the last load in the mean of a model's loads
 LEAST = 0.01  # seconds; a load that was faster counts as this
 LATE = 5.0  # seconds beyond twice its cost after which a load that has not ended is given up
 MOST = 32  # models whose costs are remembered for each engine
@@ -80,9 +81,14 @@ class Loads:
         """Return whether a load is going on that can still be expected to end."""
         return bool(self.begun) and now < self.begun + 2 * self.cost(self.last) + LATE
 
+    def absent(self, model: int) -> bool:
+        """Return whether requests for the model have to wait until it is loaded."""
+        return self.scarce and bool(model) and model not in self.loaded
+
     def begins(self, model: int, now: float) -> "Loads":
-        """Return what is true once the load of this model has begun. The engine serves no other model then."""
-        if self.begun and self.last == model:
+        """Return what is true once a request for this model has got a slot. If its load begins, no other model is
+        served."""
+        if not self.absent(model) or (self.begun and self.last == model):
             return self
         return replace(self, loaded=frozenset(), last=model, before=now - self.since, begun=now)
 
@@ -98,7 +104,7 @@ class Loads:
             ends = {**{it: ends[it] for it in kept}, model: now}
         loaded = frozenset({*after, model} if took else after)
         displaced = (self.loaded | set(there)) - loaded
-        scarce = (self.scarce or bool(displaced)) and not costs.keys() <= loaded
+        scarce = bool(displaced) or (self.scarce and not costs.keys() <= loaded)
         before = self.before if self.begun or not took else now - took - self.since
         since = now if took or self.begun else self.since
         return Loads(loaded, costs, ends, scarce, model if took else self.last, since, before)
@@ -119,7 +125,7 @@ class Loads:
     def turn(self, model: int, now: float, limit: Limit, since: float) -> float:
         """Return in about how many seconds a request for the model, which waits since then, may get a slot as far as
         its model is concerned: to load it, or because it is loaded then."""
-        if not self.scarce or model in self.loaded:
+        if not self.absent(model):
             return 0.0
         if self.loading(now) and self.last == model:
             return max(0.0, self.begun + self.cost(model) - now)
@@ -127,8 +133,8 @@ class Loads:
 
     def due(self, model: int, now: float, limit: Limit, since: float) -> float:
         """Return in about how many seconds the model is loaded; 0 if it is, or if all models fit."""
-        absent = self.scarce and model not in self.loaded and not (self.loading(now) and self.last == model)
-        return self.turn(model, now, limit, since) + (self.cost(model) if absent else 0.0)
+        begins = self.absent(model) and not (self.loading(now) and self.last == model)
+        return self.turn(model, now, limit, since) + (self.cost(model) if begins else 0.0)
 
 
 def decide(
@@ -144,12 +150,12 @@ def decide(
     """
     if loads.loading(now):
         return loads.last if any(it.model == loads.last for it in waiting) else 0
-    away = [it for it in waiting if it.model not in loads.loaded]
+    away = [it for it in waiting if loads.absent(it.model)]
     if not away:
         return 0
     first = min(away, key=lambda it: (it.tag, it.since))
     longest = min(away, key=loads.waits_since)
-    here = [it.tag for it in waiting if it.model in loads.loaded]
+    here = [it.tag for it in waiting if not loads.absent(it.model)]
     bound = loads.bound(longest.model, limit)
     target = longest.model if now - loads.waits_since(longest) >= bound else first.model
     if not loads.loaded:

@@ -103,21 +103,22 @@ BEGIN
 END $$ LANGUAGE plpgsql;
 
 
--- Whether a request for this model may have a slot: Places._served. `target` is the model that the engine loads as soon
+-- Whether a request for this model may have a slot: Models.served. `target` is the model that the engine loads as soon
 -- as it is idle; 0 if there is none. The gateways decide that (gateway.admission.swaps).
 CREATE OR REPLACE FUNCTION stack_serves(loads jsonb, target bigint, its_model bigint, busy boolean) RETURNS boolean AS $$
     SELECT CASE WHEN loads IS NULL OR NOT (loads->>'scarce')::boolean THEN true
         WHEN target <> 0 THEN its_model = target AND NOT busy
-        ELSE loads->'loaded' @> to_jsonb(its_model) END
+        ELSE its_model = 0 OR loads->'loaded' @> to_jsonb(its_model) END
 $$ LANGUAGE sql;
 
 
--- Note that a request has got a slot, and loads its model if that is not loaded: Places._load and Loads.begins.
+-- Note that a request for this model has got a slot: Loads.begins.
 CREATE OR REPLACE FUNCTION stack_loads(which text, its_model bigint, instant double precision) RETURNS void AS $$
 BEGIN
     UPDATE queue_engines SET loads = loads || jsonb_build_object('loaded', jsonb_build_array(), 'last', its_model,
         'before', instant - (loads->>'since')::double precision, 'begun', instant)
-        WHERE name = which AND (loads->>'scarce')::boolean AND NOT loads->'loaded' @> to_jsonb(its_model)
+        WHERE name = which AND (loads->>'scarce')::boolean AND its_model <> 0
+            AND NOT loads->'loaded' @> to_jsonb(its_model)
             AND NOT ((loads->>'begun')::double precision > 0 AND (loads->>'last')::bigint = its_model);
 END $$ LANGUAGE plpgsql;
 

@@ -95,6 +95,15 @@ def test_the_first_request_after_a_long_rest_does_not_wait_for_its_swap() -> Non
         assert box.served[-1].began <= came + LOOK + COST
 
 
+def test_requests_of_a_gateway_that_has_only_one_model_left_are_served() -> None:
+    box = Box()
+    known(box)
+    for _ in range(3):
+        box.ask("a", 0)
+    box.run(10)
+    assert len(box.served) == 3
+
+
 @pytest.mark.parametrize("slots", [1, 3])
 def test_nothing_changes_if_all_models_fit(slots: int) -> None:
     def order(models: int) -> list[str]:
@@ -121,6 +130,13 @@ def test_a_model_that_the_engine_unloads_by_itself_was_not_displaced() -> None:
     box.places.looked(box.engine, seen, [B])
     assert box.places.models.loads(box.engine).loaded == {B}
     assert not box.places.models.scarce[box.engine]
+
+
+def test_one_displaced_model_is_enough_to_know_that_not_all_fit() -> None:
+    """It may have been loaded before the gateway was started."""
+    loads = Loads().ended(B, [A], [B], 100.0, 10.0)
+    assert loads.scarce
+    assert not loads.begins(A, 200.0).ended(A, [B], [A, B], 210.0, 10.0).scarce, "by now there is more memory"
 
 
 def test_three_models_take_turns() -> None:
@@ -194,7 +210,7 @@ def test_what_is_kept_fits_its_space_and_is_read_as_it_was() -> None:
 def test_a_measured_cost_moves_slowly() -> None:
     loads = Loads().ended(A, [], [A], 100.0, 10.0)
     assert (loads.cost(A), loads.cost(B)) == (10.0, 10.0)
-    assert loads.ended(A, [A], [A], 200.0, 20.0).cost(A) == 13.0
+    assert loads.ended(A, [A], [A], 200.0, 20.0).cost(A) == 15.0
 
 
 def test_the_model_that_waits_for_longest_is_next_once_it_has_waited_for_as_long_as_it_may() -> None:

@@ -520,6 +520,10 @@ QUEUES: Mapping[str, tuple[int, Sequence[QueueStep]]] = {
             Look("c"),
         ],
     ),
+    "a request for which nothing has to be loaded is served with the loaded model": (
+        2,
+        [*_SCARCE, Queue("a", "slot", model=2), Queue("b", "slot"), Queue("c"), Queue("d", model=1), Leave(0, "c")],
+    ),
     "models that fit are served in turn": (
         1,
         [Loaded(1), Loaded(2), Queue("a", "slot", model=1), Queue("b", model=2), Queue("c", model=1), Leave(0, "b")],

@@ -87,7 +87,7 @@ class Box:
 
     def _begin(self, place: int) -> None:
         _, model, _ = self._asked[place]
-        if model in self._memory and model in self.places.models.loads(self.engine).loaded:
+        if not model or (model in self._memory and model in self.places.models.loads(self.engine).loaded):
             self._serve(place)
             return
         there = list(self._memory)
