@@ -12,6 +12,7 @@ QUEUE_TIMEOUT = b"x-stack-queue-timeout"
 RESUME = b"x-stack-resume"
 TRACEPARENT = b"traceparent"  # W3C Trace Context
 TRACESTATE = b"tracestate"
+FORWARDED_FOR = b"x-forwarded-for"  # of a reverse proxy
 
 # Of a request and of its answer.
 REQUEST_ID = b"x-request-id"
