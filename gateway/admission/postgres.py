@@ -10,7 +10,7 @@ While the database can't be used, each host counts for itself, and afterwards wh
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from types import TracebackType
 from typing import Any, LiteralString, Self, cast
 
@@ -63,7 +63,7 @@ class PostgresQueues:
         self._spots: dict[int, Spot] = {}
         self._entering = 0  # requests that are entering: the database has not answered them yet
         self._early: set[int] = set()  # spots that got a slot before this worker knew that they wait
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self.positions: dict[int, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -75,7 +75,7 @@ class PostgresQueues:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._task.cancel()
-        await asyncio.gather(self._task, *self._leaving, return_exceptions=True)
+        await asyncio.gather(self._task, *self._background, return_exceptions=True)
         if self._member.owner:
             with contextlib.suppress(*LOST):
                 gone = "DELETE FROM account_owners WHERE id = %s", (self._member.owner,)
@@ -94,7 +94,7 @@ class PostgresQueues:
             if owner != self._member.owner:
                 raise LostError  # the spot waits under an owner that is gone, so it would never get a slot
             if model:
-                await self._member.ask(self._hand_over(engine))
+                self._soon(self._decide(engine))
         return found
 
     async def again(self, engine: str, it: Exchange) -> float:
@@ -111,9 +111,13 @@ class PostgresQueues:
         self._spots.pop(spot.id, None)
         self.positions.pop(spot.id, None)
         if self._member.owner and spot.owner == self._member.owner:
-            leaving = asyncio.create_task(self._leave(spot, served=served))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._soon(self._leave(spot, served=served))
+
+    def _soon(self, what: Coroutine[Any, Any, None]) -> None:
+        """Do something for which no request waits, because a request that is cancelled meanwhile would not leave."""
+        task = asyncio.create_task(what)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _enter(self, what: tuple[Any, ...], engine: str, key_id: str, owner: str) -> Spot | Refusal:
         self._entering += 1
@@ -136,8 +140,8 @@ class PostgresQueues:
         what = (spot.id, self._database.now(), PATIENCE, served)
         with contextlib.suppress(LostError):
             await self._member.ask(self._run(_LEAVE, what))
-            if spot.model and any(it.engine == spot.engine and not it.holds for it in self._spots.values()):
-                await self._member.ask(self._hand_over(spot.engine))
+        if spot.model and any(it.engine == spot.engine and not it.holds for it in self._spots.values()):
+            await self._decide(spot.engine)
 
     async def _run(self, query: LiteralString, what: tuple[Any, ...]) -> None:
         await self._database.connection().execute(query, what)
@@ -178,6 +182,10 @@ class PostgresQueues:
             what = engine, change(loads, now).dump().decode(), stored
             changed = (await self._database.connection().execute(_KEEP, what)).rowcount
         await self._hand_over(engine)
+
+    async def _decide(self, engine: str) -> None:
+        with contextlib.suppress(LostError):
+            await self._member.ask(self._hand_over(engine))
 
     async def _hand_over(self, engine: str) -> None:
         """Give free slots to waiting requests. If not all models of the engine fit, decide first which is next."""

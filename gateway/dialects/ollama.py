@@ -95,7 +95,7 @@ async def _in_memory(engine: Engine) -> Mapping[str, float]:
 
 async def _load(engine: Engine, kind: Kind, model: str, keep: int | None) -> bool:
     """Have a model loaded. A request without a prompt does that. Its `keep_alive` is in force until the model is
-    unloaded, because OpenAI's endpoints set none."""
+    unloaded, because OpenAI's endpoints set none (read in its source)."""
     asked = {"model": model, "stream": False} | ({} if keep is None else {"keep_alive": keep})
     return (await engine.ask(_PATHS[kind], asked, patient=True)).status == HTTPStatus.OK
 

@@ -262,6 +262,7 @@ class PostgresQueue:
         request = SimpleNamespace(key_id=it.key, mark=it.mark, priority=it.weight)
         what: Any = ("engine", self._slots, request, it.wait, table.WAITING)
         found = await self._queues.enter(*what, ahead=it.ahead, model=it.model)
+        await self._settled()
         return found if isinstance(found, Refusal) else (found, await self.holds(found))
 
     async def loaded(self, it: table.Loaded) -> None:
@@ -274,8 +275,11 @@ class PostgresQueue:
 
     async def leave(self, place: Any, *, served: bool) -> None:
         self._queues.leave(place, served=served)
-        while self._queues._leaving:
-            await next(iter(self._queues._leaving))
+        await self._settled()
+
+    async def _settled(self) -> None:
+        while self._queues._background:
+            await next(iter(self._queues._background))
 
     async def holds(self, place: Any) -> bool:
         query = "SELECT held FROM queue_places WHERE id = %s", (place.id,)
