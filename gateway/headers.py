@@ -23,6 +23,7 @@ CHANGED_ROLES = b"x-stack-changed-roles"
 COUNTED_BY = b"x-stack-counted-by"
 FORCED_TOOLS = b"x-stack-forced-tools"
 IGNORED_PARAMS = b"x-stack-ignored-params"
+LOADING = b"x-stack-loading"
 QUEUE_MS = b"x-stack-queue-ms"
 RESUMES = b"x-stack-resumes"
 REPLAYED = b"idempotent-replayed"
@@ -56,6 +57,7 @@ EXPOSED: tuple[str, ...] = (
             COUNTED_BY,
             FORCED_TOOLS,
             IGNORED_PARAMS,
+            LOADING,
             QUEUE_MS,
             RESUMES,
             REPLAYED,

@@ -77,19 +77,17 @@ class Engines:
         )
         self.slots_used = gauge("stack_slots_used", "How many of the engine's slots are taken.", of_it, registry)
         self.depth = gauge("stack_queue_depth", "Requests that wait for a slot.", of_it, registry)
-        self.worked = Histogram(
+        duration = partial(Histogram, labelnames=of_it, registry=registry)
+        self.worked = duration(
             "stack_engine_seconds",
             "How long an engine took for an attempt, from the question to the end of its answer.",
-            of_it,
-            registry=registry,
             buckets=DURATION,
         )
-        self.waits = Histogram(
-            "stack_queue_wait_seconds",
-            "How long requests waited for a slot, if they had to wait.",
-            of_it,
-            registry=registry,
-            buckets=FIRST_TOKEN,
+        self.loads = duration(
+            "stack_model_load_seconds", "How long an engine took to load a model, if it has several.", buckets=DURATION
+        )
+        self.waits = duration(
+            "stack_queue_wait_seconds", "How long requests waited for a slot, if they had to wait.", buckets=FIRST_TOKEN
         )
         self.turned_away = counter(
             "stack_queue_rejections",

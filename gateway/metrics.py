@@ -30,6 +30,7 @@ empty); and
 | stack_limit_rejections_total  | limit           | refused because the key has reached that limit |
 | stack_keys_near_quota         | quota, percent  | keys that have used so much of a quota         |
 | stack_engine_seconds          | upstream        | how long the engine took for each attempt      |
+| stack_model_load_seconds      | upstream        | how long it took to load a model               |
 | stack_gateway_seconds         | api             | the gateway's own part of an answer's duration |
 | stack_store_trouble_workers   |                 | how many workers cannot reach the store        |
 | stack_log_lines_dropped_total |                 |                                                |
@@ -123,6 +124,10 @@ class Metrics:
     def responded(self, status: int) -> None:
         """Count the end of any request."""
         self._classes["499" if status == 499 else f"{status // 100}xx"].inc()
+
+    def loaded(self, upstream: str, seconds: float) -> None:
+        """Count a load of a model."""
+        self._engines.loads.labels(upstream).observe(seconds)
 
     def retried(self, upstream: str) -> None:
         """Count a request that is sent to that upstream again."""

@@ -137,6 +137,7 @@ class Settings(EngineSettings):
     stack_grace: Annotated[float, Field(ge=1, le=300, allow_inf_nan=False)] = 60.0
     stack_queue: Annotated[int, Field(ge=0, le=1024)] = 512
     stack_queue_timeout: Wait = 60.0
+    stack_swap_wait: Seconds | None = None
     stack_resume: Resumes = 3
     stack_resume_wait: Wait = 30.0
     stack_idempotency_ttl: Seconds = 600.0

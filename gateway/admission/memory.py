@@ -8,6 +8,9 @@ Who is next: each key has a time of its own, which goes on by 1/weight with each
 first, and a key that comes now begins where those being served are (start-time fair queueing). A flood so waits behind
 itself. A request that can't be let in is promised when it can (`retry_after`).
 
+If the models of an engine do not all fit into its memory, only requests for the loaded models get slots. `swaps`
+decides when another model is loaded. The first request for that model has the engine for itself, and loads the model.
+
 Times in seconds are time.monotonic()'s, one clock for all processes of a host. The file is long because all of it works
 on the same record: whatever comes, goes or dies changes a place, its key's time and its engine's pace under one lock.
 """
@@ -15,12 +18,14 @@ on the same record: whatever comes, goes or dies changes a place, its key's time
 import hashlib
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from itertools import compress
 from typing import Literal, NamedTuple
 
+from gateway.admission.models import Models
 from gateway.admission.retry_after import CELLS, ENGINES, Promises, shares
+from gateway.admission.swaps import Loads, Waiting
 from gateway.shared_memory import Region
 from gateway.upstream.load import Load
 
@@ -52,7 +57,8 @@ class Places:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._promises = Promises()
-        self.region = Region(ENGINES * (PLACES * 37 + CELLS * 16 + 56))
+        self.models = Models(now)
+        self.region = Region(ENGINES * (PLACES * 45 + CELLS * 16 + 56))
         view = memoryview(self.region.memory)
         at = ENGINES * PLACES  # the states of the places come first
 
@@ -68,6 +74,7 @@ class Places:
         self.finish = numbers(CELLS)
         self.virtual, self.seconds, self.seen, self.slots, self.known, self.learned_at = (numbers(1) for _ in range(6))
         self.keys = take(8 * CELLS).cast("Q")
+        self.wanted = take(8 * PLACES).cast("Q")
         self.names = take(8).cast("Q")
         self.workers = take(2 * PLACES).cast("H")
         self.cells = take(2 * PLACES).cast("H")
@@ -89,6 +96,7 @@ class Places:
             self.names[number] = 0
             for field in (self.virtual, self.seconds, self.seen, self.slots, self.learned_at):
                 field[number] = 0.0
+            self.models.forget_engine(number)
             self._promises.forget_engine(number)
             self.keys[number * CELLS : (number + 1) * CELLS] = array("Q", bytes(8 * CELLS))
             self.known[number] = now
@@ -99,12 +107,13 @@ class Places:
         """Note that this engine is still configured. Needs no lock."""
         self.known[engine] = self._now()
 
-    def wait(self, engine: int) -> float:
-        """Return about how many seconds a new request would wait. Needs no lock."""
+    def wait(self, engine: int, model: int = 0) -> float:
+        """Return about how many seconds a new request for the model would wait. Needs no lock."""
+        due = self.models.due(engine, model, self._now())
         kinds = self._kinds(engine)
         waiting = kinds.count(_WAITS)
         free = not waiting and kinds.count(_HELD) < self.slots[engine]
-        return 0.0 if free else (waiting + 1) * (self._pace(engine) or UNKNOWN)
+        return due + (0.0 if free else (waiting + 1) * (self._pace(engine) or UNKNOWN))
 
     def load(self, engine: int) -> Load:
         """Return the numbers of the engine's slots, its taken slots, and its waiting requests. Needs no lock."""
@@ -146,6 +155,21 @@ class Places:
                 self.slots[engine] += 1
                 self.learned_at[engine] = now
 
+    # -- models that are loaded ---------------------------------------------------------------------------------------
+
+    def loaded(self, engine: int, model: int, there: Collection[int], after: Collection[int], took: float) -> Woken:
+        """Note that a load has ended: see Loads.ended. Returns the places that get a slot by that."""
+        with self.region.lock:
+            self.models.keep(engine, self.models.loads(engine).ended(model, there, after, self._now(), took))
+            return self._hand_over(engine)
+
+    def looked(self, engine: int, seen: Loads, after: Collection[int]) -> Woken:
+        """Note which models are loaded, unless that has changed since `seen`. Returns the places that get a slot."""
+        with self.region.lock:
+            if self.models.loads(engine) == seen:
+                self.models.keep(engine, seen.seen(after))
+            return self._hand_over(engine)
+
     # -- coming and going ---------------------------------------------------------------------------------------------
 
     def enter(
@@ -159,10 +183,11 @@ class Places:
         *,
         mark: int = 0,
         ahead: bool = False,
+        model: int = 0,
     ) -> tuple[int, bool] | Refusal:
         """Return a place, and whether it has a slot. Without a slot, it waits for `wait` seconds at most. `queue` is
         how many may wait. `mark` recognises a request that returns. `ahead` puts it before all others, beyond the
-        bounds."""
+        bounds. `model` is the number of its model, on an engine that loads models when it is asked for them."""
         with self.region.lock:
             now = self._now()
             kinds = self._kinds(engine)
@@ -171,22 +196,24 @@ class Places:
                 return Refusal("full", self._pace(engine) or UNKNOWN)
             cell = engine * CELLS + self._cell(engine, key)
             tag, cost = (-1.0, 0.0) if ahead else (max(self.virtual[engine], self.finish[cell]), 1 / weight)
-            holds = kinds.count(_HELD) < self.slots[engine] and _WAITS not in kinds
+            holds = self._admits(engine, kinds, Waiting(model, tag, now))
             if not holds and not ahead:
-                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, _digest(f"{key} {mark}"))
+                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, _digest(f"{key} {mark}"), model)
                 if refusal is not None:
                     return refusal
             place = engine * PLACES + free
             self.workers[place] = worker
             self.cells[place] = cell % CELLS
+            self.wanted[place] = model
             self.tags[place] = tag
             self.costs[place] = cost
             self.since[place] = now
             self.until[place] = now + wait
             if cost:
                 self.finish[cell] = tag + cost
-            if holds and tag > self.virtual[engine]:
-                self.virtual[engine] = tag
+            if holds:
+                self.virtual[engine] = max(self.virtual[engine], tag)
+                self.models.begins(engine, model)
             self.region.memory[place] = _HELD if holds else _WAITS
             return place, holds
 
@@ -257,14 +284,41 @@ class Places:
         now = self._now()
         for _ in range(int(self.slots[engine]) - kinds.count(_HELD)):
             ready = [it for it in self._waiting(engine) if self.until[it] > now]
+            if self.models.scarce[engine]:
+                served = self._served(engine, self._wanted(engine))
+                ready = [it for it in ready if self.wanted[it] in served]
             if not ready:
                 break
             place = min(ready, key=self._order)
             self.virtual[engine] = max(self.virtual[engine], self.tags[place])
             self.since[place] = now
+            self.models.begins(engine, self.wanted[place])
             self.region.memory[place] = _HELD
             woken.append((self.workers[place], place))
         return woken
+
+    def _wanted(self, engine: int) -> list[Waiting]:
+        now = self._now()
+        return [
+            Waiting(self.wanted[it], self.tags[it], self.since[it])
+            for it in self._waiting(engine)
+            if self.until[it] > now
+        ]
+
+    def _served(self, engine: int, waiting: list[Waiting]) -> Collection[int]:
+        """Return the models whose requests may get a slot of an engine whose models do not all fit."""
+        busy, pace = _HELD in self._kinds(engine), self._pace(engine) or UNKNOWN
+        return self.models.served(engine, waiting, busy=busy, virtual=self.virtual[engine], pace=pace)
+
+    def _admits(self, engine: int, kinds: bytes, it: Waiting) -> bool:
+        """Return whether a new request gets a slot at once: one is free, and none that waits may have it."""
+        if kinds.count(_HELD) >= self.slots[engine]:
+            return False
+        if not self.models.scarce[engine]:
+            return _WAITS not in kinds
+        waiting = self._wanted(engine)
+        served = self._served(engine, [*waiting, it])
+        return it.model in served and not any(other.model in served for other in waiting)
 
     def _withdraw(self, place: int) -> None:
         """Stop a place's wait. The later requests of its key move up."""
@@ -276,7 +330,16 @@ class Places:
         self.finish[engine * CELLS + cell] -= cost
 
     def _refusal(
-        self, engine: int, cell: int, tag: float, weight: int, now: float, wait: float, queue: int, mark: int
+        self,
+        engine: int,
+        cell: int,
+        tag: float,
+        weight: int,
+        now: float,
+        wait: float,
+        queue: int,
+        mark: int,
+        model: int,
     ) -> Refusal | None:
         """Return why a request cannot enter the queue, with a promise of when it can; None if it can.
 
@@ -290,8 +353,8 @@ class Places:
         before = sum(self.tags[it] <= tag for it in waiting)
         # By its key's share, in case the other keys continue to send.
         turns = max(before + 1, (own + 1) * shares(weights, cell, weight))
-        pace = self._pace(engine)
-        expected = (before + 1 if kept else turns) * pace
+        pace, turn = self._pace(engine), self.models.turn(engine, model)
+        expected = turn + (before + 1 if kept else turns) * pace
         reason: Reason | None = None
         if len(waiting) >= queue and not kept:
             reason = "full"
@@ -301,7 +364,7 @@ class Places:
             reason = "deadline"
         if reason is None:
             return None
-        fits = now + max(0.0, expected - LEEWAY * wait) if reason == "deadline" else now
+        fits = now + (max(0.0, expected - LEEWAY * wait) if reason == "deadline" else turn)
         return Refusal(reason, self._promise(engine, cell, weight, weights, now, fits, mark) - now)
 
     def _promise(

@@ -10,24 +10,39 @@ While the database can't be used, each host counts for itself, and afterwards wh
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Coroutine
 from types import TracebackType
 from typing import Any, LiteralString, Self, cast
 
-from gateway.admission.memory import Reason, Refusal
+import orjson
+
+from gateway.admission import swaps
+from gateway.admission.memory import UNKNOWN, Reason, Refusal
+from gateway.admission.swaps import UNSET, Limit, Loads, Waiting
 from gateway.admission.visit import Spot
 from gateway.exchange import Exchange
 from gateway.store.postgres import AGAIN, BEAT, LOST, PATIENCE, Connection, Database, LostError, Member
 
 LOOK = 1.0  # seconds between two looks for waiting requests that have a slot by now
 
-_ENTER = "SELECT * FROM stack_enter(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_ENTER = "SELECT * FROM stack_enter(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _HELD = """INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until)
     VALUES (%s, %s, %s, true, 0, 0, extract(epoch FROM clock_timestamp()), 0) RETURNING id"""
 _STAND = """SELECT id, held, place FROM (
     SELECT id, owner, held, rank() OVER (PARTITION BY engine, held ORDER BY tag, since, id) AS place FROM queue_places
 ) a WHERE owner = %s"""
 
+_LOADS = "SELECT loads::text, extract(epoch FROM clock_timestamp()) FROM queue_engines WHERE name = %s"
+_KEEP = """INSERT INTO queue_engines (name, loads) VALUES (%s, %s::jsonb)
+    ON CONFLICT (name) DO UPDATE SET loads = excluded.loads, target = 0
+        WHERE queue_engines.loads::text IS NOT DISTINCT FROM %s"""
+_TARGET = "UPDATE queue_engines SET target = %s WHERE name = %s AND loads::text = %s AND target <> %s"
+_WANTED = """SELECT loads::text, extract(epoch FROM clock_timestamp()), virtual, seconds / slots,
+    EXISTS (SELECT FROM queue_places WHERE engine = name AND held),
+    (SELECT coalesce(json_agg(json_build_array(model, tag, since)), '[]') FROM queue_places
+        WHERE engine = name AND NOT held AND until > extract(epoch FROM clock_timestamp()))
+    FROM queue_engines WHERE name = %s AND (loads->>'scarce')::boolean"""
+_HAND_OVER = "SELECT stack_hand_over(%s, %s, %s)"
 _AGAIN = "SELECT stack_again(%s, %s, %s, %s)"
 _LEAVE = "SELECT stack_leave(%s, %s, %s, %s)"
 
@@ -39,15 +54,16 @@ class PostgresQueues:
     because the database is lost.
     """
 
-    def __init__(self, url: str, woken: Callable[[Spot], None], lost: Callable[[], None]) -> None:
+    def __init__(self, url: str, woken: Callable[[Spot], None], lost: Callable[[], None], limit: Limit = UNSET) -> None:
         self._database = Database(url, "-c synchronous_commit=off", spare=True)
         self._woken = woken
         self._on_lost = lost
+        self._limit = limit
         self._member = Member(self._database, "queues", self._joined, self._lost)
         self._spots: dict[int, Spot] = {}
         self._entering = 0  # requests that are entering: the database has not answered them yet
         self._early: set[int] = set()  # spots that got a slot before this worker knew that they wait
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self.positions: dict[int, int] = {}
 
     async def __aenter__(self) -> Self:
@@ -59,7 +75,7 @@ class PostgresQueues:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._task.cancel()
-        await asyncio.gather(self._task, *self._leaving, return_exceptions=True)
+        await asyncio.gather(self._task, *self._background, return_exceptions=True)
         if self._member.owner:
             with contextlib.suppress(*LOST):
                 gone = "DELETE FROM account_owners WHERE id = %s", (self._member.owner,)
@@ -67,15 +83,18 @@ class PostgresQueues:
         await self._database.close()
 
     async def enter(
-        self, engine: str, slots: int, it: Exchange, wait: float, queue: int, *, ahead: bool
+        self, engine: str, slots: int, it: Exchange, wait: float, queue: int, *, ahead: bool, model: int = 0
     ) -> Spot | Refusal:
         """See Places.enter. Raises LostError."""
         owner = self._member.owner
         what = (engine, slots, owner, self._database.now(), PATIENCE, it.key_id, f"{it.key_id} {it.mark}", it.priority)
-        asked = self._enter((*what, wait, queue, ahead), engine, it.key_id, owner)
+        asked = self._enter((*what, wait, queue, ahead, model), engine, it.key_id, owner)
         found = await self._member.ask(asked, late=self._too_late)
-        if owner != self._member.owner and isinstance(found, Spot) and not found.holds:
-            raise LostError  # the spot waits under an owner that is gone, so it would never get a slot
+        if isinstance(found, Spot) and not found.holds:
+            if owner != self._member.owner:
+                raise LostError  # the spot waits under an owner that is gone, so it would never get a slot
+            if model:
+                self._soon(self._decide(engine))
         return found
 
     async def again(self, engine: str, it: Exchange) -> float:
@@ -92,9 +111,13 @@ class PostgresQueues:
         self._spots.pop(spot.id, None)
         self.positions.pop(spot.id, None)
         if self._member.owner and spot.owner == self._member.owner:
-            leaving = asyncio.create_task(self._leave(spot, served=served))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._soon(self._leave(spot, served=served))
+
+    def _soon(self, what: Coroutine[Any, Any, None]) -> None:
+        """Do something for which no request waits, because a request that is cancelled meanwhile would not leave."""
+        task = asyncio.create_task(what)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _enter(self, what: tuple[Any, ...], engine: str, key_id: str, owner: str) -> Spot | Refusal:
         self._entering += 1
@@ -108,7 +131,7 @@ class PostgresQueues:
                 self._early.clear()
         if place is None:
             return Refusal(cast("Reason", reason), after)
-        spot = Spot(engine, key_id, place, owner, has_slot)
+        spot = Spot(engine, key_id, place, owner, has_slot, what[-1])
         if owner == self._member.owner:
             self._spots[place] = spot
         return spot
@@ -117,6 +140,8 @@ class PostgresQueues:
         what = (spot.id, self._database.now(), PATIENCE, served)
         with contextlib.suppress(LostError):
             await self._member.ask(self._run(_LEAVE, what))
+        if spot.model and any(it.engine == spot.engine and not it.holds for it in self._spots.values()):
+            await self._decide(spot.engine)
 
     async def _run(self, query: LiteralString, what: tuple[Any, ...]) -> None:
         await self._database.connection().execute(query, what)
@@ -125,6 +150,53 @@ class PostgresQueues:
         """Give back a spot for which the request no longer waits."""
         if not task.cancelled() and task.exception() is None and isinstance(spot := task.result(), Spot):
             self.leave(spot)
+
+    # -- models that are loaded ---------------------------------------------------------------------------------------
+
+    async def loads(self, engine: str) -> Loads:
+        """Return what the engine has loaded. Raises LostError."""
+        return (await self._member.ask(self._loads(engine)))[0]
+
+    async def loaded(
+        self, engine: str, model: int, there: Collection[int], after: Collection[int], took: float
+    ) -> None:
+        """See Places.loaded. Raises LostError."""
+        await self._member.ask(self._keep(engine, lambda it, now: it.ended(model, there, after, now, took)))
+
+    async def looked(self, engine: str, seen: Loads, after: Collection[int]) -> None:
+        """See Places.looked. Raises LostError."""
+        await self._member.ask(self._keep(engine, lambda it, _: it.seen(after) if it == seen else it))
+
+    async def _loads(self, engine: str) -> tuple[Loads, float, str | None]:
+        """Return what the engine has loaded, the database's time, and what is stored."""
+        cursor = await self._database.connection().execute(_LOADS, (engine,))
+        stored, now = await cursor.fetchone() or (None, 0.0)
+        return Loads.parse(orjson.loads(stored)) if stored else Loads(), float(now), stored
+
+    async def _keep(self, engine: str, change: Callable[[Loads, float], Loads]) -> None:
+        """Store what `change` makes of the engine's loads. Another worker may change them between the two queries, and
+        then this one begins again."""
+        changed = 0
+        while not changed:
+            loads, now, stored = await self._loads(engine)
+            what = engine, change(loads, now).dump().decode(), stored
+            changed = (await self._database.connection().execute(_KEEP, what)).rowcount
+        await self._hand_over(engine)
+
+    async def _decide(self, engine: str) -> None:
+        with contextlib.suppress(LostError):
+            await self._member.ask(self._hand_over(engine))
+
+    async def _hand_over(self, engine: str) -> None:
+        """Give free slots to waiting requests. If not all models of the engine fit, decide first which is next."""
+        cursor = await self._database.connection().execute(_WANTED, (engine,))
+        if (row := await cursor.fetchone()) is not None:
+            stored, now, virtual, pace, busy, wanted = row
+            loads, waiting = Loads.parse(orjson.loads(stored)), [Waiting(*it) for it in wanted]
+            how = {"busy": busy, "virtual": virtual, "pace": pace or UNKNOWN, "limit": self._limit}
+            target = swaps.decide(loads, waiting, float(now), **how)
+            await self._database.connection().execute(_TARGET, (target, engine, stored, target))
+        await self._database.connection().execute(_HAND_OVER, (engine, self._database.now(), PATIENCE))
 
     # -- the database -------------------------------------------------------------------------------------------------
 
@@ -173,8 +245,7 @@ class PostgresQueues:
 
     async def _stand(self, owner: str) -> list[tuple[Any, ...]]:
         for engine in {it.engine for it in self._spots.values() if not it.holds}:
-            what = (engine, self._database.now(), PATIENCE)
-            await self._database.connection().execute("SELECT stack_hand_over(%s, %s, %s)", what)
+            await self._hand_over(engine)
         return await (await self._database.connection().execute(_STAND, (owner,))).fetchall()
 
     def _arrived(self, number: int) -> None:

@@ -2,7 +2,8 @@
 
 Slots and queue are in memory that the workers share (memory.py), or in PostgreSQL (postgres.py). A request that frees a
 slot gives it to the next one in the same step, and wakes that request's worker by a datagram. If the datagram is lost,
-the worker finds the slot when it looks again by itself.
+the worker finds the slot when it looks again by itself. This file is long because all that enters or leaves a queue
+passes here, whichever of the two it is.
 """
 
 import asyncio
@@ -17,11 +18,13 @@ from typing import Literal, Self
 
 from gateway import logs
 from gateway.admission.bell import Bell
+from gateway.admission.loading import Loading, several
 from gateway.admission.memory import NOWHERE, PLACES, Places, Reason, Refusal, Woken
 from gateway.admission.postgres import PostgresQueues
 from gateway.admission.queue_errors import refusal
+from gateway.admission.swaps import Limit
 from gateway.admission.visit import Spot, Visit
-from gateway.config import Config
+from gateway.config import Config, names_no_models
 from gateway.dialects.asking import AskSlots
 from gateway.errors import EngineError, GatewayBusy, StackError
 from gateway.exchange import Exchange
@@ -60,7 +63,10 @@ class Admission:
         self._metrics = metrics
         self._waiting: dict[int | Spot, asyncio.Future[bool]] = {}
         url = settings.store_url  # with PostgreSQL, other gateways may use the same engines
-        self._far = PostgresQueues(url, self._arrived, self._lost) if url else None
+        self._limit = Limit(settings.stack_swap_wait or 0.0, settings.stack_queue_timeout / 2)
+        self._far = PostgresQueues(url, self._arrived, self._lost, self._limit) if url else None
+        swapping = several(config, any_model=names_no_models(settings))
+        self._loading = Loading(places, self._far, swapping, self._wake, metrics)
         self._ranks: dict[int, tuple[float, dict[int, int]]] = {}
         self._set = {name: engine.slots for name, engine in config.engines.items()}
         self._upstreams = list(upstreams.values())
@@ -69,12 +75,14 @@ class Admission:
         self._held = dict.fromkeys(upstreams, 0)
 
     async def __aenter__(self) -> Self:
-        self._names = {it.name: f"{it.name} {it.base_url}" for it in self._upstreams}
+        self._names = {it.name: it.known_as for it in self._upstreams}
         self._engines = {name: await self._number(known_as) for name, known_as in self._names.items()}
         for upstream in self._upstreams:
-            upstream.wait = partial(self._places.wait, self._engines[upstream.name])
-            upstream.load = partial(self._places.load, self._engines[upstream.name])
-            if (number := self._set[upstream.name]) or not self._places.slots[self._engines[upstream.name]]:
+            engine = self._engines[upstream.name]
+            upstream.wait = partial(self._loading.wait, upstream, engine)
+            upstream.load = partial(self._places.load, engine)
+            self._places.models.waits[engine], self._places.models.mosts[engine] = self._limit
+            if (number := self._set[upstream.name]) or not self._places.slots[engine]:
                 self._has(upstream, number or upstream.dialect.slots)
         try:
             self._bell.listen(self._seat)
@@ -93,6 +101,7 @@ class Admission:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._loading.close()
         if self._far is not None:
             await self._far.__aexit__(kind, exc, trace)
         asyncio.get_running_loop().remove_reader(self._bell)
@@ -113,8 +122,17 @@ class Admission:
         """Return the visit of this request."""
         return Visit(self, exchange)
 
-    async def enter(self, upstream: Upstream, visit: Visit, *, resumes: bool) -> None:
+    async def load(self, upstream: Upstream, model: str, visit: Visit) -> None:
+        """See Visit.load."""
+        await self._loading.ready(upstream, model, visit)
+
+    def loading(self, visit: Visit) -> float | None:
+        """See Visit.loading."""
+        return self._loading.left(visit)
+
+    async def enter(self, upstream: Upstream, model: str, visit: Visit, *, resumes: bool) -> None:
         """See Visit.enter."""
+        visit.at, visit.model = self._engines[upstream.name], self._loading.number(upstream, model)
         wait = visit.exchange.queue_timeout if resumes else visit.left
         ahead = resumes or visit.returns
         if self._far is not None:
@@ -130,11 +148,11 @@ class Admission:
         engine, it = self._engines[name], visit.exchange
         what = engine, self._seat, it.key_id, it.priority, wait, self._queue
         try:
-            found = self._places.enter(*what, mark=it.mark, ahead=ahead)
+            found = self._places.enter(*what, mark=it.mark, ahead=ahead, model=visit.model)
         except BusyError as exc:
             raise GatewayBusy("The gateway is too busy for this request. Try again shortly.") from exc
         if isinstance(found, Refusal):
-            raise self._refused(name, found.reason, found.wait)
+            raise self._refused(name, found.reason, found.wait, visit)
         visit.place, holds = found
         if not holds:
             await self._wait(name, visit, visit.place, wait)
@@ -144,9 +162,10 @@ class Admission:
         """Enter the queue in the database. A request that has a slot there takes one in the host's memory too, in case
         the database is lost."""
         engine, what = self._engines[name], (visit.exchange, wait, self._queue)
-        found = await far.enter(self._names[name], int(self._places.slots[engine]), *what, ahead=ahead)
+        known_as, slots = self._names[name], int(self._places.slots[engine])
+        found = await far.enter(known_as, slots, *what, ahead=ahead, model=visit.model)
         if isinstance(found, Refusal):
-            raise self._refused(name, found.reason, found.wait)
+            raise self._refused(name, found.reason, found.wait, visit)
         visit.spot = found
         if not found.holds:
             await self._wait(name, visit, found, wait)
@@ -175,7 +194,7 @@ class Admission:
             self._metrics.queued(name, visit.has_waited("queue", name, since))
         if not in_time:
             self.leave(visit)
-            raise self._refused(name, "timeout", await self._again(name, visit.exchange, place, wait))
+            raise self._refused(name, "timeout", await self._again(name, visit.exchange, place, wait), visit)
 
     async def _again(self, name: str, it: Exchange, place: int | Spot, wait: float) -> float:
         with contextlib.suppress(LostError, BusyError):
@@ -283,9 +302,9 @@ class Admission:
             self._places.slots[engine] = slots
             logs.event("engine_slots", {"engine": upstream.name, "slots": slots})
 
-    def _refused(self, engine: str, reason: Reason | Literal["timeout"], wait: float) -> StackError:
+    def _refused(self, engine: str, reason: Reason | Literal["timeout"], wait: float, visit: Visit) -> StackError:
         self._metrics.turned_away(engine, reason)
-        return refusal(reason, wait)
+        return refusal(reason, wait, absent=self._places.models.due(visit.at, visit.model, time.monotonic()) > 0)
 
 
 def _is_at(place: int | Spot, name: str, engine: int) -> bool:

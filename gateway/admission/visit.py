@@ -21,13 +21,20 @@ class Spot:
     id: int
     owner: str
     holds: bool
+    model: int = 0
 
 
 class Queue(Protocol):
     """The queues behind a Visit: Admission, or a test's own."""
 
-    async def enter(self, upstream: Upstream, visit: "Visit", *, resumes: bool) -> None:
+    async def enter(self, upstream: Upstream, model: str, visit: "Visit", *, resumes: bool) -> None:
         """See Visit.enter."""
+
+    async def load(self, upstream: Upstream, model: str, visit: "Visit") -> None:
+        """See Visit.load."""
+
+    def loading(self, visit: "Visit") -> float | None:
+        """See Visit.loading."""
 
     def turned_back(self, visit: "Visit", *, teaches: bool) -> None:
         """See Visit.turned_back."""
@@ -44,9 +51,12 @@ class Visit:
 
     __slots__ = (
         "_queue",
+        "at",
         "engine",
         "exchange",
         "learned",
+        "loads_since",
+        "model",
         "others",
         "place",
         "returns",
@@ -65,19 +75,31 @@ class Visit:
         self.since: float | None = None  # when the present wait began; None: it does not wait
         self.place = NOWHERE
         self.spot: Spot | None = None
+        self.at = 0  # the number of the engine that it entered last
+        self.model = 0  # the number of its model, if the engine may have to load it
+        self.loads_since: float | None = None  # since when the engine loads it; None: it does not
         self.engine = ""  # the engine whose slot it has; empty: none
         self.served = True  # the engine has not rejected it, as far as is known
         self.returns = False  # an engine rejected it as full, so it already had its turn
         self.others = 0  # requests that had a slot at that engine then
         self.learned = False  # the engine's slots were set to that number
 
-    async def enter(self, upstream: Upstream, *, resumes: bool) -> None:
-        """Return when the request has a slot of this engine. The caller must call `leave`.
+    async def enter(self, upstream: Upstream, model: str, *, resumes: bool) -> None:
+        """Return when the request has a slot of this engine for this model. The caller must call `leave`.
 
         `resumes`: the answer has begun. The request then comes before all waiting ones, and may wait for the whole
         queue timeout. Raises QueueFull, QueueTimeout, QueueShareFull or GatewayBusy; the request then has no slot.
         """
-        await self._queue.enter(upstream, self, resumes=resumes)
+        await self._queue.enter(upstream, model, self, resumes=resumes)
+
+    async def load(self, upstream: Upstream, model: str) -> None:
+        """Return when the engine has loaded the model. The request has a slot there. Raises EngineError."""
+        await self._queue.load(upstream, model, self)
+
+    @property
+    def loading(self) -> float | None:
+        """In about how many seconds its model is loaded, 0 or more, if the request waits for that; otherwise None."""
+        return self._queue.loading(self)
 
     def turned_back(self, *, teaches: bool) -> None:
         """Note that the engine rejected the request as full. Next time it waits before all requests that had no turn

@@ -88,6 +88,20 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loader:
+    """How an engine that loads models when they are asked for is asked about that.
+
+    `loaded` returns the models in its memory, by the one spelling of their names, with the seconds after which it
+    unloads each of them if nobody asks. `load` returns when a model is loaded that is to answer requests of this kind,
+    and whether that worked. The engine then keeps the model for `keep` seconds, or as long as its own setting says if
+    that is None. Both raise EngineError.
+    """
+
+    loaded: Callable[[Engine], Awaitable[Mapping[str, float]]]
+    load: Callable[[Engine, Kind, str, int | None], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JsonStyle:
     """How an engine's own grammar of a JSON schema has the text written, as rules in its notation.
 
@@ -136,6 +150,7 @@ class Dialect:
     slots: int = 1
     ask_slots: AskSlots | None = None
     learns_slots: bool = False
+    loader: Loader | None = None  # it unloads models to load others
     spelling: Callable[[str], str] | None = None  # the one spelling of all names that mean the same model to it
 
     # How it answers.

@@ -4,7 +4,9 @@ before 0.12.6 are not supported, because they ignore `truncate: false`, by which
 This file is long because it holds all that differs at this engine.
 """
 
+import datetime as dt
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -12,9 +14,10 @@ import orjson
 
 from gateway.dialects import llamacpp
 from gateway.dialects.asking import Engine, Facts, Prompt, Window, as_count, as_list, as_object, uncounted
-from gateway.dialects.dialect import Dialect, Use, Ways, Word, uses
+from gateway.dialects.dialect import Dialect, Loader, Use, Ways, Word, uses
 from gateway.dialects.ollama_raw import RESUMES, raw_way
 from gateway.dialects.sounds import fit_transcription
+from gateway.endpoints import Kind
 from gateway.errors import BadRequest, ContextExceeded
 
 EMBEDDED_AT_ONCE = 2048  # tokens: its batch, which cuts an input whatever the context is
@@ -78,6 +81,23 @@ async def _loaded(engine: Engine, model: str) -> int | None:
         if _spelling(str(entry.get("model") or entry.get("name"))) == wanted:
             return as_count(entry.get("context_length"))
     return None
+
+
+async def _in_memory(engine: Engine) -> Mapping[str, float]:
+    now, found = dt.datetime.now(dt.UTC), {}
+    for it in as_list(await engine.ask("/api/ps"), "models"):
+        left = 0.0
+        with suppress(TypeError, ValueError):
+            left = (dt.datetime.fromisoformat(str(it.get("expires_at"))) - now).total_seconds()
+        found[_spelling(str(it.get("model") or it.get("name")))] = left
+    return found
+
+
+async def _load(engine: Engine, kind: Kind, model: str, keep: int | None) -> bool:
+    """Have a model loaded. A request without a prompt does that. Its `keep_alive` is in force until the model is
+    unloaded, because OpenAI's endpoints set none (read in its source)."""
+    asked = {"model": model, "stream": False} | ({} if keep is None else {"keep_alive": keep})
+    return (await engine.ask(_PATHS[kind], asked, patient=True)).status == HTTPStatus.OK
 
 
 # Ollama's words for what a model can do, and ours.
@@ -291,6 +311,7 @@ OLLAMA = Dialect(
     " listen on all addresses (OLLAMA_HOST=0.0.0.0), or put its address into the base URL.",
     window=_window,
     models=_models,  # OLLAMA_NUM_PARALLEL is told to nobody
+    loader=Loader(loaded=_in_memory, load=_load),
     spelling=_spelling,
     cuts=True,
     dies_apart=True,

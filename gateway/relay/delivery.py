@@ -1,6 +1,7 @@
 """Delivery: send an answer to its client, and know how much of it the client has received."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import IntEnum
@@ -153,12 +154,16 @@ class Delivery:
         queued = (names.QUEUE_MS, b"%d" % self._told_wait)
         arm = self._answer.route.arm
         arms = [(names.ARM, arm.encode())] if arm else []
-        headers = [*headers, queued, *self._standing(), *arms, *self.ignored]
+        loading = self._visit.loading  # in the head of a stream that goes out before the model is loaded
+        loads = [] if loading is None else [(names.LOADING, b"%d" % math.ceil(loading))]
+        headers = [*headers, queued, *loads, *self._standing(), *arms, *self.ignored]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self.phase = Phase.HEAD
 
     async def _ping(self) -> None:
-        body = self._writer.waiting()
+        loading = self._visit.loading
+        comment = b"" if loading is None else b": loading the model, about %d s\n" % math.ceil(loading)
+        body = comment + self._writer.waiting()
         if self.phase == Phase.NOTHING:
             await self._commit(sse.HEADERS)
             body = self._begins_with + body

@@ -13,6 +13,7 @@ This file is long because it holds the whole course of one exchange, which is re
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.types import Send
@@ -195,7 +196,7 @@ class Relay:
         self._watch.begun = False
         if self._visit.engine != upstream.name:  # otherwise the request kept its slot
             self._visit.leave()
-            await self._visit.enter(upstream, resumes=self._answer.search is not None)
+            await self._visit.enter(upstream, target.model, resumes=self._answer.search is not None)
             if (other := self._instead(target)) is not None:
                 self._record.retries(EngineUnavailable("The breaker of this engine has opened."), other, same=False)
                 self._tried[-1] = other  # the first one was not asked
@@ -205,7 +206,7 @@ class Relay:
         upstream.outstanding += 1
         trial = upstream.breaker.began()
         try:
-            lines = self._record.attempts(target)
+            lines = await self._begin(target)
             await Attempt(target, self._answer, self._delivery, self._watch, self._services, lines).run()
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
@@ -237,6 +238,19 @@ class Relay:
         if self._answer.search is not None or target.upstream.breaker.allows():
             return None
         return self._route.fresh(self._tried)
+
+    async def _begin(self, target: Target) -> str:
+        """Note that an attempt begins, and have the engine load the model if it has to. Returns the attempt's lines for
+        the head of its request. A load is the engine's work, and has the timeout of a first token."""
+        lines = self._record.attempts(target)
+        if self._visit.model:
+            this = self._answer.tries[-1]
+            this.working_since = time.monotonic()
+            self._watch.waits()
+            await self._visit.load(target.upstream, target.model)
+            self._watch.waits_no_more()
+            this.heard(time.monotonic())
+        return lines
 
     async def _blame(self, upstream: Upstream, error: StackError) -> None:
         """Find out whether the engine died of this request. Raises EngineFailed if that is possible (suspects.py)."""

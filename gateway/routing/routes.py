@@ -267,6 +267,6 @@ def least_busy(targets: list[Target]) -> Target:
     this worker."""
     if len(targets) == 1:
         return targets[0]
-    loads = [(target.upstream.wait(), target.upstream.outstanding) for target in targets]
+    loads = [(target.upstream.wait(target.model), target.upstream.outstanding) for target in targets]
     least = min(loads)
     return random.choice([it for it, load in zip(targets, loads, strict=True) if load == least])  # noqa: S311

@@ -103,6 +103,26 @@ BEGIN
 END $$ LANGUAGE plpgsql;
 
 
+-- Whether a request for this model may have a slot: Models.served. `target` is the model that the engine loads as soon
+-- as it is idle; 0 if there is none. The gateways decide that (gateway.admission.swaps).
+CREATE OR REPLACE FUNCTION stack_serves(loads jsonb, target bigint, its_model bigint, busy boolean) RETURNS boolean AS $$
+    SELECT CASE WHEN loads IS NULL OR NOT (loads->>'scarce')::boolean THEN true
+        WHEN target <> 0 THEN its_model = target AND NOT busy
+        ELSE its_model = 0 OR loads->'loaded' @> to_jsonb(its_model) END
+$$ LANGUAGE sql;
+
+
+-- Note that a request for this model has got a slot: Loads.begins.
+CREATE OR REPLACE FUNCTION stack_loads(which text, its_model bigint, instant double precision) RETURNS void AS $$
+BEGIN
+    UPDATE queue_engines SET loads = loads || jsonb_build_object('loaded', jsonb_build_array(), 'last', its_model,
+        'before', instant - (loads->>'since')::double precision, 'begun', instant)
+        WHERE name = which AND (loads->>'scarce')::boolean AND its_model <> 0
+            AND NOT loads->'loaded' @> to_jsonb(its_model)
+            AND NOT ((loads->>'begun')::double precision > 0 AND (loads->>'last')::bigint = its_model);
+END $$ LANGUAGE plpgsql;
+
+
 -- Give free slots to requests that wait, and notify their owners. Moments of the queues are the database's own, in
 -- seconds since 1970, because all of them are short.
 CREATE OR REPLACE FUNCTION stack_hand_over(which text, moment double precision, patience double precision)
@@ -118,9 +138,12 @@ BEGIN
     SELECT slots - (SELECT count(*) FROM queue_places WHERE engine = which AND held) INTO free
         FROM queue_engines WHERE name = which;
     WHILE free > 0 LOOP
-        SELECT * INTO it FROM queue_places WHERE engine = which AND NOT held AND until > instant
+        SELECT p.* INTO it FROM queue_places p JOIN queue_engines e ON e.name = which
+            WHERE p.engine = which AND NOT held AND until > instant AND stack_serves(e.loads, e.target, p.model,
+                EXISTS (SELECT FROM queue_places WHERE engine = which AND held))
             ORDER BY tag, since, id LIMIT 1;
         EXIT WHEN NOT FOUND;
+        PERFORM stack_loads(which, it.model, instant);
         UPDATE queue_places SET held = true, since = instant WHERE id = it.id;
         UPDATE queue_engines SET virtual = greatest(virtual, it.tag) WHERE name = which;
         PERFORM pg_notify('stack_' || it.owner, it.id::text);
@@ -169,7 +192,7 @@ END $$ LANGUAGE plpgsql;
 -- after which the request may return.
 CREATE OR REPLACE FUNCTION stack_enter(
     which text, its_slots integer, me text, moment double precision, patience double precision,
-    key text, its_mark text, weight integer, wait double precision, queue integer, ahead boolean,
+    key text, its_mark text, weight integer, wait double precision, queue integer, ahead boolean, its_model bigint,
     OUT place bigint, OUT has_slot boolean, OUT reason text, OUT after double precision
 ) AS $$
 DECLARE
@@ -197,7 +220,9 @@ BEGIN
     SELECT count(*) FILTER (WHERE held), count(*) FILTER (WHERE NOT held),
         count(*) FILTER (WHERE NOT held AND key_id = key), count(*) FILTER (WHERE NOT held AND tag <= its_tag)
         INTO taken, waiting, own, before FROM queue_places WHERE engine = which;
-    has_slot := taken < its_slots AND waiting = 0;
+    has_slot := taken < its_slots AND stack_serves(it.loads, it.target, its_model, taken > 0)
+        AND NOT EXISTS (SELECT FROM queue_places WHERE engine = which AND NOT held
+            AND stack_serves(it.loads, it.target, model, taken > 0));
 
     IF NOT has_slot AND NOT ahead THEN
         DELETE FROM queue_promises WHERE engine = which AND due <= instant - grace;
@@ -221,8 +246,11 @@ BEGIN
             instant + CASE reason WHEN 'deadline' THEN greatest(expected - leeway * wait, 0) ELSE 0 END);
         RETURN;
     END IF;
-    INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until)
-        VALUES (which, me, key, has_slot, its_tag, its_cost, instant, instant + wait) RETURNING id INTO place;
+    IF has_slot THEN
+        PERFORM stack_loads(which, its_model, instant);
+    END IF;
+    INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until, model)
+        VALUES (which, me, key, has_slot, its_tag, its_cost, instant, instant + wait, its_model) RETURNING id INTO place;
     UPDATE queue_keys SET finish = its_tag + its_cost WHERE engine = which AND key_id = key AND NOT ahead;
     IF has_slot THEN
         UPDATE queue_engines SET virtual = greatest(virtual, its_tag) WHERE name = which;

@@ -122,7 +122,8 @@ class Upstream:
         self.changed = asyncio.Event()  # set whenever the breaker's state changes
         self.outstanding = 0  # requests of this worker on which the engine is working
         self.trouble: StackError | None = None  # the result of the last probe; None: the engine worked
-        self.wait: Callable[[], float] = float  # about how many seconds until it could begin a new request
+        # About how many seconds until it could begin a new request for a model
+        self.wait: Callable[[str], float] = lambda _: 0.0
         self.load: Callable[[], Load] = Load  # of its slots and queue
         # When a request first waited for it, time.monotonic(); None: it is not down
         self.down_since: float | None = None
@@ -141,6 +142,11 @@ class Upstream:
             kind: f"POST {target.path}/{it.asks}{of_form if it.form else self._lines}" for kind, it in ENDPOINTS.items()
         }
         self._root = target.path.removesuffix("/v1")  # paths that begin with '/' are relative to this one
+
+    @property
+    def known_as(self) -> str:
+        """The name by which several gateways know the same engine."""
+        return f"{self.name} {self.base_url}"
 
     async def __aenter__(self) -> Self:
         self._pool = Pool(self._target)

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.admission.memory import Places, Refusal
 from gateway.admission.postgres import PostgresQueues
+from gateway.admission.swaps import UNSET
 from gateway.errors import QuotaSpent, RateLimited, StackError
 from gateway.keys.known import Key
 from gateway.keys.limit_fields import LimitName, Limits
@@ -227,10 +228,18 @@ class MemoryQueue:
         self._places = Places(clock)
         self._engine = self._places.engine("engine")
         self._places.slots[self._engine] = slots
+        self._places.models.mosts[self._engine] = UNSET.most
 
     async def enter(self, it: table.Queue) -> tuple[Any, bool] | Refusal:
         what = self._engine, 0, it.key, it.weight, it.wait, table.WAITING
-        return self._places.enter(*what, mark=it.mark, ahead=it.ahead)
+        return self._places.enter(*what, mark=it.mark, ahead=it.ahead, model=it.model)
+
+    async def loaded(self, it: table.Loaded) -> None:
+        before = self._places.models.loads(self._engine).loaded
+        self._places.loaded(self._engine, it.model, it.displaced, {*before, it.model} - {*it.displaced}, it.took)
+
+    async def look(self) -> None:
+        self._places.hand_over(self._engine)
 
     async def leave(self, place: int, *, served: bool) -> None:
         self._places.leave(place, served=served)
@@ -251,13 +260,26 @@ class PostgresQueue:
 
     async def enter(self, it: table.Queue) -> tuple[Any, bool] | Refusal:
         request = SimpleNamespace(key_id=it.key, mark=it.mark, priority=it.weight)
-        found = await self._queues.enter("engine", self._slots, request, it.wait, table.WAITING, ahead=it.ahead)
-        return found if isinstance(found, Refusal) else (found, found.holds)
+        what: Any = ("engine", self._slots, request, it.wait, table.WAITING)
+        found = await self._queues.enter(*what, ahead=it.ahead, model=it.model)
+        await self._settled()
+        return found if isinstance(found, Refusal) else (found, await self.holds(found))
+
+    async def loaded(self, it: table.Loaded) -> None:
+        before = (await self._queues.loads("engine")).loaded
+        after = {*before, it.model} - {*it.displaced}
+        await self._queues.loaded("engine", it.model, it.displaced, after, it.took)
+
+    async def look(self) -> None:
+        await self._queues._look()
 
     async def leave(self, place: Any, *, served: bool) -> None:
         self._queues.leave(place, served=served)
-        while self._queues._leaving:
-            await next(iter(self._queues._leaving))
+        await self._settled()
+
+    async def _settled(self) -> None:
+        while self._queues._background:
+            await next(iter(self._queues._background))
 
     async def holds(self, place: Any) -> bool:
         query = "SELECT held FROM queue_places WHERE id = %s", (place.id,)
@@ -292,9 +314,15 @@ async def play(queue: MemoryQueue | PostgresQueue, clock: Clock, steps: Any) -> 
                 else:
                     places.append((step.key, found[0]))
                     assert ("slot" if found[1] else "waits") == step.gets, (number, step)
-            case table.Leave():
+            case table.Leave() | table.Loaded() | table.Look():
                 before = [await queue.holds(place) for _, place in places]
-                await queue.leave(places[step.number][1], served=step.served)
+                match step:
+                    case table.Leave():
+                        await queue.leave(places[step.number][1], served=step.served)
+                    case table.Loaded():
+                        await queue.loaded(step)
+                    case table.Look():
+                        await queue.look()
                 after = [await queue.holds(place) for _, place in places]
                 given = [key for (key, _), was, has in zip(places, before, after, strict=True) if has and not was]
                 assert "".join(given) == step.gives, (number, step)

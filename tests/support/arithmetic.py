@@ -254,6 +254,22 @@ class Queue(NamedTuple):
     wait: float = 60
     mark: int = 0
     ahead: bool = False
+    model: int = 0
+
+
+class Loaded(NamedTuple):
+    """A model was loaded, in that many seconds, and displaced others. That gives slots to requests of these keys."""
+
+    model: int
+    displaced: Sequence[int] = ()
+    took: float = 10.0
+    gives: str = ""
+
+
+class Look(NamedTuple):
+    """A worker looks whether requests can get slots by now. That gives slots to the requests of these keys."""
+
+    gives: str = ""
 
 
 class Leave(NamedTuple):
@@ -274,9 +290,10 @@ class Again(NamedTuple):
     mark: int = 0
 
 
-QueueStep = Queue | Leave | Again | Pass
+QueueStep = Queue | Loaded | Look | Leave | Again | Pass
 WAITING = 8  # requests that may wait
 _FULL = [Queue("h", "slot"), *(Queue(str(number)) for number in range(WAITING))]
+_SCARCE = [Loaded(1), Pass(20), Loaded(2, [1]), Pass(20)]
 _SLOW = [Queue("h", "slot"), Pass(10), Leave(0)]  # a request takes ten seconds
 
 # By the name of a case: the engine's slots, and what happens.
@@ -461,6 +478,55 @@ QUEUES: Mapping[str, tuple[int, Sequence[QueueStep]]] = {
     "a request that the engine refused says nothing of its pace": (
         1,
         [*_SLOW, Queue("h", "slot"), Pass(0.01), Leave(1, served=False), Queue("h", "slot"), Again("a", 12.5)],
+    ),
+    "the loaded model is served until another one has waited for as long as it may": (
+        2,
+        [
+            *_SCARCE,
+            Queue("a", "slot", model=2),
+            Queue("b", model=1),
+            Queue("c", "slot", model=2),
+            Queue("d", model=2),
+            Queue("e", model=2),
+            Queue("f", model=1),
+            Pass(29.9),
+            Leave(0, "d"),
+            Pass(0.2),
+            Look(),
+            Leave(2),
+            Leave(3, "b"),
+            Pass(10),
+            Loaded(1, [2], gives="f"),
+            Leave(1),
+            Leave(5, "e"),
+        ],
+    ),
+    "an idle engine loads another model at once unless the last two stays were short": (
+        1,
+        [
+            *_SCARCE,
+            Queue("a", "slot", model=1),
+            Pass(10),
+            Loaded(1, [2]),
+            Leave(0),
+            Queue("b", "slot", model=2),
+            Pass(10),
+            Loaded(2, [1]),
+            Queue("c", model=1),
+            Leave(1),
+            Pass(19.9),
+            Look(),
+            Pass(0.2),
+            Look("c"),
+        ],
+    ),
+    "a request for which nothing has to be loaded is served with the loaded model": (
+        2,
+        [*_SCARCE, Queue("a", "slot", model=2), Queue("b", "slot"), Queue("c"), Queue("d", model=1), Leave(0, "c")],
+    ),
+    "models that fit are served in turn": (
+        1,
+        [Loaded(1), Loaded(2), Queue("a", "slot", model=1), Queue("b", model=2), Queue("c", model=1), Leave(0, "b")],
     ),
     "the pace is a mean of 32": (
         1,

@@ -169,12 +169,15 @@ class Visit:
     def __init__(self) -> None:
         self.engine = ""
         self.left, self.others, self.learned, self.position = 10.0, 0, False, None
-        self.milliseconds = 0
+        self.milliseconds, self.model, self.loading = 0, 0, None
         self.waits: list[Any] = []
 
-    async def enter(self, upstream: Any, *, resumes: bool) -> None:
-        del resumes
+    async def enter(self, upstream: Any, model: str, *, resumes: bool) -> None:
+        del model, resumes
         self.engine = upstream.name
+
+    async def load(self, upstream: Any, model: str) -> None:
+        del upstream, model
 
     def leave(self) -> None:
         self.engine = ""

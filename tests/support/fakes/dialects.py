@@ -6,11 +6,12 @@ llm/llama_server.go), vLLM 0.32 (the endpoints' protocol.py, renderers/params.py
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 from tests.support.fakes.frames import MOMENT, Frame, busy, embeddings, listed, loaded, shown, tag, unknown
+from tests.support.fakes.memory import Memory
 from tests.support.fakes.refusals import refusal
 from tests.support.fakes.says import asks
 from tests.support.fakes.told import with_told
@@ -71,12 +72,13 @@ class Dialect:
         self.at_work = 0  # inputs that it has
         self.obeys = False  # whether it does as it is asked (obedient.py), and tells of each request as it came
         self.asked: list[dict[str, Any]] = []
+        self.memory = Memory()
 
     def answer(self, method: str, path: str, raw: bytes) -> Answer | None:
         body = with_told(json.loads(raw)) if raw else {}
         if path == "/_dialect":
             for name, value in body.items():
-                setattr(self, name, value)
+                setattr(self.memory if name in ("room", "seconds") else self, name, value)
             asked, self.asked = self.asked, [] if method == "POST" else self.asked
             return 200, asked
         if path.startswith("/_"):
@@ -123,6 +125,11 @@ class Dialect:
             yield None
         finally:
             self.at_work -= inputs
+
+    def having(self, path: str, raw: bytes, gone: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
+        """Have the model of a request in memory in the block."""
+        loads = path in self.knows or path in ("/api/chat", "/api/generate", "/api/embed")
+        return self.memory.having(json.loads(raw).get("model"), gone) if loads else nullcontext()
 
     def took(self, path: str, body: dict[str, Any]) -> list[str]:
         """The fields of a request that it does something with."""
@@ -219,6 +226,9 @@ class Ollama(Dialect):
                 return 200, {"version": "0.32.15"}
             case "/v1/models":
                 return 200, {"object": "list", "data": [listed("ollama", it) for it in self.models]}
+            case "/api/ps" if self.memory.room:
+                told = {"loads": self.memory.loads, "given_up": self.memory.given_up, "loading": self.memory.loading}
+                return 200, {"models": [loaded(it, self.context) for it in self.memory.models], **told}
             case "/api/ps":
                 return 200, {"models": [loaded(it, self.context) for it in self.models] if self.loaded else []}
             case "/api/tags":

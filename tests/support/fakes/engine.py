@@ -95,7 +95,8 @@ class Engine:
                 return await connection.play(self, [["event", refused[1]], ["done"], ["end"]], {}, {})
             if refused:
                 return await connection.json(*refused)
-            return await self.answer(connection, method, path, headers, body)
+            async with self.dialect.having(path, body, connection.reader.at_eof):
+                return await self.answer(connection, method, path, headers, body)
 
     async def answer(
         self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes

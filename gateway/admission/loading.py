@@ -1,0 +1,177 @@
+"""Loading: have models loaded before they are asked, and learn what is loaded and how long a load takes.
+
+This is only done on engines that load models when they are asked for them, and only if the configuration has several
+models on the engine. The decision which model is loaded next is in swaps.py.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from gateway import logs
+from gateway.admission.memory import Places, Woken
+from gateway.admission.postgres import PostgresQueues
+from gateway.admission.swaps import Loads, number
+from gateway.admission.visit import Visit
+from gateway.config import FIRST, Config
+from gateway.dialects.dialect import Loader
+from gateway.endpoints import Kind
+from gateway.errors import EngineError
+from gateway.metrics import Metrics
+from gateway.shared_memory import BusyError
+from gateway.store.postgres import LostError
+from gateway.upstream.client import Upstream
+from gateway.upstream.model_names import canonical
+
+FRESH = 10.0  # seconds for which it is taken for known what an engine has loaded
+KEEP = 240  # seconds for which a model stays loaded without requests, at least, if not all models fit
+AGAIN = 0.1  # seconds until the shared memory is tried again
+
+
+def several(config: Config, *, any_model: bool) -> set[str]:
+    """Return the engines on which several models may be used. `any_model`: the one engine's own list counts."""
+    models: dict[str, set[str]] = {}
+    for model in config.models.values():
+        for target in (*model.targets, *model.fallbacks):
+            dialect = config.engines[target.engine].dialect
+            models.setdefault(target.engine, set()).add(canonical(dialect, target.model))
+    return {name for name, them in models.items() if len(them) > 1} | ({FIRST} if any_model else set())
+
+
+class Loading:
+    """Load models for the requests of one worker. `woken` is called with places that get a slot by that.
+
+    The queues in the database, if there are any, know what is loaded. The host's memory is told the same, in case the
+    database is lost, and for estimates.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        far: PostgresQueues | None,
+        swapping: set[str],
+        woken: Callable[[Woken], None],
+        metrics: Metrics,
+    ) -> None:
+        self._places = places
+        self._metrics = metrics
+        self._far = far
+        self._swapping = swapping
+        self._woken = woken
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+
+    async def close(self) -> None:
+        """Load no more."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def number(self, upstream: Upstream, model: str) -> int:
+        """Return the number of the model on an engine that may have to load it; 0 for any other engine."""
+        if upstream.dialect.loader is None or upstream.name not in self._swapping:
+            return 0
+        return number(canonical(upstream.dialect.name, model))
+
+    def wait(self, upstream: Upstream, engine: int, model: str) -> float:
+        """Return about how many seconds a new request for the model would wait."""
+        return self._places.wait(engine, self.number(upstream, model))
+
+    def left(self, visit: Visit) -> float | None:
+        """See Visit.loading."""
+        if visit.loads_since is not None:
+            cost = self._places.models.loads(visit.at).cost(visit.model)
+            return max(0.0, visit.loads_since + cost - time.monotonic())
+        if visit.since is None or not visit.model:
+            return None
+        return self._places.models.due(visit.at, visit.model, visit.since) or None
+
+    async def ready(self, upstream: Upstream, model: str, visit: Visit) -> None:
+        """Return when the engine has loaded the model, for a request that has a slot. Raises EngineError.
+
+        A load goes on if its request is cancelled. Otherwise clients that disconnect could have models loaded for
+        nothing again and again, because Ollama gives up a load whose client disconnects.
+        """
+        loader, engine, wanted = upstream.dialect.loader, visit.at, self.number(upstream, model)
+        if loader is None or not wanted or wanted in (await self._loads(loader, upstream, engine)).loaded:
+            return
+        key = upstream.name, wanted
+        if (task := self._tasks.get(key)) is None:
+            load = self._load(loader, upstream, engine, visit.exchange.kind, model)
+            task = self._tasks[key] = asyncio.create_task(load)
+            task.add_done_callback(lambda it: self._ended(key, it))
+        visit.loads_since = time.monotonic()
+        try:
+            await asyncio.shield(task)
+        finally:
+            visit.loads_since = None
+
+    def _ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # otherwise asyncio logs an exception for which no request waits any more
+
+    async def _loads(self, loader: Loader, upstream: Upstream, engine: int) -> Loads:
+        """Return what the engine has loaded. The engine itself is asked from time to time, because it also unloads
+        models that nobody uses."""
+        loads = await self._known(upstream, engine)
+        if time.monotonic() < self._places.models.asked_at[engine] + FRESH or loads.begun:
+            return loads
+        self._places.models.asked_at[engine] = time.monotonic()
+        try:
+            after = await _loaded(loader, upstream)
+        except EngineError:
+            return loads
+        with suppress(BusyError):
+            self._woken(self._places.looked(engine, self._places.models.loads(engine), after))
+        if self._far is not None:
+            with suppress(LostError):
+                await self._far.looked(upstream.known_as, loads, after)
+        return await self._known(upstream, engine)
+
+    async def _known(self, upstream: Upstream, engine: int) -> Loads:
+        if self._far is not None:
+            with suppress(LostError):
+                return await self._far.loads(upstream.known_as)
+        return self._places.models.loads(engine)
+
+    async def _load(self, loader: Loader, upstream: Upstream, engine: int, kind: Kind, model: str) -> None:
+        wanted, took = self.number(upstream, model), 0.0
+        there = await _loaded(loader, upstream)
+        if wanted not in there:
+            began = time.monotonic()
+            if await loader.load(upstream, kind, model, None):
+                took = time.monotonic() - began
+        after = await _loaded(loader, upstream)
+        await self._note(upstream, engine, wanted, there, after, took)
+        scarce = self._places.models.loads(engine).scarce
+        if took:
+            fields = {"engine": upstream.name, "model": model, "seconds": round(took, 3), "all_fit": not scarce}
+            logs.event("model_loaded", fields)
+            self._metrics.loaded(upstream.name, took)
+        if scarce and after.get(wanted, 0.0) < KEEP:
+            with suppress(EngineError):
+                await loader.load(upstream, kind, model, KEEP)
+
+    async def _note(
+        self,
+        upstream: Upstream,
+        engine: int,
+        model: int,
+        there: Mapping[int, float],
+        after: Mapping[int, float],
+        took: float,
+    ) -> None:
+        while True:
+            with suppress(BusyError):
+                self._woken(self._places.loaded(engine, model, there, after, took))
+                break
+            await asyncio.sleep(AGAIN)
+        if self._far is not None:
+            with suppress(LostError):
+                await self._far.loaded(upstream.known_as, model, there, after, took)
+
+
+async def _loaded(loader: Loader, upstream: Upstream) -> dict[int, float]:
+    return {number(name): left for name, left in (await loader.loaded(upstream)).items()}

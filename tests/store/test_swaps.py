@@ -1,0 +1,39 @@
+"""Two gateways with one PostgreSQL agree on the model that an engine has loaded."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.containers import Postgres
+from tests.support.processes import FakeEngine, GatewayProcess
+from tests.support.two_models import A, B, ask, before, client, learn, memory, small_engine
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    with small_engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def pair(engine: FakeEngine, postgres: Postgres, tmp_path: Path) -> Iterator[list[GatewayProcess]]:
+    url = postgres.new_database()
+    with ExitStack() as stack:
+        yield [stack.enter_context(before(engine, tmp_path, name, STACK_STORE_URL=url)) for name in ("one", "two")]
+
+
+def test_two_gateways_swap_together(engine: FakeEngine, pair: list[GatewayProcess]) -> None:
+    for gateway in pair:
+        learn(gateway)
+    engine.set(seconds=1.0)
+    loads = len(memory(engine)["loads"])
+
+    async def crowd() -> None:
+        async with client(pair[0]) as one, client(pair[1]) as two:
+            await asyncio.gather(*(ask((one, two)[it // 2 % 2], (A, B)[it % 2], str(it)) for it in range(60)))
+
+    asyncio.run(crowd())
+    assert len(memory(engine)["loads"]) - loads <= 15
