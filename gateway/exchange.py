@@ -1,5 +1,8 @@
 """Exchange: the facts of one request, which are fixed once it is understood; its tokens (Usage); and how it ended
-(Ending)."""
+(Ending).
+
+The file is long because it has all that is known of a request, each fact with its unit.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

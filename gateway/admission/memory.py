@@ -195,20 +195,15 @@ class Places:
             holds = kinds.count(_HELD) < self.slots[engine] and _WAITS not in kinds
             if not holds and not ahead:
                 it = _Asked(cell, tag, weight, wait, _digest(f"{account} {mark}"), person, len(behind))
-                refusal = self._refusal(engine, it, now, queue)
-                if refusal is not None:
+                if (refusal := self._refusal(engine, it, now, queue)) is not None:
                     return refusal
-            for place, its in zip(behind, tags, strict=True):
-                self.tags[place] = its
             place = engine * PLACES + free
-            self.workers[place] = worker
-            self.cells[place] = cell % CELLS
-            self.users[place] = person
-            self.turns[place] = turn
-            self.tags[place] = tag
+            for at, value in zip((*behind, place), (*tags, tag), strict=True):
+                self.tags[at] = value
+            self.workers[place], self.cells[place] = worker, cell % CELLS
+            self.users[place], self.turns[place] = person, turn
             self.costs[place] = cost
-            self.since[place] = now
-            self.until[place] = now + wait
+            self.since[place], self.until[place] = now, now + wait
             if cost:
                 self.finish[cell] = last + cost
             if holds and tag > self.virtual[engine]:

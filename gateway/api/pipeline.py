@@ -198,7 +198,7 @@ class Pipeline:
         body, prompt = self._prompts.apply(key, route.name, kind, body, route.called)
         route = suited(route, kind, body, strict=strict)
         options = body.get("stream_options") or {}
-        exchange = Exchange(
+        return Exchange(
             request_id=scope["request_id"],
             kind=kind,
             key_id=key.id,
@@ -216,8 +216,7 @@ class Pipeline:
             queue_timeout=shortened(headers, self._queue_timeout),
             charge=charge,
             origin=asked.origin if asked else None,
-        )
-        return exchange, route
+        ), route
 
     async def count(self, request: Request) -> Count:
         """Count the tokens of a request's prompt. This takes no slot of an engine, and its key is charged no tokens.

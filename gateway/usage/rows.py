@@ -229,14 +229,10 @@ class UsageBook:
         query = sa.select(*(column.label(name) for name, column in columns.items()))
         whose = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
         whose = whose.outerjoin(deleted_keys, deleted_keys.c.id == usage.c.key_id)
-        query = query.select_from(whose).group_by(*groups)
-        query = query.where(usage.c.at >= since, usage.c.at < until).order_by(*groups)
-        if key_id is not None:
-            query = query.where(usage.c.key_id == key_id)
-        if model is not None:
-            query = query.where(usage.c.model == model)
-        if user_id is not None:
-            query = query.where(usage.c.user_id == user_id)
+        query = query.select_from(whose).group_by(*groups).order_by(*groups)
+        only = (usage.c.key_id, key_id), (usage.c.model, model), (usage.c.user_id, user_id)
+        where = [column == value for column, value in only if value is not None]
+        query = query.where(usage.c.at >= since, usage.c.at < until, *where)
         with self._store.read() as connection:
             if key_id is not None and not self._knows(connection, key_id):
                 raise BadRequest(

@@ -76,6 +76,16 @@ def add_key_routes(app: FastAPI, book: Keybook, common: dict[str, Any]) -> None:
         entry, text = await asyncio.to_thread(book.rotate, key_id, asked.grace_seconds)
         return NewKey(key=entry, secret=text)
 
+    @app.delete("/admin/keys/{key_id}", status_code=204, **common)
+    async def delete_key(key_id: str) -> Response:
+        """Delete a key permanently. Its usage stays, with its name."""
+        await asyncio.to_thread(book.delete, key_id)
+        return Response(status_code=204)
+
+    _add_user_routes(app, book, common)
+
+
+def _add_user_routes(app: FastAPI, book: Keybook, common: dict[str, Any]) -> None:
     @app.post("/admin/keys/{key_id}/users", **common)
     async def tell_users_apart(key_id: str) -> NewSigning:
         """Tell the key's users apart, by a new signing secret for its front end. An older one ends within a second."""
@@ -86,9 +96,3 @@ def add_key_routes(app: FastAPI, book: Keybook, common: dict[str, Any]) -> None:
     async def stop_telling_users_apart(key_id: str) -> Entry:
         """Do not tell the key's users apart any more. Their usage stays."""
         return await asyncio.to_thread(functools.partial(book.tell_users_apart, key_id, on=False))
-
-    @app.delete("/admin/keys/{key_id}", status_code=204, **common)
-    async def delete_key(key_id: str) -> Response:
-        """Delete a key permanently. Its usage stays, with its name."""
-        await asyncio.to_thread(book.delete, key_id)
-        return Response(status_code=204)
