@@ -7,10 +7,11 @@ override export Q := $(value Q)
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny chooses the engine, MONITORING=on|off, CHAT=on|off)
+up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny, and MONITORING, TLS and CHAT=on|off)
 doctor: ## check whether this machine can run the stack, and change nothing
 down: ## stop the stack and keep the fetched models
 logs: ## follow the logs
+tls-root: ## write the root certificate of Caddy's own authority to tls-root.crt
 models: ## list the models and their sizes (PULL=name fetches one, REMOVE=name removes one)
 	@scripts/models $(if $(PULL),pull $(PULL),$(if $(REMOVE),remove $(REMOVE)))
 chat: ## ask the model a question: make chat Q="Why is the sky blue?"
@@ -21,7 +22,7 @@ bench-quick: ## measure what the gateway costs, in two minutes
 soak: ## send 50,000 requests, some with faults, kill workers 600 times, and account for every request
 lock: ## pin the dependencies in requirements/ again
 
-up doctor down logs chat dev test check bench-quick soak lock:
+up doctor down logs tls-root chat dev test check bench-quick soak lock:
 	@scripts/$@
 
-.PHONY: help up doctor down logs models chat dev test check bench-quick soak lock
+.PHONY: help up doctor down logs tls-root models chat dev test check bench-quick soak lock

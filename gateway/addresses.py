@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from urllib.parse import urlsplit
 
 
@@ -76,6 +77,14 @@ def listening(value: str) -> str:
     if not re.fullmatch(r"[0-9A-Za-z:._-]+", host) or not 1 <= port <= 65535:
         raise ValueError(f"'{value}' must be an address and a port, such as 127.0.0.1:9090")
     return value
+
+
+def own(value: str) -> str:
+    """Return the IP address of a name of this machine's own, or of an address. Raises ValueError."""
+    try:
+        return str(min(socket.getaddrinfo(value, None))[4][0])  # IPv4 before IPv6, because Caddy connects by IPv4
+    except (OSError, UnicodeError):
+        raise ValueError(f"'{value}' must be an address or a name of the gateway's own") from None
 
 
 def split_address(value: str) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from gateway.api.admin.routes import add_admin_routes
 from gateway.api.body import Workshop
 from gateway.api.dispatch import Dispatch, Relays
 from gateway.api.idempotency.answers import Answers
-from gateway.api.middleware import Cors, Head, Host
+from gateway.api.middleware import Cors, Forwarded, Head, Host
 from gateway.api.pipeline import Pipeline
 from gateway.api.request_log import RequestLog
 from gateway.api.routes import add_routes
@@ -204,6 +204,8 @@ def _lifespan(
 def _middleware(app: ASGIApp, settings: Settings, metrics: Metrics, traces: "Traces | None") -> ASGIApp:
     """What every request passes through, the innermost first."""
     app = Host(Head(app), settings=settings)
+    if settings.stack_proxy_network:
+        app = Forwarded(app, own=settings.stack_proxy_network)
     if settings.stack_cors_origins:
         app = Cors(
             app,

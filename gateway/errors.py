@@ -58,7 +58,7 @@ import orjson
 
 from gateway.headers import RETRY_AFTER, RETRY_AFTER_MS, SHOULD_RETRY
 
-_POINTER = re.compile(r"\s+([^.]*Retry-After[^.]*|Try again shortly)\.$")  # a last sentence about the time of a retry
+_POINTER = re.compile(r"\s+([^.]*Retry-After[^.]*|Try again [a-z ]+)\.$")  # a last sentence about the time of a retry
 
 # The level of a log line: "warning" if an operator should look, "error" if an answer was lost.
 Level = Literal["info", "warning", "error"]

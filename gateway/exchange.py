@@ -93,14 +93,15 @@ class Exchange:
         return self.size if self.endpoint.counted == "inputs" else self.choices
 
     @property
-    def many(self) -> tuple[str, str]:
-        """The field that makes the request several pieces of work, and the name of these pieces."""
+    def many(self) -> tuple[str, str, str]:
+        """The field that makes the request several pieces of work, the name of these pieces, and what the caller can
+        do if they are too many."""
         endpoint = self.endpoint
         if endpoint.counted == "inputs":
-            return endpoint.content, "inputs"
+            return endpoint.content, "inputs", "Send fewer inputs."
         if endpoint.counted == "prompts" and self.size > 1:
-            return endpoint.content, "prompts, each `n` times,"
-        return "n", "answers"
+            return endpoint.content, "answers (prompts times `n`)", "Send fewer prompts, or a smaller `n`."
+        return "n", "answers", "Send a smaller `n`."
 
     def encode(self, model: str, fields: dict[str, Any], stream: dict[str, Any] | None = None) -> bytes:
         """Return the body for an engine as JSON: its `fields` (from upstream.parameters), with the engine's own name

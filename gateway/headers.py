@@ -13,6 +13,7 @@ RESUME = b"x-stack-resume"
 USER = b"x-openwebui-user-jwt"  # which person a front end sends the request for, signed
 TRACEPARENT = b"traceparent"  # W3C Trace Context
 TRACESTATE = b"tracestate"
+FORWARDED_FOR = b"x-forwarded-for"  # of a reverse proxy
 
 # Of a request and of its answer.
 REQUEST_ID = b"x-request-id"

@@ -60,6 +60,7 @@ BaseUrl = Annotated[str, AfterValidator(addresses.base_url)]
 CollectorUrl = Annotated[str, AfterValidator(addresses.collector)]
 Address = Annotated[str, AfterValidator(addresses.address)]
 Listening = Annotated[str, AfterValidator(addresses.listening)]
+OwnAddress = Annotated[str, AfterValidator(addresses.own)]
 Count = Annotated[int, Field(ge=1, le=10**15)] | None
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Wait = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -100,6 +101,7 @@ class Settings(EngineSettings):
     stack_bind: Address = "127.0.0.1:9000"
     stack_publish: Address | None = None
     stack_metrics_bind: Listening | None = None
+    stack_proxy_network: OwnAddress | None = None
     stack_workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 2
     stack_api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     stack_api_keys_file: Path = Path("/run/secrets/stack_api_keys")

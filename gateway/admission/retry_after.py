@@ -1,5 +1,5 @@
 """Retry after: when a request that can't be let in may come back. Each key's promises are a line of their own, as
-fast as that key's share of the engine."""
+fast as that key's share of the engine. `stack_promise` in store/functions.sql is the same arithmetic."""
 
 import mmap
 import random

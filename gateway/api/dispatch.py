@@ -121,7 +121,7 @@ class Dispatch:
             return
         maker = Maker(self, request, scope)
         request_id = request.exchange.request_id
-        form = Form(partial(refusal, path=scope["path"], request_id=request_id), request.writer)
+        form = Form(partial(refusal, scope=scope), request.writer)
         await self._answers.answer(
             name, request.key.account, request.digest, request_id, maker, client, receive, send, form
         )
@@ -159,7 +159,7 @@ class Dispatch:
         face = request.face
         if face is not None:
             face.retell(error)
-            told = refusal(error, scope["path"], request.exchange.request_id)
+            told = refusal(error, scope)
             if relay is not None and face.fails_in_stream and request.exchange.stream and told.status >= 500:
                 await relay.fail(error)
                 return

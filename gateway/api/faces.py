@@ -21,6 +21,7 @@ from gateway.translation.face import Writer, retell
 Headers = list[tuple[bytes, bytes]]
 
 _JSON = (b"content-type", b"application/json")
+_MODELS = "/v1/models"
 _ENDS = ("/messages", "/messages/count_tokens")
 # Statuses below 500 after which Codex repeats a request in vain. A 401 stays what it is: a client may have another key.
 _REPEATED = frozenset({409, 413, 415, 422, 431})
@@ -97,12 +98,20 @@ def _is_messages(path: str) -> bool:
     return path.rstrip("/").endswith(_ENDS) and "/threads/" not in path
 
 
-def refusal(error: StackError, path: str, request_id: str) -> Refusal:
-    """Write an error as a response to a request for that path."""
-    status, extra = error.status, []
-    if _is_messages(path):
+def _of_anthropic(scope: Mapping[str, Any]) -> bool:
+    """Return whether a request is one of Anthropic's API. Its path of the models is OpenAI's as well."""
+    path: str = scope["path"]
+    if path == _MODELS or path.startswith(f"{_MODELS}/"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return _is_messages(path)
+
+
+def refusal(error: StackError, scope: Mapping[str, Any]) -> Refusal:
+    """Write an error as a response to this request."""
+    path, status, extra = scope["path"], error.status, []
+    if _of_anthropic(scope):
         # `dressed` adds the headers about the request and its key, to whole answers as well.
-        body, found = messages.envelope(error, request_id=request_id)
+        body, found = messages.envelope(error, request_id=scope["request_id"])
         extra = [it for it in found if it[0] == names.SHOULD_RETRY.encode() and names.SHOULD_RETRY not in error.headers]
     elif of_path(path) is FACES["responses"]:
         body, extra = responses.envelope(error)
@@ -122,16 +131,16 @@ def failing(error: StackError, scope: Mapping[str, Any]) -> bytes | None:
     if face is None or not face.fails_in_stream or scope["path"] != face.path or scope["method"] != "POST":
         return None
     accepts = dict(scope["headers"]).get(b"accept", b"").strip().lower()
-    status = refusal(error, scope["path"], scope["request_id"]).status
+    status = refusal(error, scope).status
     if accepts != b"text/event-stream" or (status < 500 and status not in _REPEATED):
         return None
     body = {"model": "unknown", "input": "", "stream": True}  # the request's own was not read
     return face.read(body, Setting(scope["request_id"], int(time.time()), "")).writer.failed(error)
 
 
-def dressed(path: str, headers: Headers, request_id: str) -> Headers:
-    """Return a response's headers together with those that clients of the path's API read in their place."""
-    if not _is_messages(path):
+def dressed(scope: Mapping[str, Any], headers: Headers, request_id: str) -> Headers:
+    """Return a response's headers together with those that clients of the request's API read in their place."""
+    if not _of_anthropic(scope):
         return headers
     return [*headers, *messages.headers(headers, request_id, time.time())]
 

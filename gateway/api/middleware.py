@@ -1,5 +1,8 @@
-"""Middleware: handle what is the same for every request, as pure ASGI: CORS, HEAD and Host. See also `request_log`."""
+"""Middleware: handle what is the same for every request, as pure ASGI: CORS, HEAD, Host and X-Forwarded-For. See also
+`request_log`.
+"""
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -10,9 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import headers as names
 from gateway import sse
 from gateway.api import faces
 from gateway.errors import BadRequest, StackError
+from gateway.keys import neighbours
 from gateway.relay.client import Client
 from gateway.settings import Settings
 
@@ -35,7 +40,7 @@ async def respond(
         await send({"type": "http.response.body", "body": events, "more_body": True})
         await (client or scope["stack.client"]).cut()
         return
-    status, headers, body = faces.refusal(error, scope["path"], scope["request_id"])
+    status, headers, body = faces.refusal(error, scope)
     headers = [*headers, *more, (b"content-length", b"%d" % len(body))]
     # "error" is ours: what the log calls it.
     await send({"type": "http.response.start", "status": status, "headers": headers, "error": error.outcome})
@@ -72,6 +77,27 @@ class Head:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
+class Forwarded:
+    """Take the client's address from X-Forwarded-For, if the reverse proxy sent the request.
+
+    The proxy is the only neighbour on the network where the gateway has the address `own`. The last entry is what the
+    proxy saw. The entries before it are the client's own words.
+    """
+
+    def __init__(self, app: ASGIApp, *, own: str) -> None:
+        self._app = app
+        self._own = own
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        if scope["type"] == "http" and client and neighbours.is_beside(client[0], self._own):
+            values = [value for name, value in scope["headers"] if name == names.FORWARDED_FOR]
+            last = values[-1].decode("latin-1").rpartition(",")[2].strip() if values else ""
+            with contextlib.suppress(ValueError):
+                scope["client"] = (str(ipaddress.ip_address(last)), client[1])
         await self._app(scope, receive, send)
 
 

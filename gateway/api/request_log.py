@@ -75,7 +75,7 @@ class RequestLog:
                 status, failed = message["status"], message.get("failed")
                 if "error" in message:
                     code["code"] = message["error"]
-                headers = faces.dressed(scope["path"], list(message.get("headers", ())), request_id)
+                headers = faces.dressed(scope, list(message.get("headers", ())), request_id)
                 message["headers"] = [*headers, (names.REQUEST_ID, request_id.encode())]
             await send(message)
 

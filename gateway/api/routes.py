@@ -145,7 +145,7 @@ def _add_health_routes(app: FastAPI, keys: Keys, routes: Routes, health: Health)
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(StackError)
     async def on_stack_error(request: HttpRequest, exc: StackError) -> Response:
-        status, headers, body = refusal(exc, request.scope["path"], request.scope["request_id"])
+        status, headers, body = refusal(exc, request.scope)
         return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
     @app.exception_handler(HTTPException)

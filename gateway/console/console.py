@@ -41,7 +41,9 @@ _FOR_OPERATORS = (
     "This page is for operators. You are signed in with an API key, which sees only its own usage and limits."
 )
 _TOO_OFTEN = "The console was asked for too many pages. Try again shortly."
-_FOR_OWNERS = "This page shows a key its own usage. You are signed in as an operator: see Usage and Keys."
+_FOR_OWNERS = (
+    "This page shows the owner of a key the usage of that key. You are signed in as an operator: see Usage and Keys."
+)
 
 
 class Allowance:

@@ -152,7 +152,10 @@ def check_form(request: Request, token: str, given: str) -> None:
         raise Refused("This form is out of date. Go back, load the page again, and then send the form again.")
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
     if not origin or urlsplit(origin).netloc.lower() != host.lower():
-        raise Refused("This form was not sent from a page of this gateway. Open the page here, and send it again.")
+        raise Refused(
+            "This form was not sent from a page of this gateway. Open the page at this gateway's own address, and send "
+            "the form again."
+        )
 
 
 def _by_tls(request: Request) -> bool:

@@ -17,7 +17,7 @@ Use = Literal[
 RoleUse = Literal["taken", "as system"]
 PartUse = Literal["taken", "as text", "refused"]
 # What an answer that broke off consists of, and in which way an engine of the same kind and model can be asked for the
-# rest of it. gateway.relay.handover has the ways' code.
+# rest of it. gateway.relay.resume.handover has the ways' code.
 Made = Literal["text", "reasoning", "json", "calls"]
 Way = Literal[
     "message",  # the text is an assistant's message, which the engine goes on with

@@ -15,7 +15,8 @@ from jsonschema_rs import Validator
 from gateway.errors import EngineDisobeyed
 from gateway.forced_tools.reading import CallReader, Extent, MalformedError
 
-_MESSAGE = "The model did not make the tool call that the request demands: {} Try again, or use a larger model."
+_MISSING = "The model did not make the tool call that the request demands: {} Try again, or use a larger model."
+_WRONG = "The model's tool calls do not obey the request: {} Try again, or use a larger model."
 _CUT = ("length", "content_filter")  # the caller's limit or the engine's filter has cut the answer
 
 
@@ -60,7 +61,7 @@ class Guard:
 
     def error(self) -> EngineDisobeyed:
         """Return the error for the failure."""
-        return EngineDisobeyed(_MESSAGE.format(self.failure))
+        return EngineDisobeyed((_MISSING if self._terms.must else _WRONG).format(self.failure))
 
 
 class _WrongError(Exception):
@@ -199,7 +200,7 @@ class _Choice:
             if not call.closed and not cut:
                 self._close(key)
         if reader is not None and not self._calls and reader.wrote and not (cut and reader.begun):
-            raise _WrongError("The answer is text, and not the JSON that is asked for.")
+            raise _WrongError("The answer is text, and not the JSON of a tool call.")
         if reader is not None and reader.begun and not reader.whole and not cut:
             raise _WrongError("The JSON of the answer is not complete.")
         if self._terms.must and not self._calls and (not cut or (reader is None and self._said)):
@@ -208,5 +209,5 @@ class _Choice:
             whole = reader is None or reader.whole or not reader.wrote
             return ("tool_calls" if whole or not cut else reason) if self._terms.reads else reason
         if self._dropped and not self._said:
-            raise _WrongError("The answer calls a function, but no call was wanted.")
+            raise _WrongError("The answer has only tool calls, but 'tool_choice' is none.")
         return "stop" if reason == "tool_calls" else reason

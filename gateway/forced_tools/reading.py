@@ -204,7 +204,7 @@ class CallReader:
     @staticmethod
     def _expect(char: str, expected: str) -> None:
         if char not in expected:
-            raise MalformedError("The answer is not the JSON that is asked for.")
+            raise MalformedError("The answer is not the JSON of a tool call.")
 
 
 def _json(parts: list[str]) -> object:

@@ -185,7 +185,10 @@ class Keybook:
                 f"The store's data of {which} is damaged ({why}). Delete the key, and then create a new one."
             )
         if key_id in self._listed:
-            raise NotFound(f"'{key_id}' is a key of the setting STACK_API_KEYS, and not in the store. Change it there.")
+            raise NotFound(
+                f"'{key_id}' is a key of the setting STACK_API_KEYS, and is not in the store. To change or remove "
+                "this key, edit that setting."
+            )
         name = connection.execute(sa.select(deleted_keys.c.name).where(deleted_keys.c.id == key_id)).scalar()
         if name is not None:
             raise NotFound(f"The key '{key_id}' ({name}) was deleted.")

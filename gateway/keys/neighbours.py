@@ -1,5 +1,5 @@
-"""Neighbours: decide whether a connection comes from this machine, or from a container on a network without a route
-out.
+"""Neighbours: decide whether a connection comes from this machine, from a container on a network without a route out,
+or from the reverse proxy.
 
 The gateway's port is published on the container's network that has a route out, so requests from the host arrive by
 that network. The engine's network has no route out. The route of an answer to a peer therefore tells the two apart. The
@@ -26,6 +26,15 @@ def is_outside(peer: str) -> bool:
         return True
     ours = _source(str(address), address.version)
     return ours is not None and ours == _source(_ELSEWHERE[address.version], address.version)
+
+
+@lru_cache(maxsize=256)
+def is_beside(peer: str, own: str) -> bool:
+    """Return whether the peer is reached by the network on which this machine has the address `own`."""
+    try:
+        return _source(peer, ipaddress.ip_address(peer).version) == own
+    except ValueError:
+        return False
 
 
 def _source(peer: str, version: int) -> str | None:

@@ -108,13 +108,13 @@ def _trouble(node: nodes.Node) -> str:
         case nodes.Filter(name=name) if name not in AS_THEY_ARE and name not in OWN_FILTERS:
             return f"the filter '{name}' cannot be used here"
         case nodes.Call(kwargs=named, dyn_args=several, dyn_kwargs=more) if named or several or more:
-            return "the arguments of a method cannot have names"
+            return "the arguments of a method cannot have names, and cannot be unpacked with * or **"
         case nodes.Call(node=nodes.Name(name="range")) | nodes.Call(node=nodes.Getattr()):
             return _method_trouble(node.node)
         case nodes.Call():
             return "only methods of texts and labels, and range(), can be called"
         case nodes.Filter(dyn_args=several, dyn_kwargs=more) if several or more:
-            return "a filter's arguments cannot be a list"
+            return "the arguments of a filter cannot be unpacked with * or **"
     if not isinstance(node, (*_NODES, nodes.Keyword)):
         name = _NAMES.get(type(node), type(node).__name__.lower())
         return f"'{name}' cannot be used here"

@@ -90,12 +90,14 @@ class Content:
         return self.text.tell() + self._beside
 
     def add(self, choice: dict[str, Any]) -> bool:
-        """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index."""
+        """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index or repeated
+        its role."""
         mended = False
         index = choice.get("index")
         if type(index) is not int:
             index = choice["index"] = 0
             mended = True
+        begun = index in self._open
         reason = choice.get("finish_reason")
         if reason and type(reason) is str:
             self._open.discard(index)
@@ -104,6 +106,9 @@ class Content:
             self._open.add(index)
         delta, other = choice.get("delta"), False
         if type(delta) is dict:
+            if begun and "role" in delta:
+                del delta["role"]
+                mended = True
             made = delta.get("content")
             # Anything other than the role: a tool call, reasoning, a refusal.
             if len(delta) > 1 or not made:

@@ -173,7 +173,7 @@ class Relay:
                 try:
                     await self._attempt(target)
                 except StackError as exc:
-                    await self._blame(target.upstream, exc)
+                    await self._blame(self._tried[-1].upstream, exc)
                     search = self._answer.breaks(exc, sent=self._delivery.phase >= Phase.EVENTS)
                     target = await (self._resume(search, exc) if search else self._next(exc))
                 else:
@@ -196,16 +196,20 @@ class Relay:
         if self._visit.engine != upstream.name:  # otherwise the request kept its slot
             self._visit.leave()
             await self._visit.enter(upstream, resumes=self._answer.search is not None)
+            if (other := self._instead(target)) is not None:
+                self._record.retries(EngineUnavailable("The breaker of this engine has opened."), other, same=False)
+                self._tried[-1] = other  # the first one was not asked
+                return await self._attempt(other)
         if self._outage.allowed and (absence := upstream.absence) is not None:
             raise absence  # the request waits with the others, and does not connect in vain
         upstream.outstanding += 1
-        upstream.breaker.began()
+        trial = upstream.breaker.began()
         try:
             lines = self._record.attempts(target)
             await Attempt(target, self._answer, self._delivery, self._watch, self._services, lines).run()
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
-                upstream.breaker.gave_up()
+                upstream.breaker.gave_up(trial=trial)
                 raise
             upstream.breaker.failed(silence.message, silent=True)
             self._visit.leave()
@@ -216,17 +220,23 @@ class Relay:
             if blames_the_engine(exc):
                 upstream.breaker.failed(exc.message, silent=isinstance(exc, EngineSilent))
             else:
-                upstream.breaker.gave_up()  # if the engine answered, `generate` has noted it
+                upstream.breaker.gave_up(trial=trial)  # if the engine answered, `generate` has noted it
             if not self._outage.keeps_slot(exc):
                 self._visit.leave()
             raise
         except BaseException:
-            upstream.breaker.gave_up()
+            upstream.breaker.gave_up(trial=trial)
             raise
         finally:
             self._record.ends_attempt()
             upstream.outstanding -= 1
             self._watch.waits_no_more()
+
+    def _instead(self, target: Target) -> Target | None:
+        """Return a target to ask instead of this one, if its breaker opened while the request waited for its slot."""
+        if self._answer.search is not None or target.upstream.breaker.allows():
+            return None
+        return self._route.fresh(self._tried)
 
     async def _blame(self, upstream: Upstream, error: StackError) -> None:
         """Find out whether the engine died of this request. Raises EngineFailed if that is possible (suspects.py)."""

@@ -27,10 +27,10 @@ class Turns:
         self._turned_back += 1
         self._refused_idle += not visit.others
         if self._refused_idle == IDLE and it.inputs > 1 and services.admission.knows_all:
-            name, what = it.many
+            name, what, advice = it.many
             raise EngineRefused(
-                f"The engine cannot take {it.inputs} {what} in one request, even when it does nothing else."
-                " Send fewer at a time.",
+                f"The engine cannot work on {it.inputs} {what} in one request, even when it does nothing else. "
+                f"{advice}",
                 status=400,
                 param=name,
                 code="too_many_inputs",

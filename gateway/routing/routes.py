@@ -73,10 +73,8 @@ class Route:
         allows a request, an engine that was unreachable is asked. A `patient` request may also be sent to such an
         engine while another request tries it.
         """
-        for tier in self.tiers:
-            fresh = [target for target in tier if target not in tried and target.upstream.breaker.allows()]
-            if fresh:
-                return least_busy(fresh)
+        if (target := self.fresh(tried)) is not None:
+            return target
         for tier in self.tiers:
             again = [it for it in tier if 0 < tried.count(it) < SAME_ENGINE and it.upstream.breaker.allows()]
             if again:
@@ -88,6 +86,15 @@ class Route:
             if away:
                 return least_busy(away)
         raise EngineUnavailable("All engines of this model are unreachable right now.")
+
+    def fresh(self, tried: Sequence[Target]) -> Target | None:
+        """Return the least busy of the targets that were not asked yet and whose breakers allow it, in the first tier
+        that has one."""
+        for tier in self.tiers:
+            fresh = [target for target in tier if target not in tried and target.upstream.breaker.allows()]
+            if fresh:
+                return least_busy(fresh)
+        return None
 
 
 class Routes:

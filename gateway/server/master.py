@@ -79,7 +79,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         "ws": "none",
         "lifespan": "on",
         "server_header": False,
-        "proxy_headers": False,  # nothing here trusts X-Forwarded-*
+        "proxy_headers": False,  # api/middleware.py decides whether X-Forwarded-For is believed
     }
 
     seat = -1  # Shared.seat

@@ -57,9 +57,10 @@ class Breaker:
         it now."""
         return self.state != "closed" and not self._silent
 
-    def began(self) -> None:
-        """Note that a request goes to the engine."""
+    def began(self) -> bool:
+        """Note that a request goes to the engine. Return whether it is the trial request."""
         self._trial = self.state == "half-open"
+        return self._trial
 
     def succeeded(self) -> None:
         """Note that the engine has begun to answer."""
@@ -75,10 +76,10 @@ class Breaker:
         if self.state == "half-open" or (self.state == "closed" and self._failures >= self._limit):
             self._open(reason)
 
-    def gave_up(self) -> None:
-        """Note that the request ended for a reason that says nothing about the engine, such as a disconnect of its
-        client."""
-        self._trial = False
+    def gave_up(self, *, trial: bool) -> None:
+        """Note that a request ended for a reason that says nothing about the engine, such as a disconnect of its
+        client. `trial`: it was the trial request. Another request may have begun before the breaker opened."""
+        self._trial = self._trial and not trial
 
     def probed(self, trouble: str | None, *, silent: bool) -> None:
         """Note the result of a health probe. `trouble` says what is wrong, None if nothing is."""

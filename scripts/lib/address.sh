@@ -26,11 +26,14 @@ reachable_host() {
   esac
 }
 
-# Stops if another program holds $port. The stack's own gateway may hold it, after an earlier `make up`.
+# Prints the address at which the running stack is published, or nothing.
+published() { docker compose port caddy 8443 2>/dev/null || docker compose port gateway 9000 2>/dev/null || true; }
+
+# Stops if another program holds $port. The stack itself may hold it, after an earlier `make up`.
 need_free_port() {
   local own holder
   [ "$port" = 0 ] && return # any free one
-  own=$(docker compose port gateway 9000 2>/dev/null) || true
+  own=$(published)
   [ "${own##*:}" = "$port" ] && return
   holder=$(port_holder)
   [ -z "$holder" ] ||
@@ -60,8 +63,13 @@ listener() {
 }
 
 # Prints the status and body of GET $1 at the gateway in one line, or nothing if it does not answer. Uses Bash's own sockets,
-# so this machine needs neither curl nor Python.
+# so this machine needs neither curl nor Python. With TLS, the gateway's container asks Caddy, which must have a certificate by
+# then. Here the certificate is not verified: it may be one for which only the clients have the authority.
 get() {
+  if has_part tls; then
+    docker compose exec -T gateway python -c "$get_by_tls" "$(resolved STACK_TLS_NAME)" "$1" 2>/dev/null || true
+    return
+  fi
   (
     exec 3<>"/dev/tcp/$(reachable_host | tr -d '[]')/$port" || exit 0
     printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1" >&3
@@ -72,3 +80,14 @@ get() {
     echo "$status $body"
   ) 2>/dev/null || true
 }
+
+get_by_tls='
+import http.client, socket, ssl, sys
+name, path = sys.argv[1:]
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+connection = http.client.HTTPConnection(name, timeout=10)
+connection.sock = context.wrap_socket(socket.create_connection(("caddy", 8443), 10), server_hostname=name)
+connection.request("GET", path)
+answer = connection.getresponse()
+print(answer.status, answer.read().decode().strip())'

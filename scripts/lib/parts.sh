@@ -1,12 +1,13 @@
 # shellcheck shell=bash
 # The parts that may run beside the stack. Each is a compose file of its own, compose.NAME.yaml, which NAME=on adds and NAME=off
 # removes, with the name in capitals: `MONITORING=on make up`.
-parts=(monitoring chat)
+parts=(monitoring tls chat)
 
 # Prints the settings that name the images of part $1. Each is the name of a service, in capitals, and _IMAGE.
 images_of() {
   case $1 in
     monitoring) echo PROMETHEUS_IMAGE ALERTMANAGER_IMAGE GRAFANA_IMAGE ;;
+    tls) echo CADDY_IMAGE ;;
     chat) echo CHAT_IMAGE ;;
   esac
 }
@@ -55,9 +56,14 @@ pull_parts() {
   done
 }
 
-# Prints the image of the setting $1, which is a service's own and no value in the merged configuration.
+# Prints the image of the setting $1: the base of an image that is built here, or a service's own.
 image_of_part() {
-  local service
+  local service image
+  image=$(resolved "$1")
+  if [ -n "$image" ]; then
+    echo "$image"
+    return
+  fi
   service=$(echo "${1%_IMAGE}" | tr '[:upper:]' '[:lower:]')
   docker compose config --images "$service" | head -n 1
 }

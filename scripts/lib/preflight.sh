@@ -5,6 +5,7 @@
 
 monitoring_user=65534 # of Prometheus's and Alertmanager's images: compose.monitoring.yaml
 gateway_user=10001 # of the gateway's image
+caddy_user=10003 # of Caddy's: tls/Dockerfile
 vllm_user=2000 # of vLLM's
 
 gpu_room=2  # GB on each GPU beside weights and context, for computation
@@ -24,6 +25,7 @@ preflight_checks() {
   fi
   [ "$engine" != vllm ] || echo need_one_model
   echo need_new_docker need_port need_secret_files need_config
+  ! has_part tls || echo need_tls
   case $engine in
     ollama) echo need_ram need_context need_disk ;;
     vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_context need_ram need_token need_disk tell_tools ;;
@@ -128,7 +130,38 @@ need_secret_files() {
   need_secret_file stack_store_url STACK_STORE_URL_FILE "$gateway_user"
   need_secret_file hf_token HF_TOKEN_FILE "$vllm_user"
   need_secret_file alert_webhook STACK_ALERT_WEBHOOK_FILE "$monitoring_user"
+  need_secret_file tls_certificate STACK_TLS_CERTIFICATE_FILE "$caddy_user"
+  need_secret_file tls_key STACK_TLS_KEY_FILE "$caddy_user" "chown $caddy_user"
   echo "every file that a setting names exists, and its container may read it"
+}
+
+# Checks the name and the form of the certificate. The name becomes a part of Caddy's configuration, so it must be one.
+need_tls() {
+  local form name
+  form=$(resolved STACK_TLS) name=$(resolved STACK_TLS_NAME)
+  [[ $name =~ ^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$ ]] ||
+    die "STACK_TLS_NAME=$name is not a host name or an IPv4 address: use the name in the clients' base URL, such as llm.example.org."
+  case $form in
+    local) ;;
+    acme) need_public_name "$name" ;;
+    files)
+      [ "$(secret_file tls_certificate)" != /dev/null ] && [ "$(secret_file tls_key)" != /dev/null ] ||
+        die "STACK_TLS=files needs the files of the certificate and its key: set STACK_TLS_CERTIFICATE_FILE and STACK_TLS_KEY_FILE." ;;
+    *) die "STACK_TLS=$form is not known: use local (Caddy's own authority), acme (a public name) or files (certificate files)." ;;
+  esac
+  echo "TLS: $name, with STACK_TLS=$form"
+}
+
+# The authority calls this machine at the name $1, at port 443.
+need_public_name() {
+  case $1 in
+    *.local | *.lan | *.internal | *.home.arpa | *.localhost | *.test) ;;
+    *.*[A-Za-z])
+      ! on_loopback ||
+        die "STACK_TLS=acme needs an address that the internet can reach at port 443, and STACK_PUBLISH=$host:$port is this machine alone: set STACK_PUBLISH=0.0.0.0:443."
+      return ;;
+  esac
+  die "STACK_TLS=acme needs a public name, and STACK_TLS_NAME=$1 is not one: set a name that leads to this machine, or STACK_TLS=local."
 }
 
 # `make up` makes the clone's own config/ readable (scripts/up). The modes of another directory are its owner's decision.

@@ -58,7 +58,8 @@ use_engine() {
 # Prints the first value of $1 in the merged configuration: the shell, .env and the files' defaults.
 resolved() { value_of "$1" <<<"$merged"; }
 
-# Docker's own message about a missing secret file does not name the setting.
+# Checks the file of the secret $1, which the setting $2 names and the user $3 of a container must be able to read. $4 is the
+# command for that. Docker's own message about a missing file does not name the setting.
 need_secret_file() {
   local file
   file=$(secret_file "$1")
@@ -66,7 +67,7 @@ need_secret_file() {
   [ -e "$file" ] ||
     die "$2 names $file, which does not exist: correct the line in .env, or remove it."
   readable "$file" "$3" ||
-    die "$2 names $file, which the container's user ($3) may not read: 'chmod a+r $file', then run this again."
+    die "$2 names $file, which the container's user ($3) may not read: '${4:-chmod a+r} $file', then run this again."
 }
 
 # Whether the user $2 of a container may read the file $1, or enter the directory $1. On Docker Desktop any user may read any

@@ -90,6 +90,30 @@ def test_attempts_are_bounded_and_sessions_go_on(engine: FakeEngine, tmp_path: P
         assert inside.get("/console/now").status_code == 200
 
 
+@pytest.mark.parametrize("proxy", [{"STACK_PROXY_NETWORK": "127.0.0.1"}, {}])
+def test_an_address_is_the_last_one_that_the_proxy_names_if_there_is_a_proxy(
+    engine: FakeEngine, tmp_path: Path, proxy: dict[str, str]
+) -> None:
+    """What a client writes before the proxy's entry, or instead of an address, is no address."""
+    with (
+        console_gateway(tmp_path / "log", engine.url, **proxy) as gateway,
+        visiting(gateway, None) as visit,
+    ):
+        form = {"form_token": visit.token("/console/sign-in"), "key": "wrong"}
+
+        def attempt(*entries: str) -> int:
+            headers = {"x-forwarded-for": ", ".join(entries)}
+            return visit.post("/console/sign-in", form, **headers).status_code
+
+        def bounded(*entries: str) -> bool:
+            return any(attempt(*(it.format(number) for it in entries)) == 429 for number in range(40))
+
+        assert bounded("192.0.2.{}", "198.51.100.7")
+        assert bounded("198.51.100.9", "unknown{}")
+        others = [attempt("198.51.100.7", f"203.0.113.{it}") for it in range(3)]  # two may share a cell by chance
+        assert (401 if proxy else 429) in others
+
+
 def test_right_keys_are_not_charged_as_attempts(console: GatewayProcess) -> None:
     for _ in range(12):
         with visiting(console):

@@ -100,6 +100,17 @@ def test_models_are_listed(client: anthropic.Anthropic) -> None:
     assert "vllm" in [it.id for it in client.models.list()]
 
 
+def test_errors_about_models_have_anthropics_form(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.AuthenticationError) as unknown_key:
+        list(client.with_options(api_key="sk-unknown").models.list())
+    with pytest.raises(anthropic.NotFoundError) as unknown_model:
+        client.models.retrieve("no/such:model")
+    for raised, kind in ((unknown_key, "authentication_error"), (unknown_model, "not_found_error")):
+        assert isinstance(raised.value.body, dict)
+        assert (raised.value.body["type"], raised.value.body["error"]["type"]) == ("error", kind)
+        assert raised.value.request_id == raised.value.body["request_id"]
+
+
 def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
     assert client.messages.count_tokens(model="vllm", messages=said("one two")).input_tokens == 3
 

@@ -23,6 +23,7 @@ from tests.support.processes import (
     fake_engine,
     free_port,
     running_gateway,
+    scrape,
     text_of,
     wait_for,
 )
@@ -39,10 +40,19 @@ def other() -> Iterator[FakeEngine]:
 
 @contextmanager
 def gateway_with(
-    tmp_path: Path, engines: dict[str, str], models: str, *, workers: int = 1, more: str = "", **env: str
+    tmp_path: Path,
+    engines: dict[str, str],
+    models: str,
+    *,
+    workers: int = 1,
+    more: str = "",
+    slots: int = 64,
+    **env: str,
 ) -> Iterator[GatewayProcess]:
     """A gateway with a stack.yaml. `engines` is name → URL, `models` and `more` are YAML."""
-    lines = "".join(f"  {name}: {{dialect: vllm, base_url: '{url}'}}\n" for name, url in engines.items())
+    lines = "".join(
+        f"  {name}: {{dialect: vllm, slots: {slots}, base_url: '{url}'}}\n" for name, url in engines.items()
+    )
     file = tmp_path / "stack.yaml"
     file.write_text(f"engines:\n{lines}models:\n{models}\n{more}\n")
     with running_gateway(
@@ -172,6 +182,30 @@ def test_a_silent_engine_gets_one_request_at_a_time_to_show_that_it_answers(
             assert trial.result().status_code == 200
         wait_for(lambda: states(gateway)[-1] == "closed")
         assert ask(gateway).status_code == 200
+
+
+def test_requests_in_the_queue_of_an_engine_go_to_another_one_when_its_breaker_opens(
+    engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
+) -> None:
+    models = """  m:
+    targets: [{engine: a, model: fake-model}]
+    fallbacks: [{engine: b, model: fake-model}]
+default_model: m"""
+    more = "breaker: {failures: 1, open_for: 60, probe_every: 60}\nretries: {attempts: 1}"
+    metrics = free_port()
+    own = {"LLM_FIRST_TOKEN_TIMEOUT": "5", "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
+    urls = {"a": engine.url, "b": other.url}
+    with gateway_with(tmp_path, urls, models, more=more, slots=1, **own) as gateway, ThreadPoolExecutor(4) as pool:
+        silent = pool.submit(ask, gateway, user=mark + "1", stream=True, script=[["hang"]])
+        engine.wait_seen(mark + "1")
+        waiting = [pool.submit(ask, gateway, user=mark) for _ in range(3)]
+        wait_for(lambda: scrape(metrics).total("stack_queue_depth") == 3)
+        assert silent.result().status_code == 504
+        answers = [it.result() for it in waiting]
+        assert [it.status_code for it in answers] == [200] * 3
+        assert (len(engine.seen(mark)), len(other.seen(mark))) == (0, 3)
+        told = [line for line in gateway.log() if line["msg"] == "fallback"]
+        assert [(it["from"], it["to"], it["after"]) for it in told] == [("a", "b", "engine_unavailable")] * 3
 
 
 def test_a_clients_leaving_is_never_held_against_an_engine(engine: FakeEngine, tmp_path: Path, mark: str) -> None:

@@ -20,6 +20,7 @@ REFUSED = [
     ),  # as in a container run without STACK_PUBLISH
     ({"STACK_PUBLISH": "9000"}, "STACK_PUBLISH: '9000' must be an IP address and a port"),
     ({"STACK_PUBLISH": "localhost:9000"}, "STACK_PUBLISH"),
+    ({"STACK_PROXY_NETWORK": "a..b"}, "STACK_PROXY_NETWORK: 'a..b' must be an address or a name"),
     ({"STACK_WORKERS": "many"}, "STACK_WORKERS: Input should be a valid integer"),
     ({"STACK_WORKERS": "0"}, "STACK_WORKERS: Input should be greater than or equal to 1"),
     ({"LLM_BACKEND": "tgi"}, "LLM_BACKEND: Input should be 'ollama', 'vllm' or 'llamacpp'"),

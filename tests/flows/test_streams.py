@@ -37,6 +37,20 @@ def test_a_stream_is_whole_and_shaped_like_openais(gateway: GatewayProcess) -> N
     assert {(chunk["id"], chunk["created"]) for chunk in chunks[:-1]} == {("chatcmpl-fake", 1)}
 
 
+def test_a_role_that_the_engine_repeats_reaches_the_client_once_for_each_choice(gateway: GatewayProcess) -> None:
+    said = [(0, "one"), (1, "eins"), (0, " two"), (1, " zwei")]
+    chunks = [{"choices": [{"index": it, "delta": {"role": "assistant", "content": text}}]} for it, text in said]
+    ends = [{"choices": [{"index": it, "delta": {"role": "assistant"}, "finish_reason": "stop"}]} for it in (0, 1)]
+    script = [*(["event", it] for it in (*chunks, *ends)), ["done"], ["end"]]
+    *told, done = events(ask(gateway, script, n=2).text)
+    assert done == "[DONE]"
+    choices = [choice for it in told for choice in it["choices"]]
+    for index, text in ((0, "one two"), (1, "eins zwei")):
+        deltas = [it["delta"] for it in choices if it["index"] == index]
+        assert [it.get("role") for it in deltas] == ["assistant", None, None]
+        assert "".join(it.get("content", "") for it in deltas) == text
+
+
 def test_usage_comes_only_when_asked_for_though_the_engine_is_always_asked(
     gateway: GatewayProcess, engine: FakeEngine, mark: str
 ) -> None:

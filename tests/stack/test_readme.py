@@ -30,6 +30,8 @@ RUN_BY = {
     "make check": "scripts/test",
     "make bench-quick": "tests/test_bench.py",
     "make soak": "tests/flows/test_soak.py",
+    "TLS=on make up": "tests/bundle/test_tls.py",
+    "make tls-root": "tests/bundle/test_tls.py",
     "make models": "tests/bundle/test_models.py",
     "make models PULL=qwen3:4b": "tests/bundle/test_models.py",
     "make models REMOVE=qwen3:4b": "tests/bundle/test_models.py",

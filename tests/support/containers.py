@@ -25,10 +25,10 @@ def docker(*words: str) -> str:
     return done.stdout.strip()
 
 
-def build(name: str, directory: str = ".") -> str:
+def build(name: str, directory: str = ".", context: str | None = None) -> str:
     """Build the image of a directory of this tree, and return its id. Its name keeps it for the next time."""
-    words = "--tag", f"stack-test-{name}", "--build-arg", f"PYTHON_IMAGE={BASE}", f"{ROOT}/{directory}"
-    return docker("build", "--quiet", *words)
+    words = f"--tag=stack-test-{name}", f"--build-arg=PYTHON_IMAGE={BASE}", f"--file={ROOT}/{directory}/Dockerfile"
+    return docker("build", "--quiet", *words, f"{ROOT}/{context or directory}")
 
 
 @contextmanager

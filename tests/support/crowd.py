@@ -10,6 +10,7 @@ Nothing leaves 127.0.0.1.
 import argparse
 import asyncio
 import json
+import math
 import random
 import tempfile
 import time
@@ -130,9 +131,13 @@ async def own_rate(port: int, seconds: float) -> float:
     return served / (time.monotonic() - began)
 
 
-async def obeyed(port: int, keys: Sequence[str], seconds: float, clients: int = 120) -> tuple[int, int]:
-    """Run clients that obey Retry-After. Return how often they returned, and how often they were then admitted."""
+async def obeyed(
+    port: int, keys: Sequence[str], seconds: float, clients: int = 120, *, enough: float = math.inf
+) -> tuple[int, int]:
+    """Run clients that obey Retry-After, until they have returned `enough` times. Return how often they returned, and
+    how often they were then admitted."""
     returns = admitted = 0
+    stop = asyncio.Event()
 
     async def client(name: int, key: str) -> None:
         nonlocal returns, admitted
@@ -143,18 +148,20 @@ async def obeyed(port: int, keys: Sequence[str], seconds: float, clients: int = 
             if told:
                 returns += 1
                 admitted += answer.status == 200
+                if returns >= enough:
+                    stop.set()
             told = answer.status in (429, 503)
             if told:
                 await asyncio.sleep(int(answer.headers["retry-after-ms"]) / 1000)
 
-    await _for(seconds, [client(number, keys[number % len(keys)]) for number in range(clients)])
+    await _for(seconds, [stop.wait(), *(client(number, keys[number % len(keys)]) for number in range(clients))])
     return returns, admitted
 
 
-async def _for(seconds: float, what: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run these coroutines for that many seconds."""
+async def _for(seconds: float, what: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    """Run these coroutines for that many seconds, or until one ends."""
     tasks = [asyncio.create_task(it) for it in what]
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for it in tasks:
         it.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

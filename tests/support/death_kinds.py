@@ -52,7 +52,7 @@ class Kind:
     def tokens(self) -> int:
         """How many the whole has, as its engine counts them."""
         if self.script is not None and self.script[0][0] == "write":
-            return sum(len(it["pieces"]) for it in self.script[0][1]["choices"])
+            return sum(len(it["pieces"]) + len(it.get("thinks", ())) for it in self.script[0][1]["choices"])
         if self.script is not None:
             return len([it for it in self.script if it[0] == "event" and it[1]["choices"][0]["delta"]])
         answer = {"pieces": PIECES, "thinks": []} | (self.answer or {})
@@ -68,9 +68,8 @@ class Kind:
         known = {"user": name, "script": script, "pace": PACE}
         # A raw request to Ollama has no field for a script, so the message holds it, too.
         raw = [{"role": "user", "content": f"Say it. #{json.dumps(known)}"}]
-        asked = (
-            {"prompt": ""} if self.path == "completion" else {"messages": raw if self.model == "ollama" else MESSAGES}
-        )
+        messages = raw if self.model.startswith("ollama") else MESSAGES
+        asked = {"prompt": ""} if self.path == "completion" else {"messages": messages}
         return json.dumps(
             {"model": self.model, "stream": self.stream, "temperature": 0} | asked | known | self.fields
         ).encode()
@@ -88,6 +87,15 @@ KINDS = {
     **{
         f"reasoning of {it}": Kind(3, it, {0: "".join([*THINKS, *PIECES])}, {}, {"thinks": THINKS})
         for it in ("vllm", "llamacpp", "ollama")
+    },
+    **{
+        f"reasoning that {it} goes on with": Kind(
+            3,
+            f"{it}-thinker",
+            {0: "".join([*THINKS, *PIECES])},
+            script=[["write", {"dialect": it, "choices": [{"thinks": THINKS, "pieces": PIECES}]}]],
+        )
+        for it in ("llamacpp", "ollama")
     },
     "a tool call": Kind(
         2,

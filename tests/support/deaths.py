@@ -37,6 +37,8 @@ models:
   vllm: {{targets: [{{engine: vllm-1, model: fake-model}}, {{engine: vllm-2, model: fake-model}}]}}
   llamacpp: {{targets: [{{engine: llamacpp-1, model: fake-model}}, {{engine: llamacpp-2, model: fake-model}}]}}
   ollama: {{targets: [{{engine: ollama-1, model: fake-model}}, {{engine: ollama-2, model: fake-model}}]}}
+  llamacpp-thinker: {{targets: [{{engine: llamacpp-1, model: thinker}}, {{engine: llamacpp-2, model: thinker}}]}}
+  ollama-thinker: {{targets: [{{engine: ollama-1, model: thinker}}, {{engine: ollama-2, model: thinker}}]}}
 default_model: vllm
 breaker: {{failures: 1000}}
 retries: {{budget: 1}}

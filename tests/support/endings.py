@@ -99,7 +99,7 @@ def before(error: StackError, api: str, *, codex: bool = False) -> Ending:
     scope = {"path": path, "method": "POST", "headers": [(b"accept", accept)], "request_id": "r"}
     if (events := faces.failing(error, scope)) is not None:
         return _failed(events)
-    told = faces.refusal(error, path, "r")
+    told = faces.refusal(error, scope)
     headers = {name.decode(): value for name, value in told.headers}
     return of_response(told.status, headers, told.body)
 

@@ -100,7 +100,7 @@ def _of_message(answer: httpx.Response, demand: Json, *, stream: bool) -> str:
 
 def _missed(error: Json) -> None:
     assert error["error"]["type"] == "api_error", error
-    assert "did not make the tool call" in error["error"]["message"], error
+    assert "Try again, or use a larger model." in error["error"]["message"], error
 
 
 def _called(said: judges.Said, demand: Json) -> str:

@@ -43,9 +43,11 @@ def test_it_is_half_open_after_its_pause_for_one_request_at_a_time() -> None:
     it.fail(3)
     assert it.pause() == pytest.approx(OPEN_FOR, rel=0.21)
     assert it.breaker.state == "half-open"
-    it.breaker.began()
+    assert it.breaker.began(), "it is the trial request"
     assert not it.breaker.allows()
-    it.breaker.gave_up()
+    it.breaker.gave_up(trial=False)
+    assert not it.breaker.allows(), "a request that began before the breaker opened has ended"
+    it.breaker.gave_up(trial=True)
     assert it.breaker.allows(), "a client that left says nothing about the engine"
     it.breaker.began()
     it.breaker.succeeded()

@@ -129,7 +129,7 @@ class ResponseWriter:
         without a name."""
         choices = completion.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise EngineError("The engine's answer has no choice.")
+            raise EngineError("The engine's answer has no usable entry in 'choices'.")
         choice, message = choices[0], choices[0].get("message")
         if not isinstance(message, dict):
             raise EngineError("The engine's answer has no message.")

@@ -1,0 +1,297 @@
+"""TLS=on: Caddy before the tiny stack, in containers, with the tests' own authority and with Caddy's own."""
+
+import json
+import re
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import trustme
+
+from tests.support.clone import Tree, clone
+from tests.support.console import Visit
+from tests.support.containers import build, docker
+from tests.support.keys import ADMIN
+from tests.support.processes import wait_for
+from tests.support.stack import LONG
+
+NAME = "llm.test"
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Served:
+    """The stack behind Caddy, and a client's trust."""
+
+    tree: Tree
+    settings: dict[str, str]
+    port: int
+    trust: ssl.SSLContext
+    said: str
+
+    @contextmanager
+    def client(self, key: str = "dev-key", **options: Any) -> Iterator[httpx.Client]:
+        """A client that finds the name at this machine."""
+        headers = {"host": f"{NAME}:{self.port}", "x-api-key": key} | options.pop("headers", {})
+        options = {"verify": self.trust, "http2": True, "timeout": 100} | options
+        with httpx.Client(base_url=f"https://127.0.0.1:{self.port}", headers=headers, **options) as client:
+            send = client.send
+            client.send = lambda request, **more: send(_for(request), **more)  # type: ignore[method-assign]
+            yield client
+
+    def container(self, service: str) -> str:
+        return f"{self.tree.project}-{service}-1"
+
+    def inspect(self, service: str) -> Any:
+        return json.loads(docker("inspect", self.container(service)))[0]
+
+
+def _for(request: httpx.Request) -> httpx.Request:
+    request.extensions.setdefault("sni_hostname", NAME)
+    return request
+
+
+@pytest.fixture(scope="module")
+def caddy() -> str:
+    build("caddy", "tests/bundle/caddy", context="requirements")
+    return "stack-test-caddy"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, python_image: str, caddy: str) -> Iterator[Served]:
+    """The files form: `make up` from a fresh clone made under umask 077."""
+    tree = clone(tmp_path_factory.mktemp("tls") / "clone")
+    authority = trustme.CA()
+    issued = authority.issue_cert(NAME)
+    issued.cert_chain_pems[0].write_to_path(tree.path / "cert.pem")
+    issued.private_key_pem.write_to_path(tree.path / "key.pem")
+    for file in ("cert.pem", "key.pem"):
+        (tree.path / file).chmod(0o644)
+    settings = {
+        "ENGINE": "tiny", "TLS": "on", "CADDY_IMAGE": caddy, "PYTHON_IMAGE": python_image,
+        "STACK_PUBLISH": "127.0.0.1:0", "STACK_ADMIN_KEYS": ADMIN, "STACK_DRAIN_DELAY": "0", "STACK_GRACE": "1",
+    }  # fmt: skip
+    files = {"STACK_TLS_CERTIFICATE_FILE": "cert.pem", "STACK_TLS_KEY_FILE": "key.pem"}
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(trust)
+    try:
+        yield up(tree, settings | {"STACK_TLS": "files", "STACK_TLS_NAME": NAME} | files, trust)
+    finally:
+        tree.remove_everything()
+
+
+def up(tree: Tree, settings: dict[str, str], trust: ssl.SSLContext) -> Served:
+    ran = tree.run("scripts/up", **settings)
+    assert ran.returncode == 0, ran.stdout
+    port = tree.run("docker", "compose", "port", "caddy", "8443", **settings).stdout.rpartition(":")[2]
+    return Served(tree, settings, int(port), trust, ran.stdout)
+
+
+def long_stream(client: httpx.Client) -> Any:
+    body = LONG | {"max_tokens": 3000, "user": uuid4().hex}
+    return client.stream("POST", CHAT, json=body, headers={"x-stack-resume": "off"})
+
+
+# ── With the tests' own authority ────────────────────────────────────────────────────────────────────────────────────
+
+
+def logged(served: Served, request_id: str, event: str, outcome: str = "") -> bool:
+    """Whether the gateway has written such a line about the request."""
+    lines = (json.loads(it) for it in docker("logs", served.container("gateway")).splitlines() if request_id in it)
+    return any(it["msg"] == event and it.get("outcome", "") == outcome for it in lines)
+
+
+def test_a_stream_arrives_token_by_token_over_http_2(served: Served) -> None:
+    """The stream would take minutes. So each token comes before the next one is made."""
+    with served.client() as client, long_stream(client) as answer:
+        assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+        assert "alt-svc" not in answer.headers  # the port for HTTP/3 is not published
+        pieces = answer.iter_text()
+        text = ""
+        while text.count('"content":"') < 5:
+            piece = next(pieces)
+            assert piece.count('"content":"') < 3, piece
+            text += piece
+        request_id = answer.headers["x-request-id"]
+    wait_for(lambda: logged(served, request_id, "chat_finished_stream", "client_left"), deadline=60)
+
+
+def test_a_client_that_leaves_a_blocking_answer_stops_it(served: Served) -> None:
+    request_id, url = f"left-{uuid4().hex}", f"https://{NAME}:{served.port}{CHAT}"
+    words = ["curl", "--silent", "--insecure", "--resolve", f"{NAME}:{served.port}:127.0.0.1", url]
+    words += ["--header", "authorization: Bearer dev-key", "--header", f"x-request-id: {request_id}", "--json"]
+    with subprocess.Popen([*words, json.dumps(LONG | {"stream": False, "max_tokens": 3000})]) as client:
+        try:
+            wait_for(lambda: logged(served, request_id, "chat_started"), deadline=60)
+        finally:
+            client.kill()
+    wait_for(lambda: logged(served, request_id, "chat_finished", "client_left"), deadline=60)
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_a_stream_that_the_gateway_breaks_off_is_an_error_at_the_client(served: Served, http2: bool) -> None:
+    """Its key is disabled. The cut comes after the error event, and is not a clean end. Caddy logs the cut, without the
+    key."""
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    with served.client() as client:
+        made = client.post("/admin/keys", json={"name": "cut"}, headers=admin).raise_for_status().json()
+    text = ""
+    with served.client(made["secret"], http2=http2) as client, served.client() as other, long_stream(client) as answer:
+        assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+        pieces = answer.iter_text()
+        while '"content":"' not in text:
+            text += next(pieces)
+        path = f"/admin/keys/{made['key']['id']}"
+        other.patch(path, json={"disabled": True}, headers=admin).raise_for_status()
+        with pytest.raises(httpx.RemoteProtocolError):  # noqa: PT012
+            for piece in pieces:
+                text += piece
+    assert json.loads(text.rpartition("data: ")[2])["error"]["code"] == "invalid_api_key"
+    log = wait_for(lambda: told if "incomplete" in (told := caddy_log(served)) else "")
+    assert made["secret"] not in log
+
+
+def caddy_log(served: Served) -> str:
+    done = subprocess.run(["docker", "logs", served.container("caddy")], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_another_authority_another_name_and_plain_http_are_refused(served: Served) -> None:
+    untrusted = pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED")
+    with served.client(verify=ssl.create_default_context()) as client, untrusted:
+        client.get("/health")
+    with served.client() as client:
+        with pytest.raises(httpx.ConnectError):
+            client.get("/health", extensions={"sni_hostname": "other.test"})
+        answer = client.get("/health", headers={"host": "other.test"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_host")
+    plain = httpx.get(f"http://127.0.0.1:{served.port}/health", headers={"host": NAME})
+    assert (plain.status_code, plain.text) == (400, "Client sent an HTTP request to an HTTPS server.\n")
+
+
+def test_only_caddy_is_published_and_it_has_no_rights(served: Served) -> None:
+    assert not served.inspect("gateway")["HostConfig"]["PortBindings"]
+    caddy = served.inspect("caddy")
+    assert [it["HostIp"] for it in caddy["HostConfig"]["PortBindings"]["8443/tcp"]] == ["127.0.0.1"]
+    assert set(caddy["HostConfig"]["PortBindings"]) == {"8443/tcp"}
+    status = docker("exec", served.container("caddy"), "sh", "-c", "cat /proc/[0-9]*/status; true")
+    assert set(re.findall(r"^CapEff:\t(\w+)", status, re.MULTILINE)) == {"0" * 16}
+    assert set(re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE)) == {"10003"}
+    listening = docker("exec", served.container("caddy"), "cat", "/proc/net/tcp", "/proc/net/tcp6")
+    ports = {int(it[1], 16) for it in re.findall(r": (\w+):(\w{4}) 0+:0000 0A", listening)}
+    assert 2019 not in ports  # Caddy's admin API
+    assert {8080, 8443} <= ports
+    wait_for(lambda: served.inspect("caddy")["State"]["Health"]["Status"] == "healthy", deadline=100)
+
+
+def test_certificate_files_have_no_root_certificate_of_caddys(served: Served) -> None:
+    ran = served.tree.run("scripts/tls-root", **served.settings)
+    assert (ran.returncode, "STACK_TLS=local" in ran.stdout) == (1, True), ran.stdout
+
+
+def sign_in(client: httpx.Client, key: str, claimed: str) -> httpx.Response:
+    """Sign in at the console as a browser does, and claim to be at that address."""
+    visit = Visit(f"{client.base_url.scheme}://{client.headers['host']}")
+    visit.http = client
+    form = {"form_token": visit.token("/console/sign-in"), "key": key}
+    return visit.post("/console/sign-in", form, **{"x-forwarded-for": claimed})
+
+
+SIGN_IN = """
+import httpx, re
+with httpx.Client(base_url="https://caddy:8443", verify=False, headers={"host": "NAME"}) as client:
+    def send(method, path, **more):
+        return client.request(method, path, extensions={"sni_hostname": "NAME"}, **more)
+    token = re.search('name="form_token" value="([0-9a-f]+)"', send("GET", "/console/sign-in").text)[1]
+    form = {"form_token": token, "key": "wrong"}
+    print(send("POST", "/console/sign-in", data=form, headers={"origin": "https://NAME"}).status_code)
+"""
+
+
+def test_a_visitors_address_is_caddys_word_and_nobody_elses(served: Served) -> None:
+    """The console bounds the wrong keys of an address. A forged header is no other address, through Caddy or past it.
+    Another container is one."""
+    with served.client() as client:
+        cookies = sign_in(client, ADMIN, "198.51.100.1").headers.get_list("set-cookie")
+        (cookie,) = (it for it in cookies if it.startswith("stack_console=") and "Max-Age=0" not in it)
+        assert "Secure" in cookie.split("; ")
+        client.cookies.clear()
+        assert sign_in(client, "wrong", "198.51.100.1").status_code == 401
+        assert any(sign_in(client, "wrong", f"198.51.100.{it}").status_code == 429 for it in range(40))
+    gateway = served.inspect("gateway")["NetworkSettings"]["Networks"][f"{served.tree.project}_edge"]["IPAddress"]
+    with httpx.Client(base_url=f"http://{gateway}:9000", headers={"host": NAME}) as past:
+        assert any(sign_in(past, "wrong", f"198.51.100.{it}").status_code == 429 for it in range(40))
+    other = docker("exec", served.container("gateway"), "python", "-c", SIGN_IN.replace("NAME", NAME))
+    assert other == "401"
+
+
+def test_while_the_gateway_is_away_the_error_says_so(served: Served) -> None:
+    docker("stop", served.container("gateway"))
+    try:
+        with served.client() as client:
+            answer = client.get("/v1/models")
+        assert (answer.status_code, answer.headers["retry-after"]) == (502, "5")
+        assert answer.json()["error"]["code"] == "gateway_unavailable"
+    finally:
+        docker("start", served.container("gateway"))
+
+
+# ── With Caddy's own ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(served: Served) -> None:
+    """And the line that `make up` prints works as it stands."""
+    settings = served.settings | {"STACK_TLS": "local", "STACK_TLS_NAME": "localhost"}
+    local = up(served.tree, settings, served.trust)
+    url = f"https://localhost:{local.port}"
+    assert f"base URL  {url}/v1" in local.said
+    (line,) = re.findall(r"^    (curl .*\n.*\n.*)$", local.said, re.MULTILINE)
+    ran = served.tree.run("make", "--silent", "tls-root", **settings)
+    assert ran.returncode == 0, ran.stdout
+    assert "\ndata: [DONE]\n" in served.tree.run("bash", "-euc", line).stdout
+    trust = ssl.create_default_context(cafile=str(served.tree.path / "tls-root.crt"))
+    answer = httpx.get(url + "/health", verify=trust)
+    assert answer.status_code == 200
+    assert "strict-transport-security" not in answer.headers  # it would hold for every port of localhost
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(url + "/health")
+
+
+# ── What cannot run here ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("form", "valid"), [("acme", True), ("nonsense", False)])
+def test_caddy_accepts_the_configuration_for_a_public_name(served: Served, form: str, valid: bool) -> None:
+    image = served.inspect("caddy")["Image"]
+    words = [
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        f"--env=STACK_TLS={form}",
+        "--env=STACK_TLS_NAME=llm.example.org",
+    ]
+    check = ["--entrypoint=caddy", image, "validate", "--adapter=caddyfile", "--config=/etc/caddy/Caddyfile"]
+    ran = subprocess.run([*words, *check], capture_output=True, text=True, check=False)
+    assert (ran.returncode == 0) == valid, ran.stderr
+
+
+def test_a_caddy_that_ends_broken_streams_cleanly_is_refused(tmp_path: Path, caddy: str) -> None:
+    (tmp_path / "Dockerfile").write_text(f"FROM {caddy}\nRUN printf '#!/bin/sh\\necho v2.6.2\\n' >/usr/bin/caddy\n")
+    tag = f"stack-test-{uuid4().hex[:8]}"
+    docker("build", "--quiet", "--tag", tag, str(tmp_path))
+    try:
+        words = ["docker", "build", "--build-arg", f"CADDY_IMAGE={tag}", str(Path(__file__).parents[2] / "tls")]
+        ran = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert ran.returncode != 0
+        assert "Caddy v2.6.2 is too old: use 2.8 or newer (CADDY_IMAGE)." in ran.stdout + ran.stderr
+    finally:
+        docker("rmi", "--force", tag)
