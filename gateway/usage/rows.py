@@ -213,9 +213,7 @@ class UsageBook:
         """Return the sums of the requests that came in that time, grouped and ordered by `by`. Each row has SUMS, and
         the key's `name` if it is grouped by key. `counted` is the number of requests whose tokens are not the engine's
         own count. Raises BadRequest for an id that no key has or had."""
-        columns: dict[str, sa.ColumnElement[Any]] = {}
-        for name in by:
-            columns[name] = _GROUPS[name] if name in _GROUPS else usage.c[name]
+        columns: dict[str, sa.ColumnElement[Any]] = {it: _GROUPS[it] if it in _GROUPS else usage.c[it] for it in by}
         groups = list(columns.values())
         if "key" in by:
             columns["name"] = sa.func.coalesce(sa.func.max(keys.c.name), sa.func.max(deleted_keys.c.name))
