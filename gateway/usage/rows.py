@@ -100,7 +100,7 @@ class UsageRow(BaseModel):
     resumes: Number
 
 
-Dimension = Literal["key", "user", "model", "day", "engine", "arm", "outcome", "api"]
+Dimension = Literal["key", "model", "day", "engine", "arm", "outcome", "api", "user"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 SUMS = ("requests", "finished", "tokens_in", "tokens_out", "cached", "documents", "audio_ms", "characters", "counted")
 
