@@ -7,6 +7,7 @@ The file is long because it has every error. Each class says little more than it
     │   ├── ContextExceeded      400  its prompt is longer than the model can read
     │   └── EndpointMissing      404  no engine of its model has the endpoint
     ├── InvalidKey           401
+    │   └── InvalidUser          401  the key's front end did not prove who its user is
     ├── ModelNotFound        404
     ├── NotFound             404  no such path
     ├── MethodNotAllowed     405  or 426, to the offer of a WebSocket
@@ -144,6 +145,10 @@ class ContextExceeded(BadRequest):
 class InvalidKey(StackError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
     headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class InvalidUser(InvalidKey):
+    code = "invalid_user"
 
 
 class ModelNotFound(StackError):

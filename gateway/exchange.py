@@ -1,5 +1,8 @@
 """Exchange: the facts of one request, which are fixed once it is understood; its tokens (Usage); and how it ended
-(Ending)."""
+(Ending).
+
+The file is long because it has all that is known of a request, each fact with its unit.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +55,12 @@ class Exchange:
     mark: int = 0  # a digest of its body, which recognises the request when it is sent again
     charge: Charge | None = None  # the memory that it holds
     origin: Origin | None = None  # None: the request is not translated
+    user: str = ""  # the pseudonym of the key's user (keys.users); empty: the key does not tell its users apart
+
+    @property
+    def account(self) -> str:
+        """Whose it is: see keys.known.Key.account."""
+        return f"{self.key_id}/{self.user}" if self.user else self.key_id
 
     @property
     def endpoint(self) -> Endpoint:
@@ -272,6 +281,7 @@ class Ending:
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
+            **({"user": it.user} if it.user else {}),
             "api": it.api,
             "model": self.route,
             "engine": self.engine,

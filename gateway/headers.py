@@ -10,6 +10,7 @@ IDEMPOTENCY_KEY = b"idempotency-key"
 STRICT = b"x-stack-strict"
 QUEUE_TIMEOUT = b"x-stack-queue-timeout"
 RESUME = b"x-stack-resume"
+USER = b"x-openwebui-user-jwt"  # which person a front end sends the request for, signed
 TRACEPARENT = b"traceparent"  # W3C Trace Context
 TRACESTATE = b"tracestate"
 FORWARDED_FOR = b"x-forwarded-for"  # of a reverse proxy

@@ -6,7 +6,7 @@ import time
 # What the stack, and the programs and libraries in it, read from the environment. scripts/test hands a few names on.
 READ_BY_THE_STACK = (
     "STACK_", "LLM_", "LLAMA_", "COMPOSE_", "OLLAMA_", "VLLM_", "HF_", "PROVISION_", "ENGINE", "OTEL_", "MONITORING",
-    "PROMETHEUS_", "ALERTMANAGER_", "GRAFANA_", "TLS", "CADDY_",
+    "PROMETHEUS_", "ALERTMANAGER_", "GRAFANA_", "TLS", "CADDY_", "CHAT",
 )  # fmt: skip
 READ_BY_LIBRARIES = (
     "GUNICORN_", "UVICORN_", "FORWARDED_ALLOW_IPS", "WEB_CONCURRENCY", "PG", "OPENAI_", "ANTHROPIC_",

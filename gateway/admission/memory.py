@@ -11,6 +11,10 @@ itself. A request that can't be let in is promised when it can (`retry_after`).
 If the models of an engine do not all fit into its memory, only requests for the loaded models get slots. `swaps`
 decides when another model is loaded. The first request for that model has the engine for itself, and loads the model.
 
+A key's users share its turns in the same way. Each request has a `turn` among those of its key, and the key's tags are
+given out in the order of the turns. When a request comes before others of its key, it takes the tag of the first of
+these, and each of them the tag of the next.
+
 Times in seconds are time.monotonic()'s, one clock for all processes of a host. The file is long because all of it works
 on the same record: whatever comes, goes or dies changes a place, its key's time and its engine's pace under one lock.
 """
@@ -50,6 +54,19 @@ class Refusal(NamedTuple):
     wait: float
 
 
+class _Asked(NamedTuple):
+    """A request for a place. `behind`: how many waiting requests of its key it comes before."""
+
+    cell: int
+    tag: float
+    weight: int
+    wait: float
+    mark: int
+    person: int
+    behind: int
+    model: int
+
+
 class Places:
     """The memory. The master makes it before it forks. Raises BusyError, wherever the lock is needed. `now` is the
     clock."""
@@ -58,7 +75,7 @@ class Places:
         self._now = now
         self._promises = Promises()
         self.models = Models(now)
-        self.region = Region(ENGINES * (PLACES * 45 + CELLS * 16 + 56))
+        self.region = Region(ENGINES * (PLACES * 61 + CELLS * 16 + 56))
         view = memoryview(self.region.memory)
         at = ENGINES * PLACES  # the states of the places come first
 
@@ -70,11 +87,12 @@ class Places:
         def numbers(count: int) -> "memoryview[float]":
             return take(8 * count).cast("d")
 
-        self.tags, self.costs, self.since, self.until = (numbers(PLACES) for _ in range(4))
+        self.tags, self.costs, self.since, self.until, self.turns = (numbers(PLACES) for _ in range(5))
         self.finish = numbers(CELLS)
         self.virtual, self.seconds, self.seen, self.slots, self.known, self.learned_at = (numbers(1) for _ in range(6))
         self.keys = take(8 * CELLS).cast("Q")
         self.wanted = take(8 * PLACES).cast("Q")
+        self.users = take(8 * PLACES).cast("Q")  # 0: its key does not tell its users apart
         self.names = take(8).cast("Q")
         self.workers = take(2 * PLACES).cast("H")
         self.cells = take(2 * PLACES).cast("H")
@@ -176,7 +194,7 @@ class Places:
         self,
         engine: int,
         worker: int,
-        key: str,
+        account: str,
         weight: int,
         wait: float,
         queue: int,
@@ -185,32 +203,33 @@ class Places:
         ahead: bool = False,
         model: int = 0,
     ) -> tuple[int, bool] | Refusal:
-        """Return a place, and whether it has a slot. Without a slot, it waits for `wait` seconds at most. `queue` is
-        how many may wait. `mark` recognises a request that returns. `ahead` puts it before all others, beyond the
-        bounds. `model` is the number of its model, on an engine that loads models when it is asked for them."""
+        """Return a place, and whether it has a slot. Without a slot, it waits for `wait` seconds at most. `account`:
+        keys.known.Key.account. `queue`: how many may wait. `mark` recognises a request that returns. `ahead` puts it
+        before all others, beyond the bounds. `model`: Loading.number."""
         with self.region.lock:
             now = self._now()
             kinds = self._kinds(engine)
-            free = kinds.find(_FREE)
-            if free < 0:
+            if (free := kinds.find(_FREE)) < 0:
                 return Refusal("full", self._pace(engine) or UNKNOWN)
+            key, _, user = account.partition("/")
             cell = engine * CELLS + self._cell(engine, key)
-            tag, cost = (-1.0, 0.0) if ahead else (max(self.virtual[engine], self.finish[cell]), 1 / weight)
+            last, cost = (-1.0, 0.0) if ahead else (max(self.virtual[engine], self.finish[cell]), 1 / weight)
+            person = _digest(account) if user and not ahead else 0
+            turn, behind = self._turn(engine, cell, person) if person else (0.0, [])
+            tag, *tags = [*(self.tags[it] for it in behind), last]
             holds = self._admits(engine, kinds, Waiting(model, tag, now))
             if not holds and not ahead:
-                refusal = self._refusal(engine, cell, tag, weight, now, wait, queue, _digest(f"{key} {mark}"), model)
-                if refusal is not None:
+                it = _Asked(cell, tag, weight, wait, _digest(f"{account} {mark}"), person, len(behind), model)
+                if (refusal := self._refusal(engine, it, now, queue)) is not None:
                     return refusal
             place = engine * PLACES + free
-            self.workers[place] = worker
-            self.cells[place] = cell % CELLS
-            self.wanted[place] = model
-            self.tags[place] = tag
-            self.costs[place] = cost
-            self.since[place] = now
-            self.until[place] = now + wait
+            for at, value in zip((*behind, place), (*tags, tag), strict=True):
+                self.tags[at] = value
+            self.workers[place], self.cells[place] = worker, cell % CELLS
+            self.users[place], self.turns[place], self.wanted[place] = person, turn, model
+            self.costs[place], self.since[place], self.until[place] = cost, now, now + wait
             if cost:
-                self.finish[cell] = tag + cost
+                self.finish[cell] = last + cost
             if holds:
                 self.virtual[engine] = max(self.virtual[engine], tag)
                 self.models.begins(engine, model)
@@ -226,6 +245,7 @@ class Places:
                 return NOWHERE
             place = engine * PLACES + free
             self.workers[place] = worker
+            self.costs[place] = 0.0  # it is none of a key's turns
             self.since[place] = self._now()
             self.region.memory[place] = _HELD
             return place
@@ -242,12 +262,12 @@ class Places:
             self.region.memory[place] = _FREE
             return self._hand_over(engine)
 
-    def again(self, engine: int, key: str, weight: int, mark: int) -> float:
+    def again(self, engine: int, account: str, weight: int, mark: int) -> float:
         """Return after how many seconds a request that waited in vain may return."""
         with self.region.lock:
-            now, cell = self._now(), engine * CELLS + self._cell(engine, key)
+            now, cell = self._now(), engine * CELLS + self._cell(engine, account.partition("/")[0])
             weights = self._waiting_weights(self._waiting(engine))
-            return self._promise(engine, cell, weight, weights, now, now, _digest(f"{key} {mark}")) - now
+            return self._promise(engine, cell, weight, weights, now, now, _digest(f"{account} {mark}")) - now
 
     def hand_over(self, engine: int) -> Woken:
         """Give free slots to waiting requests: after a worker was killed before it did so, or if there are more slots
@@ -329,43 +349,47 @@ class Places:
                 self.tags[it] -= cost
         self.finish[engine * CELLS + cell] -= cost
 
-    def _refusal(
-        self,
-        engine: int,
-        cell: int,
-        tag: float,
-        weight: int,
-        now: float,
-        wait: float,
-        queue: int,
-        mark: int,
-        model: int,
-    ) -> Refusal | None:
+    def _turn(self, engine: int, cell: int, person: int) -> tuple[float, list[int]]:
+        """Return a new request's turn among those of its key, and the waiting requests of its key that come after it,
+        the first one first. A user's turns are one apart. A user who begins now starts at the turn that is served."""
+        kinds = self._kinds(engine)
+        its = [it for it in self._any(engine, kinds) if self.cells[it] == cell % CELLS and self.costs[it]]
+        waiting = [it for it in its if kinds[it % PLACES] == _WAITS]
+        served = max((self.turns[it] for it in its if kinds[it % PLACES] == _HELD), default=None)
+        if served is None:
+            served = min((self.turns[it] for it in waiting), default=0.0)
+        turn = max(served, max((self.turns[it] + 1 for it in its if self.users[it] == person), default=0.0))
+        return turn, sorted((it for it in waiting if self.turns[it] > turn), key=self._order)
+
+    def _refusal(self, engine: int, it: "_Asked", now: float, queue: int) -> Refusal | None:
         """Return why a request cannot enter the queue, with a promise of when it can; None if it can.
 
-        A key may have as many places as it leaves free, so that there is space for other keys during a flood. A request
-        that returns as promised may exceed the bounds a little, so that new requests cannot take its place.
+        A key may have as many places as it leaves free, so that there is space for other keys during a flood, and a
+        user as many as its key could still have. A request that returns as promised may exceed the bounds a little, so
+        that new requests cannot take its place.
         """
+        cell, weight, wait = it.cell, it.weight, it.wait
         waiting = self._waiting(engine)
-        kept = self._promises.keep(engine, mark, now) and len(waiting) < queue + queue // 2 + 8
+        kept = self._promises.keep(engine, it.mark, now) and len(waiting) < queue + queue // 2 + 8
         weights = self._waiting_weights(waiting)
-        own = sum(self.cells[it] == cell % CELLS for it in waiting)
-        before = sum(self.tags[it] <= tag for it in waiting)
+        own = sum(self.cells[place] == cell % CELLS for place in waiting)
+        users = sum(self.users[place] == it.person for place in waiting) if it.person else 0
+        before = sum(self.tags[place] <= it.tag for place in waiting) - bool(it.behind)
         # By its key's share, in case the other keys continue to send.
-        turns = max(before + 1, (own + 1) * shares(weights, cell, weight))
-        pace, turn = self._pace(engine), self.models.turn(engine, model)
-        expected = turn + (before + 1 if kept else turns) * pace
+        turns = max(before + 1, (own - it.behind + 1) * shares(weights, cell, weight))
+        pace, due = self._pace(engine), self.models.turn(engine, it.model)
+        expected = due + (before + 1 if kept else turns) * pace
         reason: Reason | None = None
         if len(waiting) >= queue and not kept:
             reason = "full"
-        elif own >= queue - len(waiting) and not kept:
+        elif own + users >= queue - len(waiting) and not kept:
             reason = "share"
         elif expected > wait * (1.0 if kept or not self._promises.lined(engine, now) else LEEWAY):
             reason = "deadline"
         if reason is None:
             return None
-        fits = now + (max(0.0, expected - LEEWAY * wait) if reason == "deadline" else turn)
-        return Refusal(reason, self._promise(engine, cell, weight, weights, now, fits, mark) - now)
+        fits = now + (max(0.0, expected - LEEWAY * wait) if reason == "deadline" else due)
+        return Refusal(reason, self._promise(engine, cell, weight, weights, now, fits, it.mark) - now)
 
     def _promise(
         self, engine: int, cell: int, weight: int, weights: dict[int, float], now: float, fits: float, mark: int

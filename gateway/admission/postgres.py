@@ -87,7 +87,16 @@ class PostgresQueues:
     ) -> Spot | Refusal:
         """See Places.enter. Raises LostError."""
         owner = self._member.owner
-        what = (engine, slots, owner, self._database.now(), PATIENCE, it.key_id, f"{it.key_id} {it.mark}", it.priority)
+        what = (
+            engine,
+            slots,
+            owner,
+            self._database.now(),
+            PATIENCE,
+            it.account,
+            f"{it.account} {it.mark}",
+            it.priority,
+        )
         asked = self._enter((*what, wait, queue, ahead, model), engine, it.key_id, owner)
         found = await self._member.ask(asked, late=self._too_late)
         if isinstance(found, Spot) and not found.holds:
@@ -99,7 +108,7 @@ class PostgresQueues:
 
     async def again(self, engine: str, it: Exchange) -> float:
         """See Places.again. Raises LostError."""
-        return await self._member.ask(self._again((engine, it.key_id, f"{it.key_id} {it.mark}", it.priority)))
+        return await self._member.ask(self._again((engine, it.key_id, f"{it.account} {it.mark}", it.priority)))
 
     async def _again(self, what: tuple[Any, ...]) -> float:
         cursor = await self._database.connection().execute(_AGAIN, what)

@@ -146,7 +146,7 @@ class Admission:
 
     async def _enter_here(self, name: str, visit: Visit, wait: float, *, ahead: bool) -> None:
         engine, it = self._engines[name], visit.exchange
-        what = engine, self._seat, it.key_id, it.priority, wait, self._queue
+        what = engine, self._seat, it.account, it.priority, wait, self._queue
         try:
             found = self._places.enter(*what, mark=it.mark, ahead=ahead, model=visit.model)
         except BusyError as exc:
@@ -200,7 +200,7 @@ class Admission:
         with contextlib.suppress(LostError, BusyError):
             if self._far is not None and isinstance(place, Spot):
                 return await self._far.again(self._names[name], it)
-            return self._places.again(self._engines[name], it.key_id, it.priority, it.mark)
+            return self._places.again(self._engines[name], it.account, it.priority, it.mark)
         return wait
 
     def leave(self, visit: Visit) -> None:

@@ -13,7 +13,8 @@ def refusal(reason: Reason | Literal["timeout"], wait: float, *, absent: bool = 
         return QueueFull("The queue for the engine is full. Retry after the time in Retry-After.", wait)
     if reason == "share":
         return QueueShareFull(
-            "This key already has its maximum number of requests waiting. Retry after the time in Retry-After.", wait
+            "This key or user already has its maximum number of requests waiting. Retry after the time in Retry-After.",
+            wait,
         )
     if absent and reason in ("deadline", "timeout"):
         return QueueTimeout(

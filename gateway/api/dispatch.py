@@ -122,7 +122,9 @@ class Dispatch:
         maker = Maker(self, request, scope)
         request_id = request.exchange.request_id
         form = Form(partial(refusal, scope=scope), request.writer)
-        await self._answers.answer(name, request.key.id, request.digest, request_id, maker, client, receive, send, form)
+        await self._answers.answer(
+            name, request.key.account, request.digest, request_id, maker, client, receive, send, form
+        )
 
     async def relay(
         self, request: Request, scope: Scope, client: Client, send: Send, trail: Trail | None = None

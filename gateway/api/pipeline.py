@@ -30,10 +30,12 @@ from gateway.endpoints import Endpoint
 from gateway.errors import BadRequest, InvalidKey, ModelNotFound, StackError, UnsupportedMediaType
 from gateway.exchange import Exchange
 from gateway.forced_tools import demand
+from gateway.keys import users
 from gateway.keys.authenticate import Keys
 from gateway.keys.known import Key
 from gateway.limits import lengths
 from gateway.limits.rules import Book, Inherited, Lease
+from gateway.limits.users import enter
 from gateway.prompts.render import Prompts
 from gateway.relay.relay import Relay
 from gateway.relay.services import Services
@@ -86,11 +88,11 @@ class Pipeline:
         Raises StackError; the request then no longer counts as concurrent.
         """
         headers = dict(scope["headers"])
-        key = await self._keys.authenticate(headers, scope["client"])
+        key = users.identified(await self._keys.authenticate(headers, scope["client"]), headers)
         scope["stack.client"].known = True
         _check_type(endpoint, headers.get(b"content-type", b""))
-        replay = self._answers.has(headers.get(names.IDEMPOTENCY_KEY), key.id)
-        lease = await self._book.enter(key, self._services.estimates.seconds(key.id), replay=replay)
+        replay = self._answers.has(headers.get(names.IDEMPOTENCY_KEY), key.account)
+        lease = await enter(self._book, key, self._services.estimates.seconds(key.id), replay=replay)
         try:
             return await self._understand(endpoint, scope, receive, headers, key, lease, replay=replay)
         except BaseException:
@@ -150,7 +152,7 @@ class Pipeline:
     ) -> tuple[Setting, Reading]:
         """With what the face reads a request, and how. `size` and `weight` are the body's, in bytes, as it came and as
         values. Raises StackError."""
-        past = await self._responses.history(key.id, *face.refers(body))
+        past = await self._responses.history(key.account, *face.refers(body))
         held = past.size * _WIDEST
         charge.resize(size + 2 * weight + held)
         unique, now = secrets.token_hex(16), int(time.time())
@@ -167,7 +169,7 @@ class Pipeline:
     def _written_by(self, request: Request, asked: Asked) -> Request:
         keep = None
         if (stored := asked.stored) is not None:
-            keep = functools.partial(self._responses.keep, request.key.id, stored.writer, stored)
+            keep = functools.partial(self._responses.keep, request.key.account, stored.writer, stored)
         return replace(request, writer=asked.writer, keep=keep)
 
     async def _prepare(
@@ -196,10 +198,11 @@ class Pipeline:
         body, prompt = self._prompts.apply(key, route.name, kind, body, route.called)
         route = suited(route, kind, body, strict=strict)
         options = body.get("stream_options") or {}
-        exchange = Exchange(
+        return Exchange(
             request_id=scope["request_id"],
             kind=kind,
             key_id=key.id,
+            user=key.user,
             stream=bool(body.get("stream")) and endpoint.streams,
             wants_usage=options.get("include_usage") is True,
             size=size,
@@ -213,8 +216,7 @@ class Pipeline:
             queue_timeout=shortened(headers, self._queue_timeout),
             charge=charge,
             origin=asked.origin if asked else None,
-        )
-        return exchange, route
+        ), route
 
     async def count(self, request: Request) -> Count:
         """Count the tokens of a request's prompt. This takes no slot of an engine, and its key is charged no tokens.
@@ -237,7 +239,7 @@ class Pipeline:
         past = trail.past if trail is not None else None
         goes_on = past is not None and past.book == self._book.memory  # what the dead had set aside stays charged there
         if lease.taken or not lease.open or request.replay:  # the answer that existed is gone
-            lease = await self._book.enter(key, self._services.estimates.seconds(key.id), goes_on=goes_on)
+            lease = await enter(self._book, key, self._services.estimates.seconds(key.id), goes_on=goes_on)
         lease.taken = True
         try:
             if past is not None and past.book and not goes_on:  # the accounts began anew, by what the records say

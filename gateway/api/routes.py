@@ -25,6 +25,7 @@ from gateway.errors import (
     NotFound,
     StackError,
 )
+from gateway.keys import users
 from gateway.keys.authenticate import Keys
 from gateway.keys.known import Key
 from gateway.responses.responses import Responses
@@ -74,10 +75,13 @@ def add_routes(
         request.scope["stack.client"].known = True
         return key
 
+    async def user(request: HttpRequest, key: Annotated[Key, Depends(caller)]) -> Key:
+        return users.identified(key, dict(request.scope["headers"]))
+
     keyed: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 404)}
     _document_relayed_routes(app)
     add_model_routes(app, listing, caller, keyed)
-    add_stored_routes(app, responses, caller, keyed)
+    add_stored_routes(app, responses, user, keyed)
     _add_health_routes(app, keys, routes, health)
     _add_error_handlers(app)
 

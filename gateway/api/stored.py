@@ -1,4 +1,6 @@
-"""Stored: the routes that read and delete stored responses. A response is visible only to the key that made it."""
+"""Stored: the routes that read and delete stored responses. A response is visible only to the account that made
+it (Key.account).
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
@@ -48,13 +50,13 @@ def add_stored_routes(
             raise BadRequest(
                 "'stream' cannot be true, because a stored response is sent as one object.", param="stream"
             )
-        stored = await responses.show(key.id, response_id)
+        stored = await responses.show(key.account, response_id)
         return Response(orjson.dumps(stored.response), media_type="application/json")
 
     @app.delete("/v1/responses/{response_id}", **common)
     async def delete_response(response_id: str, key: Caller) -> DeletedResponse:
         """Delete a stored response. Responses that continue it can no longer be continued."""
-        await responses.delete(key.id, response_id)
+        await responses.delete(key.account, response_id)
         return DeletedResponse(id=response_id)
 
     @app.get("/v1/responses/{response_id}/input_items", **common)
@@ -62,7 +64,7 @@ def add_stored_routes(
         response_id: str, key: Caller, limit: Limit = 20, order: Order = "desc", after: str | None = None
     ) -> ItemPage:
         """List the input items of a stored response's own request, the last one first unless `order` is asc."""
-        stored = await responses.show(key.id, response_id)
+        stored = await responses.show(key.account, response_id)
         return page(stored.items, limit, order, after)
 
 

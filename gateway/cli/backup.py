@@ -2,7 +2,8 @@
 gateways run.
 
 The form is JSON lines in gzip. The first line says what the file is, the last line has the number of rows, and each
-other line is a row with its table's name. A backup holds the keys' digests, from which nobody can read a key.
+other line is a row with its table's name. A backup holds the keys' digests, from which nobody can read a key, and the
+signing secrets of their front ends, which nobody can use without the key.
 """
 
 import gzip

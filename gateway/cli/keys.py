@@ -14,6 +14,7 @@ from gateway.cli.limits import brief, takes_limits
 from gateway.keys.book import Keybook
 from gateway.keys.configured import listed_ids
 from gateway.keys.entries import Entry, KeyFields, NewKeyFields
+from gateway.keys.users import pseudonym
 
 app = typer.Typer(no_args_is_help=True, help="Create, show, change and revoke API keys.")
 
@@ -44,13 +45,17 @@ def create(
     model: Models = None,
     priority: Priority = None,
     label: Labels = None,
+    users: Annotated[
+        bool, typer.Option("--users", help="tell the key's users apart, by a header that their front end signs")
+    ] = False,
     limits: dict[str, int | None],
     as_json: Json = False,
 ) -> None:
     """Create a key and print its secret. The secret cannot be shown again."""
-    fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits}
+    fields = _fields(name, owner, expires, model, priority, label) | {"limits": limits, "users": users}
     with _book() as book:
-        _say_secret(*book.create(valid(NewKeyFields, fields)), as_json=as_json)
+        entry, text = book.create(valid(NewKeyFields, fields))
+    _say_secret(entry, text, entry.signing, as_json=as_json)
 
 
 @app.command("list")
@@ -112,6 +117,30 @@ def rotate(
     lasts = seconds(grace, years=1)
     with _book() as book:
         _say_secret(*book.rotate(key_id, lasts), as_json=as_json)
+
+
+@app.command("users")
+def users(
+    key_id: Id,
+    *,
+    off: Annotated[bool, typer.Option("--off", help="do not tell its users apart any more")] = False,
+    find: Annotated[
+        str | None, typer.Option(metavar="NAME", help="change nothing, and print the pseudonym of this user")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell the users of a key apart: create a signing secret for their front end, and print it. An older one ends at
+    once. For the limits of each user, see `stack limits`."""
+    with _book() as book:
+        if find is not None:
+            key_id, called = book.show(key_id).id, pseudonym(key_id, find)
+            return print_json({"user": called}) if as_json else out.print(called)
+        entry = book.tell_users_apart(key_id, on=not off)
+    if as_json:
+        return print_json({"key": _as_json(entry), "signing_secret": entry.signing})
+    if entry.signing:
+        return _say_signing(entry.signing)
+    return out.print(f"{entry.id} ({entry.name}) does not tell its users apart.")
 
 
 @app.command("disable")
@@ -206,6 +235,7 @@ def _say(entry: Entry, *, as_json: bool) -> None:
         "expires": when(entry.expires_at),
         "models": "all" if entry.models is None else ", ".join(entry.models),
         "limits": brief(entry.limits),
+        "users": f"told apart; limits of each: {brief(entry.user_limits, 'none')}" if entry.users else "not told apart",
         "priority": str(entry.priority),
         "labels": ", ".join(f"{name}={value}" for name, value in entry.labels.items()) or "-",
         "secrets": "; ".join(
@@ -218,13 +248,20 @@ def _say(entry: Entry, *, as_json: bool) -> None:
     return None
 
 
-def _say_secret(entry: Entry, text: str, *, as_json: bool) -> None:
+def _say_secret(entry: Entry, text: str, signing: str | None = None, *, as_json: bool) -> None:
     if as_json:
-        return print_json({"key": _as_json(entry), "secret": text})
+        also = {"signing_secret": signing} if signing else {}
+        return print_json({"key": _as_json(entry), "secret": text} | also)
     out.print(f"{entry.id} ({entry.name}). This is its secret, which is shown only once:\n\n{text}\n")
+    if signing:
+        _say_signing(signing)
     if entry.disabled:
         out.print(f"The key is disabled. To enable it: stack keys enable {entry.id}")
     return None
+
+
+def _say_signing(signing: str) -> None:
+    out.print(f"Its front end signs the names of users with this secret, which is shown only once:\n\n{signing}\n")
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:

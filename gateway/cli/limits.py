@@ -14,7 +14,7 @@ from gateway.cli.console import Json, opened, out, print_json, valid, whole
 from gateway.keys.book import Keybook
 from gateway.keys.configured import defaults, listed_ids
 from gateway.keys.entries import KeyFields
-from gateway.keys.limit_fields import LimitFields
+from gateway.keys.limit_fields import LimitFields, Limits
 from gateway.limits.rules import quotas_used
 from gateway.usage.rows import UsageBook
 
@@ -45,12 +45,17 @@ def limits(
         str | None, typer.Argument(metavar="[ID]", help="a key's id; without an id: the defaults")
     ] = None,
     *,
+    each_user: Annotated[
+        bool, typer.Option("--each-user", help="the limits of each user, of a key that tells its users apart")
+    ] = False,
     limits: dict[str, int | None],
     as_json: Json = False,
 ) -> None:
     """Show or change the limits of a key. Without an ID, show or change the defaults, for keys without limits of
     their own. The value 'default' removes a limit: for a key, the default then applies; for a default, the setting
     (STACK_LIMIT_…). The headers of every answer show what is left of a minute's limit."""
+    if each_user and key_id is None:
+        raise typer.BadParameter("--each-user needs the ID of a key")
     asked = valid(KeyFields, {"limits": limits}).limits
     used: dict[str, int] = {}
     with opened() as (store, settings):
@@ -58,6 +63,9 @@ def limits(
         if key_id is None:
             own, source, other = book.set_defaults(asked) if limits else book.defaults(), "the store", "the settings"
             general = defaults(settings)
+        elif each_user:
+            entry = book.change(key_id, KeyFields(user_limits=asked)) if limits else book.show(key_id)
+            own, source, other, general = entry.user_limits, "the key", "-", Limits()
         else:
             entry = book.change(key_id, KeyFields(limits=asked)) if limits else book.show(key_id)
             own, source, other = entry.limits, "the key", "the defaults"
@@ -87,10 +95,10 @@ def _limit_values(words: dict[str, str | None]) -> dict[str, int | None]:
     return limits
 
 
-def brief(limits: LimitFields) -> str:
+def brief(limits: LimitFields, none: str = "the defaults") -> str:
     """Write limits on one line."""
     given = limits.model_dump(exclude_none=True)
-    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items()) or "the defaults"
+    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items()) or none
 
 
 def _number(value: int | None) -> str:

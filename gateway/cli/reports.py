@@ -42,6 +42,9 @@ def show(
     until: Annotated[str | None, typer.Option("--to", help="as for --from; the day itself is included")] = None,
     key: Annotated[str | None, typer.Option(help="only the usage of this key, given by its id")] = None,
     model: Annotated[str | None, typer.Option(help="only the usage of this model")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="only the usage of this user of a key, given by the pseudonym")
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +62,7 @@ def show(
     if span[0] > span[1]:
         raise typer.BadParameter(f"--from {since} is after " + (f"--to {until}" if until else "now"))
     with opened() as (store, settings):
-        rows = UsageBook(store, listed_ids(settings)).totals(groups, *span, key, model)
+        rows = UsageBook(store, listed_ids(settings)).totals(groups, *span, key, model, user)
     if as_json:
         print_json(rows)
     elif as_csv:

@@ -25,7 +25,7 @@ TABLE = 100  # rows of the page's table
 FILE = 100_000  # rows of its CSV
 ALL = "all requests"
 WORDS = {"24h": "24 hours", "7d": "7 days", "month": "this month", "last": "last month", "year": "12 months"}
-NOT_OF_KEYS = ("year",)  # there may be 100,000 keys, each with its sums
+NOT_OF_KEYS = ("year",)  # there may be 100,000 keys or users, each with its sums
 COLUMNS = "requests", "finished", "failed", "tokens_in", "tokens_out", "mean_ms", "longest_ms", "mean_ttft_ms"
 
 
@@ -53,8 +53,8 @@ def asked(query: Mapping[str, str], now: Callable[[], float] = time.time) -> Ask
     found = next((it for it in BYS if it == by), None)
     if found is None or name not in WORDS:
         raise BadRequest(f"'by' is one of {', '.join(BYS)}, and 'span' is one of {', '.join(WORDS)}.")
-    if found == "key" and name in NOT_OF_KEYS:
-        raise BadRequest("Usage by key covers at most a month. Choose a shorter range.")
+    if found in ("key", "user") and name in NOT_OF_KEYS:
+        raise BadRequest(f"Usage by {found} covers at most a month. Choose a shorter range.")
     return Asked(found, name, *_spans(name, int(now() * 1000)))
 
 

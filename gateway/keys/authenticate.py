@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -135,7 +136,7 @@ class Keys:
         if known is None:
             raise InvalidKey(f"{INCORRECT}: this key was revoked. Ask the operator of this gateway for a new one.")
         known.check()
-        return self._keyring.key(known)
+        return replace(self._keyring.key(known), user=key.user)
 
     @property
     def broken(self) -> tuple[str, ...]:

@@ -29,14 +29,17 @@ class Keybook:
         self._listed = listed
 
     def create(self, asked: NewKeyFields) -> tuple[Entry, str]:
-        """Create a key. Returns the key and its secret, which cannot be read again."""
+        """Create a key. Returns the key and its secret, which cannot be read again. If the key tells its users apart,
+        their secret is the entry's `signing`."""
         now = int(time.time())
         key_id = secret.new_id()
         text = secret.new_secret(key_id)
-        row = asked.model_dump() | {
+        row = asked.model_dump(exclude={"users"}) | {
             "id": key_id,
             "created_at": now,
             "limits": asked.limits.model_dump(exclude_none=True),
+            "user_limits": asked.user_limits.model_dump(exclude_none=True),
+            "signing": secret.new_signing_secret() if asked.users else None,
         }
         with self._store.change("key", key_id) as connection:
             connection.execute(keys.insert().values(row))
@@ -88,15 +91,24 @@ class Keybook:
         values = asked.model_dump(include=asked.model_fields_set)
         with self._store.change("key", key_id) as connection:
             there = self._entry(connection, key_id)
-            if "limits" in values:
-                limits = there.limits.model_copy(update=asked.limits.model_dump(exclude_unset=True))
-                values["limits"] = limits.model_dump(exclude_none=True)
+            for name in values.keys() & {"limits", "user_limits"}:
+                limits = getattr(there, name).model_copy(update=getattr(asked, name).model_dump(exclude_unset=True))
+                values[name] = limits.model_dump(exclude_none=True)
             if values:
                 connection.execute(keys.update().where(keys.c.id == key_id).values(values))
             if values.get("disabled"):
                 connection.execute(
                     secrets.delete().where(secrets.c.key_id == key_id, secrets.c.expires_at.is_not(None))
                 )
+        return self.show(key_id)
+
+    def tell_users_apart(self, key_id: str, *, on: bool) -> Entry:
+        """Create a new secret for the users of a key, which replaces the one there is; it is the entry's `signing`. Or,
+        if not `on`, do not tell them apart any more."""
+        with self._store.change("key", key_id) as connection:
+            self._entry(connection, key_id)
+            signing = secret.new_signing_secret() if on else None
+            connection.execute(keys.update().where(keys.c.id == key_id).values(signing=signing))
         return self.show(key_id)
 
     def rotate(self, key_id: str, grace: int) -> tuple[Entry, str]:

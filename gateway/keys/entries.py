@@ -6,7 +6,7 @@ Times are whole seconds since 1970 in UTC.
 import time
 from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
 from gateway.keys.limit_fields import LimitFields, LimitName
 from gateway.validation import NO_CONTROLS
@@ -31,6 +31,7 @@ LAST = 253_402_300_799  # the last second of the year 9999, the last year of Pyt
 KEY, SECRET, DEFAULT = "the key ", "a secret of the key ", "the default limit "  # how an invalid row is named
 ID = r"^[0-9A-Za-z]{1,16}$"
 DIGEST = r"^[0-9a-f]{64}$"
+SIGNING = r"^[!-~]{32,200}$"
 Id = Annotated[str, Field(pattern=ID)]
 Moment = Annotated[int, Field(ge=0, le=LAST)]
 Models = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=200)]
@@ -50,6 +51,7 @@ class KeyFields(BaseModel):
     )
     models: Models | None = Field(None, description="Models that the key may use, by name; null: all.")
     limits: LimitFields = LimitFields()
+    user_limits: LimitFields = Field(LimitFields(), description="The limits of each user, if users are told apart.")
     priority: Priority = Field(1, description="The key's weight in the queue of a busy engine.")
     labels: Labels = {}
     disabled: bool = False
@@ -59,6 +61,9 @@ class NewKeyFields(KeyFields):
     """The fields of a new key."""
 
     name: Name
+    users: bool = Field(
+        False, description="Tell the key's users apart, by a header that its front end signs with a secret of its own."
+    )
 
 
 class Entry(BaseModel):
@@ -72,9 +77,18 @@ class Entry(BaseModel):
     disabled: bool
     models: Models | None
     limits: LimitFields
+    user_limits: Annotated[LimitFields, BeforeValidator(lambda it: LimitFields() if it is None else it)] = LimitFields()
     priority: Priority
     labels: Labels
+    # Excluded, because it is shown only once.
+    signing: Annotated[str, Field(pattern=SIGNING)] | None = Field(None, exclude=True, repr=False)
     secrets: list[dict[str, int | None]] = Field([], description="When each secret was created, and when it ends.")
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own way
+    @property
+    def users(self) -> bool:
+        """Whether the key's users are told apart."""
+        return self.signing is not None
 
     @property
     def state(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
-from gateway.keys.entries import DIGEST, Changes, Contents, Entry, Id, Moment
+from gateway.keys.entries import DIGEST, SIGNING, Changes, Contents, Entry, Id, Moment
 from gateway.keys.limit_fields import LimitFields
 
 _Secrets = dict[bytes, tuple[Entry, int | None]]
@@ -29,6 +29,7 @@ class _State(BaseModel):
     mark: int | None
     defaults: LimitFields
     entries: dict[Id, Entry]
+    signing: dict[Id, Annotated[str, Field(pattern=SIGNING)]]
     secrets: list[_Secret]
     broken: tuple[str, ...]
 
@@ -36,7 +37,10 @@ class _State(BaseModel):
         """Return the secrets with their keys. Raises ValueError."""
         if unknown := {it.key_id for it in self.secrets} - self.entries.keys():
             raise ValueError(f"secrets of {len(unknown)} keys that are not there")
-        return {bytes.fromhex(it.digest): (self.entries[it.key_id], it.ends) for it in self.secrets}
+        entries = self.entries | {
+            key_id: self.entries[key_id].model_copy(update={"signing": it}) for key_id, it in self.signing.items()
+        }
+        return {bytes.fromhex(it.digest): (entries[it.key_id], it.ends) for it in self.secrets}
 
 
 class _Kept(_State):
@@ -80,11 +84,13 @@ def load(data: bytes) -> tuple[Contents, bytes]:
 
 
 def _state(of: Contents | Changes) -> dict[str, Any]:
+    entries = {entry.id: entry for entry, _ in of.secrets.values()}
     return {
         "number": of.number,
         "mark": of.mark,
         "defaults": of.defaults,
-        "entries": {entry.id: entry for entry, _ in of.secrets.values()},
+        "entries": entries,
+        "signing": {key_id: it.signing for key_id, it in entries.items() if it.signing is not None},
         "secrets": [
             _Secret.model_construct(digest=digest.hex(), key_id=entry.id, ends=ends)
             for digest, (entry, ends) in of.secrets.items()

@@ -33,6 +33,14 @@ class Key:
     priority: int = 1  # its weight in the queue in front of a busy engine
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     digest: bytes = field(default=b"", repr=False)  # of the secret that was shown, of two that a key may have
+    signing: str | None = field(default=None, repr=False)  # proves its users; None: they are not told apart
+    user_limits: Limits = field(default_factory=Limits)  # of each user
+    user: str = ""  # the user that sends this request, by a pseudonym; empty: they are not told apart
+
+    @property
+    def account(self) -> str:
+        """The name of the account of its user, or of the key if there is none: `key` or `key/user`."""
+        return f"{self.id}/{self.user}" if self.user else self.id
 
 
 class Known:
@@ -122,4 +130,6 @@ def _key(entry: Entry, digest: bytes) -> Key:
         priority=entry.priority,
         labels=MappingProxyType(entry.labels),
         digest=digest,
+        signing=entry.signing,
+        user_limits=entry.user_limits.over(Limits()),
     )

@@ -96,7 +96,7 @@ def _raw(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
 
 def _kept(values: dict[str, Any], times: list[dict[str, int | None]]) -> Entry:
     """Return a checked key. Raises ValueError."""
-    for name in ("models", "limits", "labels"):
+    for name in ("models", "limits", "user_limits", "labels"):
         values[name] = None if values[name] is None else orjson.loads(values[name])
     if values["disabled"] in (0, 1):
         values["disabled"] = bool(values["disabled"])

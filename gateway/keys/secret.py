@@ -37,6 +37,11 @@ def new_secret(key_id: str) -> str:
     return text + _checksum(text.encode())
 
 
+def new_signing_secret() -> str:
+    """Return a new secret with which a front end signs the names of its users."""
+    return f"sign-stack-{_base62(secrets.randbits(256), _BITS)}"
+
+
 def digest(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 

@@ -17,6 +17,8 @@ keys = sa.Table(
     sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("signing", sa.String(200)),  # the secret that proves its users; null: it does not tell them apart
+    sa.Column("user_limits", sa.JSON(none_as_null=True)),  # of each user; null: none
     sa.Index("keys_by_age", "created_at", "id"),
 )
 secrets = sa.Table(

@@ -183,8 +183,9 @@ class SharedBook:
             lease.period = self._period(at)  # the day may have ended while its body was read
             self._add(at, lease.period, tokens)
 
-    def settle(self, lease: "SharedLease", more: int) -> None:
-        """Settle a request that has ended and took `more` tokens than were reserved."""
+    def settle(self, lease: "SharedLease", more: int, *, cancels: bool = False) -> None:
+        """Settle a request that has ended and took `more` tokens than were reserved. `cancels`: it was charged as a
+        request, and is not any more."""
         cell = lease.cell
         at = cell * _WIDTH
         try:
@@ -194,11 +195,15 @@ class SharedBook:
                     full = self._times[at + _TOKENS]
                     self._times[at + _TOKENS] = correct(lease.limits.tokens_per_minute, full, more)
                     self._add(at, lease.period, more)
+                if cancels:
+                    full = self._times[at + _REQUESTS]
+                    self._times[at + _REQUESTS] = correct(lease.limits.requests_per_minute, full, -1)
                 if lease.counted:
                     # Last, because the account cannot be closed before this
                     self._active[self._seat * CELLS + cell] -= 1
         except BusyError:
-            asyncio.get_running_loop().call_later(AGAIN, self.settle, lease, more)
+            again = functools.partial(self.settle, lease, more, cancels=cancels)
+            asyncio.get_running_loop().call_later(AGAIN, again)
 
     def learn(self, lease: "SharedLease", period: Period, state: State) -> None:
         """Take over what is known elsewhere about the key's usage."""
@@ -341,6 +346,12 @@ class SharedLease(Lease):
         if self.open:
             self.open = False
             self._book.settle(self, tokens - self._aside)
+
+    def cancel(self) -> None:
+        """See Lease.cancel."""
+        if self.open:
+            self.open = False
+            self._book.settle(self, -self._aside, cancels=True)
 
     @property
     def charged(self) -> int:

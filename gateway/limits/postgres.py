@@ -245,6 +245,11 @@ class _PostgresLease(Lease):
         elif self._counts_here or self._goes_on:
             self._book.settle(self.key, self.period, tokens, 0, counted=False)
 
+    def cancel(self) -> None:
+        """See Lease.cancel. The database was not asked yet."""
+        self.open = False
+        self.here.cancel()
+
     @property
     def charged(self) -> int:
         """See Lease.charged."""

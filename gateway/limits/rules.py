@@ -101,6 +101,10 @@ class Lease:
         del tokens
         self.open = False
 
+    def cancel(self) -> None:
+        """Note that the request was refused before its body was read, and costs nothing."""
+        self.settle(0)
+
     async def known(self) -> None:
         """Wait until the settlement is known everywhere, because a client with a complete answer may come again at
         once."""

@@ -211,6 +211,7 @@ class Record:
         fields: dict[str, Any] = {
             "request_id": it.request_id,
             "key": it.key_id,
+            **({"user": it.user} if it.user else {}),
             "api": it.api,
             "model": self._answer.route.name,
             it.endpoint.logged_as: it.size,

@@ -1,6 +1,7 @@
 """Book: the rows of stored responses. Every method waits for the database, so it must be called in a thread.
 
-A row is compressed with zlib. Only the key that made a response can find it, and only until the response expires.
+A row is compressed with zlib. Only the key that made a response can find it, and of a key that tells its users apart
+only the user (`account`, see keys.known.Key). A response can be found only until it expires.
 """
 
 import logging
@@ -60,7 +61,7 @@ class ResponseBook:
         self._rules = rules
         self._clock = clock
 
-    def add(self, key_id: str, response: dict[str, Any], items: list[dict[str, Any]], previous_id: str | None) -> str:
+    def add(self, account: str, response: dict[str, Any], items: list[dict[str, Any]], previous_id: str | None) -> str:
         """Store a response, and delete the key's oldest ones if they take too much together.
 
         Return why the response cannot be stored, and an empty string if it is stored.
@@ -73,8 +74,10 @@ class ResponseBook:
         stored = sum(map(len, packed))
         if stored > self._rules.per_key:
             return "too_large"
+        key_id, _, user_id = account.partition("/")
         row = {
             "key_id": key_id,
+            "user_id": user_id,
             "id": response["id"],
             "previous_id": previous_id,
             "kept_at": int(self._clock() * 1000),
@@ -95,13 +98,13 @@ class ResponseBook:
             return "exists"
         return ""
 
-    def find(self, key_id: str, response_ids: Iterable[str]) -> dict[str, Stored]:
-        """Return those of these responses that the key has stored, by id."""
+    def find(self, account: str, response_ids: Iterable[str]) -> dict[str, Stored]:
+        """Return those of these responses that the account has stored, by id."""
         wanted = {it for it in response_ids if len(it) <= MAX_ID and "\0" not in it}
         if not wanted:
             return {}
         query = sa.select(responses.c.id, responses.c.size, responses.c.input, responses.c.response).where(
-            responses.c.key_id == key_id, responses.c.id.in_(wanted), responses.c.kept_at >= self._oldest()
+            *_of(account), responses.c.id.in_(wanted), responses.c.kept_at >= self._oldest()
         )
         with self._store.read() as connection:
             rows = connection.execute(query).all()
@@ -110,15 +113,15 @@ class ResponseBook:
             try:
                 found[response_id] = Stored(_unpacked(response), _unpacked(items), size)
             except (zlib.error, ValueError):
-                log.error("a stored response of the key %s is damaged and left out", key_id)  # noqa: TRY400  no bug of ours
+                log.error("a stored response of the key %s is damaged and left out", account)  # noqa: TRY400  no bug of ours
         return found
 
-    def chain(self, key_id: str, response_id: str) -> tuple[list[Stored], str | None]:
+    def chain(self, account: str, response_id: str) -> tuple[list[Stored], str | None]:
         """Return a response and its predecessors, the oldest first, and the id of a missing predecessor, if any.
 
         Raises TooLarge if they are too large for one conversation.
         """
-        links = self._links(key_id, response_id)
+        links = self._links(account, response_id)
         missing = links[-1][1] if links else response_id
         if missing is not None and len(links) < LONGEST:
             return [], missing
@@ -128,18 +131,18 @@ class ResponseBook:
                 "Begin a new conversation, or send the important part of this one in 'input'.",
                 param="previous_response_id",
             )
-        found = self.find(key_id, (it[0] for it in links))
+        found = self.find(account, (it[0] for it in links))
         lost = next((it[0] for it in links if it[0] not in found), None)
         return ([], lost) if lost else ([found[it[0]] for it in reversed(links)], None)
 
-    def delete(self, key_id: str, response_id: str) -> bool:
-        """Delete a response; return whether the key had one with that id."""
+    def delete(self, account: str, response_id: str) -> bool:
+        """Delete a response; return whether the account had one with that id."""
         if len(response_id) > MAX_ID or "\0" in response_id:
             return False
-        mine = responses.c.key_id == key_id, responses.c.id == response_id
+        mine = *_of(account), responses.c.id == response_id
         with self._store.write() as connection:
             kept_at = connection.execute(sa.select(responses.c.kept_at).where(*mine)).scalar()
-            if kept_at is None or not remove(connection, [(key_id, response_id)]):
+            if kept_at is None or not remove(connection, [(account.partition("/")[0], response_id)]):
                 return False
         return int(kept_at) >= self._oldest()
 
@@ -162,11 +165,11 @@ class ResponseBook:
         now = int(self._clock() * 1000)
         return now - self._rules.days * DAY if self._rules.days else now + 1
 
-    def _links(self, key_id: str, response_id: str) -> list[tuple[str, str | None, int]]:
+    def _links(self, account: str, response_id: str) -> list[tuple[str, str | None, int]]:
         """Return the id, the predecessor's id and the size of a response and of its predecessors, LONGEST at most."""
         if len(response_id) > MAX_ID or "\0" in response_id:
             return []
-        own = responses.c.key_id == key_id, responses.c.kept_at >= self._oldest()
+        own = *_of(account), responses.c.kept_at >= self._oldest()
         columns = responses.c.id, responses.c.previous_id, responses.c.size
         first = sa.select(*columns, sa.literal(1).label("number")).where(*own, responses.c.id == response_id)
         links = first.cte("links", recursive=True)
@@ -196,6 +199,11 @@ class ResponseBook:
             if not doomed:  # the total was wrong and is corrected now
                 return
             remove(connection, doomed)
+
+
+def _of(account: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    key_id, _, user_id = account.partition("/")
+    return responses.c.key_id == key_id, responses.c.user_id == user_id
 
 
 def _unpacked(packed: bytes) -> Any:

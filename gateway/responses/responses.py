@@ -85,7 +85,7 @@ class Responses:
         # The running call is finished, which takes at most the store's timeout.
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
-    async def history(self, key_id: str, previous_id: str | None, referred: Sequence[str]) -> Past:
+    async def history(self, account: str, previous_id: str | None, referred: Sequence[str]) -> Past:
         """Return what a request continues and refers to. An item that is not found is left out of `kept`.
 
         Raises OpenAI's BadRequest if the previous response, or one before it, is not stored, and TooLarge if the
@@ -93,9 +93,9 @@ class Responses:
         """
         if not self.on or (previous_id is None and not referred):
             return Past()
-        return await self._in_thread(lambda: self._past(key_id, previous_id, referred))
+        return await self._in_thread(lambda: self._past(account, previous_id, referred))
 
-    async def keep(self, key_id: str, writer: Written, asked: Wish) -> bool:
+    async def keep(self, account: str, writer: Written, asked: Wish) -> bool:
         """Store a finished response, if its request wants that. Call it before the answer's last event is sent, because
         the next request may refer to the response within milliseconds.
 
@@ -105,34 +105,34 @@ class Responses:
             return False
         response, items, previous = writer.response(), writer.input_items(), asked.previous_response_id
         try:
-            trouble = await self._in_thread(lambda: self._book.add(key_id, response, items, previous))
+            trouble = await self._in_thread(lambda: self._book.add(account, response, items, previous))
         except StoreUnavailable as exc:
             trouble = str(exc.code)
         if trouble:
-            logs.event("response_not_stored", {"key_id": key_id, "reason": trouble}, "warning")
+            logs.event("response_not_stored", {"key_id": account, "reason": trouble}, "warning")
         return not trouble
 
-    async def show(self, key_id: str, response_id: str) -> Stored:
-        """Return a stored response. Raises NotFound, also for one of another key."""
-        found = await self._in_thread(lambda: self._book.find(key_id, [response_id])) if self.on else {}
+    async def show(self, account: str, response_id: str) -> Stored:
+        """Return a stored response. Raises NotFound, also for one of another account."""
+        found = await self._in_thread(lambda: self._book.find(account, [response_id])) if self.on else {}
         if response_id not in found:
             raise self._unknown(response_id)
         return found[response_id]
 
-    async def delete(self, key_id: str, response_id: str) -> None:
-        """Delete a stored response. Raises NotFound, also for one of another key."""
-        if not self.on or not await self._in_thread(lambda: self._book.delete(key_id, response_id)):
+    async def delete(self, account: str, response_id: str) -> None:
+        """Delete a stored response. Raises NotFound, also for one of another account."""
+        if not self.on or not await self._in_thread(lambda: self._book.delete(account, response_id)):
             raise self._unknown(response_id)
 
-    def _past(self, key_id: str, previous_id: str | None, referred: Sequence[str]) -> Past:
+    def _past(self, account: str, previous_id: str | None, referred: Sequence[str]) -> Past:
         chain: list[Stored] = []
         if previous_id is not None:
-            chain, missing = self._book.chain(key_id, previous_id)
+            chain, missing = self._book.chain(account, previous_id)
             if missing is not None:
                 raise translation.unknown_previous(missing)
         items = [item for it in chain for item in it.all_items]
         makers = {f"resp_{match[1]}" for it in referred if (match := _ITEM_ID.fullmatch(it))}
-        others = self._book.find(key_id, makers) if makers else {}
+        others = self._book.find(account, makers) if makers else {}
         known = {it["id"]: it for it in items if type(it.get("id")) is str}
         known |= {it["id"]: it for stored in others.values() for it in stored.all_items if type(it.get("id")) is str}
         size = sum(it.size for it in (*chain, *others.values()))

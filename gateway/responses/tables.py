@@ -13,6 +13,7 @@ responses = sa.Table(
     metadata,
     sa.Column("key_id", sa.String(16), primary_key=True),
     sa.Column("id", sa.String(MAX_ID), primary_key=True),
+    sa.Column("user_id", sa.String(16), nullable=False, server_default=""),  # of the key; empty: it tells none apart
     sa.Column("previous_id", sa.String(MAX_ID)),
     sa.Column("kept_at", sa.BigInteger, nullable=False),  # milliseconds since 1970
     sa.Column("size", sa.BigInteger, nullable=False),  # bytes of JSON, of both values below

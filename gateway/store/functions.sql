@@ -24,7 +24,8 @@ END $$ LANGUAGE plpgsql;
 
 -- Charge a key one request and `cost` tokens, if its limits allow that. A null is no limit. Times are seconds of the
 -- gateways' clock. Tokens are counted in the account's own day and month, which are returned: a host whose clock is
--- behind begins no new ones. A new account begins with what the records know of its key.
+-- behind begins no new ones. A new account begins with what the records know of its key, or of its user if it is named
+-- `key/user`.
 CREATE OR REPLACE FUNCTION stack_charge(
     key text, me text, moment double precision, patience double precision,
     today bigint, this_month bigint, month_began bigint, cost bigint,
@@ -43,7 +44,8 @@ BEGIN
         INSERT INTO accounts SELECT key, moment, 0, 0,
             today, coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)) FILTER (WHERE at >= today * 86400000), 0),
             this_month, coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)), 0)
-            FROM usage WHERE key_id = key AND at >= month_began
+            FROM usage WHERE key_id = split_part(key, '/', 1) AND at >= month_began
+                AND split_part(key, '/', 2) IN ('', user_id)
             ON CONFLICT DO NOTHING;
         SELECT * INTO it FROM accounts WHERE key_id = key FOR UPDATE;
     END IF;
@@ -189,7 +191,7 @@ END $$ LANGUAGE plpgsql;
 
 
 -- Let a request in: Places.enter. It returns the place and whether that has a slot; otherwise a reason and the seconds
--- after which the request may return.
+-- after which the request may return. `key` is `key` or `key/user`.
 CREATE OR REPLACE FUNCTION stack_enter(
     which text, its_slots integer, me text, moment double precision, patience double precision,
     key text, its_mark text, weight integer, wait double precision, queue integer, ahead boolean, its_model bigint,
@@ -198,9 +200,12 @@ CREATE OR REPLACE FUNCTION stack_enter(
 DECLARE
     it queue_engines;
     instant double precision := extract(epoch FROM clock_timestamp());
-    its_tag double precision := -1;
+    person text := split_part(key, '/', 2);
+    its_turn double precision := 0;
+    its_last double precision := -1;
+    its_tag double precision;
     its_cost double precision := 0;
-    taken bigint; waiting bigint; own bigint; before bigint; weights double precision;
+    taken bigint; waiting bigint; own bigint; users bigint; behind bigint; before bigint; weights double precision;
     turns double precision; expected double precision;
     lined bigint;
     kept boolean := false;
@@ -212,14 +217,24 @@ BEGIN
     UPDATE queue_engines SET slots = its_slots WHERE name = which RETURNING * INTO it;
     DELETE FROM queue_places WHERE engine = which
         AND owner IN (SELECT id FROM account_owners WHERE beat <= moment - patience);
+    key := split_part(key, '/', 1);
     IF NOT ahead THEN
         INSERT INTO queue_keys (engine, key_id) VALUES (which, key) ON CONFLICT DO NOTHING;
-        SELECT greatest(it.virtual, finish) INTO its_tag FROM queue_keys WHERE engine = which AND key_id = key;
+        SELECT greatest(it.virtual, finish) INTO its_last FROM queue_keys WHERE engine = which AND key_id = key;
         its_cost := 1.0 / weight;
     END IF;
+    IF person <> '' AND NOT ahead THEN  -- Places._turn
+        SELECT greatest(coalesce(max(turn) FILTER (WHERE held), min(turn), 0),
+            coalesce(max(turn) FILTER (WHERE user_id = person) + 1, 0))
+            INTO its_turn FROM queue_places WHERE engine = which AND key_id = key AND cost > 0;
+    END IF;
+    SELECT count(*), coalesce(min(tag), its_last) INTO behind, its_tag FROM queue_places
+        WHERE person <> '' AND NOT ahead AND engine = which AND key_id = key AND NOT held AND cost > 0 AND turn > its_turn;
     SELECT count(*) FILTER (WHERE held), count(*) FILTER (WHERE NOT held),
-        count(*) FILTER (WHERE NOT held AND key_id = key), count(*) FILTER (WHERE NOT held AND tag <= its_tag)
-        INTO taken, waiting, own, before FROM queue_places WHERE engine = which;
+        count(*) FILTER (WHERE NOT held AND key_id = key),
+        count(*) FILTER (WHERE NOT held AND key_id = key AND user_id = person AND person <> ''),
+        count(*) FILTER (WHERE NOT held AND tag <= its_tag) - least(behind, 1)
+        INTO taken, waiting, own, users, before FROM queue_places WHERE engine = which;
     has_slot := taken < its_slots AND stack_serves(it.loads, it.target, its_model, taken > 0)
         AND NOT EXISTS (SELECT FROM queue_places WHERE engine = which AND NOT held
             AND stack_serves(it.loads, it.target, model, taken > 0));
@@ -232,12 +247,12 @@ BEGIN
         SELECT coalesce(sum(other.weight), 0) + stack_enter.weight INTO weights
             FROM (SELECT max(1 / cost) AS weight FROM queue_places
                 WHERE engine = which AND NOT held AND cost > 0 AND key_id <> key GROUP BY key_id) other;
-        turns := greatest(before + 1, (own + 1) * weights / weight);
+        turns := greatest(before + 1, (own - behind + 1) * weights / weight);
         SELECT count(*) INTO lined FROM queue_keys WHERE engine = which AND line > instant;
         expected := CASE WHEN kept THEN before + 1 ELSE turns END * it.seconds / its_slots;
         reason := CASE
             WHEN waiting >= queue AND NOT kept THEN 'full'
-            WHEN own >= queue - waiting AND NOT kept THEN 'share'
+            WHEN own + users >= queue - waiting AND NOT kept THEN 'share'
             WHEN expected > wait * CASE WHEN kept OR lined = 0 THEN 1.0 ELSE leeway END THEN 'deadline'
         END;
     END IF;
@@ -249,9 +264,16 @@ BEGIN
     IF has_slot THEN
         PERFORM stack_loads(which, its_model, instant);
     END IF;
-    INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until, model)
-        VALUES (which, me, key, has_slot, its_tag, its_cost, instant, instant + wait, its_model) RETURNING id INTO place;
-    UPDATE queue_keys SET finish = its_tag + its_cost WHERE engine = which AND key_id = key AND NOT ahead;
+    IF behind > 0 THEN
+        UPDATE queue_places SET tag = coalesce(later.tag, its_last) FROM (
+            SELECT id, lead(tag) OVER (ORDER BY tag, since, id) AS tag FROM queue_places
+            WHERE engine = which AND key_id = key AND NOT held AND cost > 0 AND turn > its_turn
+        ) later WHERE queue_places.id = later.id;
+    END IF;
+    INSERT INTO queue_places (engine, owner, key_id, user_id, held, tag, turn, cost, since, until, model)
+        VALUES (which, me, key, person, has_slot, its_tag, its_turn, its_cost, instant, instant + wait, its_model)
+        RETURNING id INTO place;
+    UPDATE queue_keys SET finish = its_last + its_cost WHERE engine = which AND key_id = key AND NOT ahead;
     IF has_slot THEN
         UPDATE queue_engines SET virtual = greatest(virtual, its_tag) WHERE name = which;
     ELSE  -- owners that are silent may have left slots

@@ -74,6 +74,7 @@ class Recorder:
             "at": time.time_ns() // 1_000_000,
             "request_id": exchange.request_id,
             "key_id": exchange.key_id,
+            "user_id": exchange.user or None,
             "kind": exchange.kind,
             "api": exchange.api,
             # PostgreSQL refuses a NUL in a text, and an engine's model name may hold one

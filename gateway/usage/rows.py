@@ -30,6 +30,7 @@ usage = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),  # when the request came, in milliseconds since 1970
     sa.Column("request_id", sa.Text),
     sa.Column("key_id", sa.Text),
+    sa.Column("user_id", sa.Text),  # the pseudonym of the key's user; null: the key does not tell its users apart
     sa.Column("kind", sa.Text),
     sa.Column("api", sa.Text),  # the API that its caller used; null: a row from the time when each kind had one API
     sa.Column("model", sa.Text),  # the route's name
@@ -53,6 +54,13 @@ usage = sa.Table(
     sa.Column("resumes", sa.BigInteger),
     sa.Index("usage_at", "at"),
     sa.Index("usage_key", "key_id", "at"),
+    sa.Index(
+        "usage_user",
+        "user_id",
+        "at",
+        sqlite_where=sa.text("user_id IS NOT NULL"),
+        postgresql_where=sa.text("user_id IS NOT NULL"),
+    ),
     sa.Index("usage_request", "request_id"),
 )
 
@@ -69,6 +77,7 @@ class UsageRow(BaseModel):
     at: Annotated[int, Field(ge=0, le=LAST * 1000)]
     request_id: Word
     key_id: Word
+    user_id: Word = None  # a backup of older versions has none
     kind: Word
     api: Word = None  # a backup of older versions has none
     model: Word
@@ -91,7 +100,7 @@ class UsageRow(BaseModel):
     resumes: Number
 
 
-Dimension = Literal["key", "model", "day", "engine", "arm", "outcome", "api"]
+Dimension = Literal["key", "model", "day", "engine", "arm", "outcome", "api", "user"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 SUMS = ("requests", "finished", "tokens_in", "tokens_out", "cached", "documents", "audio_ms", "characters", "counted")
 
@@ -101,6 +110,7 @@ _REPLACE = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(f"{name} = excluded.{n
 _TOKENS = sa.func.coalesce(usage.c.tokens_in, 0) + sa.func.coalesce(usage.c.tokens_out, 0)
 _GROUPS: dict[str, sa.ColumnElement[Any]] = {
     "key": usage.c.key_id,
+    "user": usage.c.user_id,
     "day": usage.c.at // sa.literal_column(str(DAY), sa.BigInteger),
 }
 
@@ -170,13 +180,17 @@ class UsageBook:
                 if some:
                     connection.exec_driver_sql(insert + ending, some)
 
-    def spent(self, key_id: str, since: int, until: int) -> int:
-        """Return the tokens, in and out, of a key's requests that came from `since` on and before `until`."""
-        return self.spent_since(key_id, [since], until)[0]
+    def spent(self, account: str, since: int, until: int) -> int:
+        """Return the tokens, in and out, of the requests of a key, or of one of its users (keys.known.Key.account),
+        that came from `since` on and before `until`."""
+        return self.spent_since(account, [since], until)[0]
 
-    def spent_since(self, key_id: str, moments: Sequence[int], until: int) -> list[int]:
+    def spent_since(self, account: str, moments: Sequence[int], until: int) -> list[int]:
         """Return the same as `spent` for each of several beginnings, all as of one moment."""
+        key_id, _, user_id = account.partition("/")
         query = sa.select(sa.func.sum(_TOKENS)).where(usage.c.key_id == key_id, usage.c.at < until)
+        if user_id:
+            query = query.where(usage.c.user_id == user_id)
         with self._store.read() as connection:
             found = [connection.execute(query.where(usage.c.at >= since)).scalar_one() for since in moments]
         return [int(it or 0) for it in found]
@@ -188,14 +202,18 @@ class UsageBook:
             return int(connection.execute(query).scalar_one_or_none() or 0)
 
     def totals(
-        self, by: Collection[Dimension], since: int, until: int, key_id: str | None = None, model: str | None = None
+        self,
+        by: Collection[Dimension],
+        since: int,
+        until: int,
+        key_id: str | None = None,
+        model: str | None = None,
+        user_id: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return the sums of the requests that came in that time, grouped and ordered by `by`. Each row has SUMS, and
         the key's `name` if it is grouped by key. `counted` is the number of requests whose tokens are not the engine's
         own count. Raises BadRequest for an id that no key has or had."""
-        columns: dict[str, sa.ColumnElement[Any]] = {}
-        for name in by:
-            columns[name] = _GROUPS[name] if name in _GROUPS else usage.c[name]
+        columns: dict[str, sa.ColumnElement[Any]] = {it: _GROUPS[it] if it in _GROUPS else usage.c[it] for it in by}
         groups = list(columns.values())
         if "key" in by:
             columns["name"] = sa.func.coalesce(sa.func.max(keys.c.name), sa.func.max(deleted_keys.c.name))
@@ -209,12 +227,10 @@ class UsageBook:
         query = sa.select(*(column.label(name) for name, column in columns.items()))
         whose = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
         whose = whose.outerjoin(deleted_keys, deleted_keys.c.id == usage.c.key_id)
-        query = query.select_from(whose).group_by(*groups)
-        query = query.where(usage.c.at >= since, usage.c.at < until).order_by(*groups)
-        if key_id is not None:
-            query = query.where(usage.c.key_id == key_id)
-        if model is not None:
-            query = query.where(usage.c.model == model)
+        query = query.select_from(whose).group_by(*groups).order_by(*groups)
+        only = (usage.c.key_id, key_id), (usage.c.model, model), (usage.c.user_id, user_id)
+        where = [column == value for column, value in only if value is not None]
+        query = query.where(usage.c.at >= since, usage.c.at < until, *where)
         with self._store.read() as connection:
             if key_id is not None and not self._knows(connection, key_id):
                 raise BadRequest(

@@ -19,9 +19,9 @@ from gateway.store.store import Store
 
 HOUR, DAY = 3_600_000, 86_400_000  # milliseconds
 FEW = 1000  # names that may stand in one query
-KEY_HOURS = 3 * DAY  # for how long the hours of single keys are kept; their days are kept like all others
+KEY_HOURS = 3 * DAY  # for how long the hours of single keys and users are kept; their days are kept like all others
 Step = Literal["hour", "day", "month"]
-By = Literal["all", "key", "owner", "model", "engine"]
+By = Literal["all", "key", "owner", "model", "engine", "user"]
 STEPS: tuple[Step, ...] = get_args(Step)
 BYS: tuple[By, ...] = get_args(By)
 
@@ -123,11 +123,15 @@ def add(connection: sa.Connection, records: Collection[Mapping[str, Any]], sign:
         connection.exec_driver_sql(statement, [(*place, *values) for place, values in sorted(found.items())])
 
 
-def _alike(records: Iterable[Mapping[str, Any]], sign: int) -> dict[tuple[int, str, str, str], list[int]]:
-    """The counts of the rows that differ in nothing else: by hour, key, model and engine."""
-    found: dict[tuple[int, str, str, str], list[int]] = {}
+_Alike = dict[tuple[int, str, str, str, str], list[int]]
+
+
+def _alike(records: Iterable[Mapping[str, Any]], sign: int) -> _Alike:
+    """The counts of the rows that differ in nothing else: by hour, key, model, engine and user."""
+    found: _Alike = {}
     for it in records:
-        of = it["at"] // HOUR * HOUR, it.get("key_id") or "", it.get("model") or "", it.get("engine") or ""
+        names = (it.get(name) or "" for name in ("key_id", "model", "engine", "user_id"))
+        of = it["at"] // HOUR * HOUR, *names
         counts = found.get(of)
         if counts is None:
             counts = found[of] = [0] * len(_COUNTS)
@@ -148,12 +152,13 @@ def _alike(records: Iterable[Mapping[str, Any]], sign: int) -> dict[tuple[int, s
     return found
 
 
-def _by_hour(connection: sa.Connection, alike: dict[tuple[int, str, str, str], list[int]]) -> _Found:
-    owners = _owners(connection, {key for _, key, _, _ in alike})
+def _by_hour(connection: sa.Connection, alike: _Alike) -> _Found:
+    owners = _owners(connection, {key for _, key, _, _, _ in alike})
     found: _Found = {}
-    for (at, key, model, engine), counts in alike.items():
-        for by, name in zip(BYS, ("", key, owners.get(key, ""), model, engine), strict=True):
-            _merge(found, ("hour", by, at, name), counts)
+    for (at, key, model, engine, user), counts in alike.items():
+        for by, name in zip(BYS, ("", key, owners.get(key, ""), model, engine, user), strict=True):
+            if by != "user" or user:
+                _merge(found, ("hour", by, at, f"{key}/{user}" if by == "user" else name), counts)
     return found
 
 
@@ -185,7 +190,7 @@ def forget(connection: sa.Connection, before: int, now: int) -> None:
     """Delete the sums of hours, days and months that were over at that moment, and old hours of single keys."""
     for step in STEPS:
         connection.execute(sa.delete(sums).where(sums.c.step == step, sums.c.at < begins(step, before)))
-    hours = sums.c.step == "hour", sums.c.by == "key", sums.c.at < now - KEY_HOURS
+    hours = sums.c.step == "hour", sums.c.by.in_(("key", "user")), sums.c.at < now - KEY_HOURS
     connection.execute(sa.delete(sums).where(*hours))
 
 
@@ -207,7 +212,7 @@ class Sums:
             query = sa.select(sums.c.name, *(_added(it).label(it) for it in _COUNTS)).where(*where)
             query = query.group_by(sums.c.name).order_by(sa.desc("requests"), sums.c.name).limit(most)
             found = [_total(row) for row in connection.execute(query).mappings()]
-            return _labelled(connection, found) if by == "key" else found
+            return _labelled(connection, found) if by in ("key", "user") else found
 
     def over_time(self, by: By, span: Span, names: Collection[str]) -> dict[str, dict[int, Total]]:
         """Return the totals of each part of the span that has any, by name and by the part's beginning."""
@@ -245,11 +250,12 @@ def _total(row: Mapping[Any, Any]) -> Total:
 
 
 def _labelled(connection: sa.Connection, found: list[Total]) -> list[Total]:
-    """The same with the names of the keys."""
+    """The same with the names of the keys. A user is called by the key's name and the pseudonym."""
     called: dict[str, str] = {}
     for start in range(0, len(found), FEW):
-        ids = [it.name for it in found[start : start + FEW]]
+        ids = {it.name.partition("/")[0] for it in found[start : start + FEW]}
         for table in (deleted_keys, keys):
             rows = connection.execute(sa.select(table.c.id, table.c.name).where(table.c.id.in_(ids)))
             called |= {it.id: it.name for it in rows}
-    return [replace(it, label=called.get(it.name, "")) for it in found]
+    names = ((it, *it.name.partition("/")) for it in found)
+    return [replace(it, label=(called.get(key) or (user and key)) + slash + user) for it, key, slash, user in names]

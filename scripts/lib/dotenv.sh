@@ -12,7 +12,7 @@ check_dotenv() {
   local values known unknown
   values=$(dotenv_values .env) || exit
   known=$(sed -nE 's/^#([A-Z][A-Z0-9_]*)=.*/\1/p' .env.example)
-  unknown=$(sed -nE 's/^ *"((STACK|LLM|OLLAMA|VLLM|LLAMA|HF|OTEL|PROMETHEUS|ALERTMANAGER|GRAFANA|CADDY)_[A-Za-z0-9_]*)": .*/\1/p' <<<"$values" |
+  unknown=$(sed -nE 's/^ *"((STACK|LLM|OLLAMA|VLLM|LLAMA|HF|OTEL|PROMETHEUS|ALERTMANAGER|GRAFANA|CADDY|CHAT)_[A-Za-z0-9_]*)": .*/\1/p' <<<"$values" |
     grep -vxF "$known" | head -n 1) || true
   [ -z "$unknown" ] ||
     die ".env sets $unknown, which nothing reads: did you mean $(closest "$unknown" "$known")? (.env.example lists every name.)"

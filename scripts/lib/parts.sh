@@ -1,13 +1,14 @@
 # shellcheck shell=bash
 # The parts that may run beside the stack. Each is a compose file of its own, compose.NAME.yaml, which NAME=on adds and NAME=off
 # removes, with the name in capitals: `MONITORING=on make up`.
-parts=(monitoring tls)
+parts=(monitoring tls chat)
 
 # Prints the settings that name the images of part $1. Each is the name of a service, in capitals, and _IMAGE.
 images_of() {
   case $1 in
     monitoring) echo PROMETHEUS_IMAGE ALERTMANAGER_IMAGE GRAFANA_IMAGE ;;
     tls) echo CADDY_IMAGE ;;
+    chat) echo CHAT_IMAGE ;;
   esac
 }
 

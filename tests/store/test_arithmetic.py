@@ -251,6 +251,10 @@ class MemoryQueue:
         return self._places.again(self._engine, it.key, it.weight, it.mark)
 
 
+def _exchange(it: table.Queue | table.Again) -> Any:
+    return SimpleNamespace(key_id=it.key.partition("/")[0], account=it.key, mark=it.mark, priority=it.weight)
+
+
 class PostgresQueue:
     """The queue of all hosts."""
 
@@ -259,8 +263,7 @@ class PostgresQueue:
         self._slots = slots
 
     async def enter(self, it: table.Queue) -> tuple[Any, bool] | Refusal:
-        request = SimpleNamespace(key_id=it.key, mark=it.mark, priority=it.weight)
-        what: Any = ("engine", self._slots, request, it.wait, table.WAITING)
+        what: Any = ("engine", self._slots, _exchange(it), it.wait, table.WAITING)
         found = await self._queues.enter(*what, ahead=it.ahead, model=it.model)
         await self._settled()
         return found if isinstance(found, Refusal) else (found, await self.holds(found))
@@ -287,7 +290,7 @@ class PostgresQueue:
         return (await cursor.fetchone() or (False,))[0]
 
     async def again(self, it: table.Again) -> float:
-        return await self._queues.again("engine", SimpleNamespace(key_id=it.key, mark=it.mark, priority=it.weight))
+        return await self._queues.again("engine", _exchange(it))
 
 
 @pytest.mark.parametrize("case", table.QUEUES)
@@ -315,15 +318,19 @@ async def play(queue: MemoryQueue | PostgresQueue, clock: Clock, steps: Any) -> 
                     places.append((step.key, found[0]))
                     assert ("slot" if found[1] else "waits") == step.gets, (number, step)
             case table.Leave() | table.Loaded() | table.Look():
-                before = [await queue.holds(place) for _, place in places]
+                left = None
+                if isinstance(step, table.Leave):
+                    _, left = places[step.number]
+                    places[step.number] = "", None  # a later request may get the same place
+                before = [it is not None and await queue.holds(it) for _, it in places]
                 match step:
                     case table.Leave():
-                        await queue.leave(places[step.number][1], served=step.served)
+                        await queue.leave(left, served=step.served)
                     case table.Loaded():
                         await queue.loaded(step)
                     case table.Look():
                         await queue.look()
-                after = [await queue.holds(place) for _, place in places]
+                after = [it is not None and await queue.holds(it) for _, it in places]
                 given = [key for (key, _), was, has in zip(places, before, after, strict=True) if has and not was]
                 assert "".join(given) == step.gives, (number, step)
             case table.Again():

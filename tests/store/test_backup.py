@@ -21,6 +21,7 @@ from gateway.store.store import open_store, prepare
 from gateway.usage import rows as usage
 from tests.support.command import Command, empty_store
 from tests.support.containers import Postgres
+from tests.support.front_end import FrontEnd
 from tests.support.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
 from tests.support.rows import Rows
 
@@ -37,6 +38,7 @@ def test_a_backup_goes_into_the_other_database(engine: FakeEngine, tmp_path: Pat
     other = {"STACK_DATA_DIR": str(tmp_path / "other"), "STACK_STORE_URL": postgres.new_database()}
     first, second = Command(**lite), Command(**other)
     key = first.json("keys", "create", "Ann", "--label", "team=red", "--model", "fake-model", "--concurrent", "3")
+    chat = first.json("keys", "create", "chat", "--users")
     first.run("prompts", "set", "polite", "-", stdin="Be polite,\nalways.")
     first("prompts", "use", "polite", "--key", key["key"]["id"])
     file = tmp_path / "stack.backup"
@@ -53,8 +55,9 @@ def test_a_backup_goes_into_the_other_database(engine: FakeEngine, tmp_path: Pat
         assert (ask(gateway, key["secret"]), ask(gateway, gone)) == (401, 200)
         done = second.run("restore", str(file))
         assert (done.returncode, "use --yes" in done.stderr) == (1, True)
-        assert second("restore", str(file), "--yes") == "Restored 1 keys and 1 usage rows.\n"
+        assert second("restore", str(file), "--yes") == "Restored 2 keys and 1 usage rows.\n"
         wait_for(lambda: (ask(gateway, key["secret"]), ask(gateway, gone)) == (200, 401), deadline=5)
+        assert FrontEnd(gateway, chat["secret"], chat["signing_secret"]).ask("ann").status_code == 200
         assert rows.all()[: len(saved)] == saved
         assert second.json("keys", "list") == first.json("keys", "list")
         assert second("prompts", "show", "polite") == "Be polite,\nalways."

@@ -46,7 +46,7 @@ class Changed:
         self._random = Random(7)
 
     def make(self) -> None:
-        entry, text = self.book.create(NewKeyFields(name="made", models=["a"], labels={"é": "\u2028"}))
+        entry, text = self.book.create(NewKeyFields(name="made", models=["a"], labels={"é": "\u2028"}, users=True))
         self._ids.append(entry.id)
         self.secrets.append(text)
 
@@ -54,7 +54,7 @@ class Changed:
         """One change of one key, or of the limits of all."""
         self.make()
         key_id, rnd = self._random.choice(self._ids), self._random
-        match rnd.randrange(7):
+        match rnd.randrange(8):
             case 0:
                 self.book.delete(key_id)
                 self._ids.remove(key_id)
@@ -65,6 +65,8 @@ class Changed:
             case 5:
                 self.book.change(key_id, KeyFields(limits=LimitFields(concurrent=rnd.randrange(1, 9)), name="other"))
             case 6:
+                self.book.tell_users_apart(key_id, on=rnd.random() < 0.5)
+            case 7:
                 self.book.set_defaults(LimitFields(tokens_per_day=rnd.randrange(1, 1000)))
 
 

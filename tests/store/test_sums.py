@@ -26,13 +26,21 @@ def store(store_settings: dict[str, str]) -> Iterator[Store]:
     store.close()
 
 
-def fill(store: Store) -> list[str]:
-    """Five keys and sixty requests of three of them, some of them written twice or amended."""
+def fill(store: Store, users: tuple[str | None, ...] = (None,)) -> list[str]:
+    """Five keys and sixty requests of three of them, some of them written twice or amended. They are those of the keys'
+    `users` in turn."""
     ids = [Keybook(store).create(NewKeyFields(name=f"N{number}%", owner="Ann"))[0].id for number in range(5)]
     now = int(time.time() * 1000)
     rows = [
         {"id": f"r{it}", "at": now, "request_id": f"q{it}", "key_id": ids[it % 3], "model": "m", "engine": "e"}
-        | {"outcome": "finished", "tokens_in": 3, "tokens_out": 4, "duration_ms": 100 + it, "ttft_ms": 10}
+        | {
+            "user_id": users[it % len(users)],
+            "outcome": "finished",
+            "tokens_in": 3,
+            "tokens_out": 4,
+            "duration_ms": 100 + it,
+            "ttft_ms": 10,
+        }
         for it in range(60)
     ]
     book = UsageBook(store)
@@ -48,10 +56,10 @@ def everything(store: Store) -> list[tuple[Any, ...]]:
 
 
 def test_sums_are_right_and_read_by_every_name_and_span(store: Store) -> None:
-    ids, reads = fill(store), Sums(store)
+    ids, reads = fill(store, ("u", None, None)), Sums(store)
     for by in BYS:
         for span in WORDS:
-            if (by, span) == ("key", "year"):
+            if by in ("key", "user") and span == "year":
                 continue
             it = asked({"by": by, "span": span})
             found = reads.top(by, it.table, 10)
@@ -62,10 +70,13 @@ def test_sums_are_right_and_read_by_every_name_and_span(store: Store) -> None:
             elif by == "key":
                 assert {name: requests for name, requests, *_ in told} == dict.fromkeys(ids[:3], 20)
                 assert {of.label for of in found} == {"N0%", "N1%", "N2%"}
+            elif by == "user":
+                assert [(of.name, of.label, of.requests) for of in found] == [(f"{ids[0]}/u", "N0%/u", 20)]
             else:
                 assert told == [(names[by], 60, 59, 0, 237, 159)]
             parts = reads.over_time(by, it.plots, [of.name for of in found])
-            assert sum(part.requests for of in parts.values() for part in of.values()) == (0 if span == "last" else 60)
+            count = 0 if span == "last" else 20 if by == "user" else 60
+            assert sum(part.requests for of in parts.values() for part in of.values()) == count
 
 
 def test_the_migration_adds_up_what_is_there(store: Store) -> None:
@@ -74,8 +85,13 @@ def test_the_migration_adds_up_what_is_there(store: Store) -> None:
     with store.write() as connection:
         for table in ("usage_sums", "changes"):
             connection.exec_driver_sql(f"DROP TABLE {table}")
-        for index in ("usage_request", "keys_by_age", "secrets_key"):
+        for index in ("usage_request", "keys_by_age", "secrets_key", "usage_user"):
             connection.exec_driver_sql(f"DROP INDEX {index}")
+        later = ["keys.signing", "keys.user_limits", "responses.user_id", "usage.user_id"]
+        if connection.dialect.name == "postgresql":
+            later += ["queue_places.user_id", "queue_places.turn"]
+        for table, column in (it.split(".") for it in later):
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0014'")
     store.migrate()
     assert everything(store) == before

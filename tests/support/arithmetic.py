@@ -317,6 +317,44 @@ QUEUES: Mapping[str, tuple[int, Sequence[QueueStep]]] = {
             Leave(3),
         ],
     ),
+    "the users of a key share its turns, and take none of another key's": (
+        1,
+        [
+            Queue("h", "slot"),
+            *[Queue("k/a")] * 2,
+            Queue("k/b"),  # comes before a's second one, and gets its turn
+            Queue("o"),
+            Queue("o"),
+            Leave(0, "k/a"),
+            Leave(1, "o"),
+            Leave(4, "k/b"),
+            Leave(3, "o"),
+            Leave(5, "k/a"),
+        ],
+    ),
+    "a user who sends one request after another is served in turn with one who floods": (
+        1,
+        [
+            Queue("k/a", "slot"),
+            *[Queue("k/a")] * 2,
+            Queue("k/b"),
+            Leave(0, "k/b"),
+            Queue("k/b"),  # it has had a turn
+            Leave(3, "k/a"),
+            Leave(1, "k/b"),
+            Leave(4, "k/a"),
+        ],
+    ),
+    "a user's flood leaves places for the other users of its key": (
+        1,
+        [
+            Queue("h", "slot"),
+            *[Queue("k/a")] * 3,
+            Queue("k/a", "share 1.25"),
+            Queue("k/b"),
+            Queue("o"),
+        ],
+    ),
     "turns go by weight": (
         1,
         [

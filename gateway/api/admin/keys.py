@@ -1,6 +1,7 @@
 """Keys: the paths of keys and their secrets."""
 
 import asyncio
+import functools
 from typing import Annotated, Any
 
 from fastapi import FastAPI
@@ -14,10 +15,18 @@ from gateway.keys.entries import YEAR, Entry, KeyFields, NewKeyFields
 
 
 class NewKey(BaseModel):
-    """A key with its secret, which is shown only once."""
+    """A key with its secret, which is shown only once. So is the signing secret, if the key tells its users apart."""
 
     key: Entry
     secret: str
+    signing_secret: str | None = None
+
+
+class NewSigning(BaseModel):
+    """A key with the secret with which its front end signs the names of users. It is shown only once."""
+
+    key: Entry
+    signing_secret: str
 
 
 class KeyList(BaseModel):
@@ -44,7 +53,7 @@ def add_key_routes(app: FastAPI, book: Keybook, common: dict[str, Any]) -> None:
     async def create_key(request: HttpRequest) -> NewKey:
         """Create a key. Its secret is in the answer, and cannot be shown again."""
         entry, text = await asyncio.to_thread(book.create, await body(request, NewKeyFields))
-        return NewKey(key=entry, secret=text)
+        return NewKey(key=entry, secret=text, signing_secret=entry.signing)
 
     @app.get("/admin/keys/{key_id}", **common)
     async def show_key(key_id: str) -> Entry:
@@ -72,3 +81,18 @@ def add_key_routes(app: FastAPI, book: Keybook, common: dict[str, Any]) -> None:
         """Delete a key permanently. Its usage stays, with its name."""
         await asyncio.to_thread(book.delete, key_id)
         return Response(status_code=204)
+
+    _add_user_routes(app, book, common)
+
+
+def _add_user_routes(app: FastAPI, book: Keybook, common: dict[str, Any]) -> None:
+    @app.post("/admin/keys/{key_id}/users", **common)
+    async def tell_users_apart(key_id: str) -> NewSigning:
+        """Tell the key's users apart, by a new signing secret for its front end. An older one ends within a second."""
+        entry = await asyncio.to_thread(functools.partial(book.tell_users_apart, key_id, on=True))
+        return NewSigning(key=entry, signing_secret=entry.signing or "")
+
+    @app.delete("/admin/keys/{key_id}/users", **common)
+    async def stop_telling_users_apart(key_id: str) -> Entry:
+        """Do not tell the key's users apart any more. Their usage stays."""
+        return await asyncio.to_thread(functools.partial(book.tell_users_apart, key_id, on=False))

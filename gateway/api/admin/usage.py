@@ -24,6 +24,7 @@ class Sum(BaseModel):
     name: str | None = Field(
         None, description="The key's name; for keys of the setting STACK_API_KEYS, the setting's name."
     )
+    user: str | None = Field(None, description="The pseudonym of the key's user; null if it tells no users apart.")
     model: str | None = None
     day: str | None = None
     engine: str | None = None
@@ -69,6 +70,7 @@ def add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common:
         until: Annotated[str | None, Query(alias="to", description=_MOMENT + "; the day itself is included")] = None,
         key: Annotated[str | None, Query(description="Only the usage of this key, given by its id")] = None,
         model: Annotated[str | None, Query(description="Only the usage of this model")] = None,
+        user: Annotated[str | None, Query(description="Only the usage of this user, given by the pseudonym")] = None,
         form: Annotated[str, Query(alias="format", description="json or csv")] = "json",
     ) -> SumList | Response:
         """Sum up the usage. A request is counted within two seconds of its end."""
@@ -79,8 +81,8 @@ def add_usage_routes(app: FastAPI, settings: Settings, usage: UsageBook, common:
             raise BadRequest("'from' is after 'to'.", param="from")
         if form not in ("json", "csv"):
             raise BadRequest("'format' must be json or csv.", param="format")
-        _refuse_nul(key=key, model=model)
-        found = await asyncio.to_thread(usage.totals, groups, begin, end, key, model)
+        _refuse_nul(key=key, model=model, user=user)
+        found = await asyncio.to_thread(usage.totals, groups, begin, end, key, model, user)
         if form == "csv":
             return Response(to_csv(groups, found), media_type="text/csv")
         return SumList(data=[Sum(**row) for row in found])

@@ -72,7 +72,7 @@ class Answers:
     async def answer(
         self,
         name: bytes,
-        key_id: str,
+        account: str,
         digest: bytes,
         request_id: str,
         maker: Maker,
@@ -81,7 +81,8 @@ class Answers:
         send: Send,
         form: Form,
     ) -> None:
-        """Send the answer that is kept under this `name`, or have `maker` make one. `digest` is that of the request's
+        """Send the answer that is kept under this `name`, or have `maker` make one. `account` is whose it is
+        (keys.known.Key). `digest` is that of the request's
         path and body, which must be the same as before. `form` writes the errors that occur here.
 
         Raises BadRequest for an invalid name, IdempotencyConflict if the name belongs to another request,
@@ -92,7 +93,7 @@ class Answers:
             raise BadRequest(
                 f"Idempotency-Key must be 1 to {MAX_NAME} printable ASCII characters.", param="Idempotency-Key"
             )
-        path = self._path(name, key_id)
+        path = self._path(name, account)
         first = False
         while True:
             entry = Entry.open(path)
@@ -104,7 +105,7 @@ class Answers:
                 if state == FAILED:
                     continue  # its maker takes it away
                 if not first:
-                    told = {"request_id": request_id, "key": key_id, "whole": state == WHOLE}
+                    told = {"request_id": request_id, "key": account.partition("/")[0], "whole": state == WHOLE}
                     logs.event("idempotent_replay", told)
                 reader = Reader(entry, self._making.get(path), client, form, again=not first)
                 if await self._read(reader, entry, path, maker, form, receive, send, request_id):
@@ -133,14 +134,14 @@ class Answers:
             reader.making = self._making.get(path)
         return True
 
-    def has(self, name: bytes | None, key_id: str) -> bool:
-        """Return whether this key has an answer with this name, complete or running."""
-        return name is not None and self._path(name, key_id).exists()
+    def has(self, name: bytes | None, account: str) -> bool:
+        """Return whether this account has an answer with this name, complete or running."""
+        return name is not None and self._path(name, account).exists()
 
-    def _path(self, name: bytes, key_id: str) -> Path:
-        # By the caller's key as well: nobody sees what is somebody else's, even by guessing its name.
-        whose = hashlib.sha256(key_id.encode()).hexdigest()[:32]
-        of_both = hashlib.sha256(key_id.encode() + b"\0" + name).hexdigest()
+    def _path(self, name: bytes, account: str) -> Path:
+        # By the account as well, so that nobody sees a stranger's answer by guessing its name. The space is the key's.
+        whose = hashlib.sha256(account.partition("/")[0].encode()).hexdigest()[:32]
+        of_both = hashlib.sha256(account.encode() + b"\0" + name).hexdigest()
         return self._directory / f"{whose}-{of_both}"
 
     def _begin(self, path: Path, digest: bytes, maker: Maker, form: Form, past: Past | None = None) -> bool:

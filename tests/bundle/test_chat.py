@@ -1,0 +1,178 @@
+"""The chat window: what CHAT=on adds to the stack, and that its users reach the gateway and are told apart."""
+
+import json
+import re
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.clone import OVERRIDES, Config, Tree, clone, merged
+from tests.support.processes import ROOT, free_port, wait_for
+
+STAND_IN = """
+services:
+  chat:
+    volumes: ["./stand-in:/stand-in:ro"]
+    environment: { PYTHONPATH: /stand-in }
+"""
+TASKS = """
+. scripts/lib/say.sh
+. scripts/lib/docker.sh
+. scripts/lib/dotenv.sh
+. scripts/lib/chat.sh
+has_part() { true; }
+models=($MODELS)
+name_task_model
+dotenv CHAT_TASK_MODEL
+"""
+
+
+def with_chat(engine: str = "ollama", **env: str) -> Config:
+    return merged(engine, "compose.chat.yaml", **env)
+
+
+# ── The compose file ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("engine", sorted(OVERRIDES))
+def test_it_changes_nothing_of_the_stack(engine: str) -> None:
+    config, alone = with_chat(engine), merged(engine)
+    assert {name: it for name, it in config["services"].items() if name != "chat"} == alone["services"]
+    assert config["networks"] == alone["networks"]
+
+
+def test_it_is_confined_and_does_not_meet_the_engine() -> None:
+    chat = with_chat()["services"]["chat"]
+    assert (chat["cap_drop"], chat["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert chat["read_only"] is True
+    assert chat["pids_limit"] > 0
+    assert set(chat["networks"]) == {"edge"}
+    assert re.search(r":v\d+\.\d+\.\d+$", chat["image"])
+
+
+def test_it_is_published_on_loopback_unless_something_else_is_said() -> None:
+    for env, where, origin in (
+        ({}, ("127.0.0.1", "3001"), "http://127.0.0.1:3001;http://localhost:3001"),
+        ({"CHAT_PUBLISH": "10.0.0.1:80"}, ("10.0.0.1", "80"), "http://10.0.0.1:80;http://localhost:3001"),
+        ({"CHAT_ORIGIN": "https://chat.example"}, ("127.0.0.1", "3001"), "https://chat.example"),
+    ):
+        chat = with_chat(**env)["services"]["chat"]
+        assert (chat["ports"][0]["host_ip"], chat["ports"][0]["published"]) == where
+        assert chat["environment"]["CORS_ALLOW_ORIGIN"] == origin
+
+
+def test_it_asks_questions_of_its_own_only_of_a_small_model() -> None:
+    for env, model, asks in (({}, "", ""), ({"CHAT_TASK_MODEL": "qwen3:0.6b"}, "qwen3:0.6b", "true")):
+        told = with_chat(**env)["services"]["chat"]["environment"]
+        assert told["TASK_MODEL_EXTERNAL"] == model
+        assert {it: value for it, value in told.items() if it.endswith("_GENERATION")} == dict.fromkeys(
+            (f"ENABLE_{it}_GENERATION" for it in ("TITLE", "TAGS", "FOLLOW_UP", "SEARCH_QUERY", "RETRIEVAL_QUERY")),
+            asks,
+        )
+
+
+def test_its_secrets_are_in_a_file_and_in_no_setting() -> None:
+    config = with_chat()
+    chat = config["services"]["chat"]
+    assert config["secrets"]["chat"]["file"].endswith("/.secrets/chat")
+    assert [it["source"] for it in chat["secrets"]] == ["chat"]
+    assert "/run/secrets/chat" in chat["command"][2]
+    assert (
+        not {"OPENAI_API_KEY", "WEBUI_SECRET_KEY", "FORWARD_USER_INFO_HEADER_JWT_SECRET"} & chat["environment"].keys()
+    )
+
+
+# ── make up ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("models", "line", "expected"),
+    [
+        ("qwen3:8b nomic-embed-text qwen3:0.6b", "", "qwen3:0.6b"),
+        ("Qwen/Qwen3-8B Qwen/Qwen3-Embedding-0.6B Qwen/Qwen2.5-1.5B-Instruct", "", "Qwen/Qwen2.5-1.5B-Instruct"),
+        ("qwen3:8b llama3.1:70b gemma3:12b", "", ""),
+        ("qwen3:0.6b", "", ""),
+        ("qwen3:8b qwen3:0.6b", "CHAT_TASK_MODEL=\n", ""),
+        ("qwen3:8b qwen3:0.6b", "CHAT_TASK_MODEL=qwen3:8b\n", "qwen3:8b"),
+    ],
+)
+def test_a_small_model_is_chosen_unless_the_user_has_chosen(
+    tmp_path: Path, models: str, line: str, expected: str
+) -> None:
+    tree = clone(tmp_path / "clone")
+    tree.dotenv.write_text(line)
+    ran = tree.run("bash", "-euc", TASKS, MODELS=models)
+    assert (ran.returncode, ran.stdout.strip()) == (0, expected), ran.stdout
+
+
+def test_a_registry_that_does_not_answer_is_told_before_anything_is_changed(tmp_path: Path) -> None:
+    tree = clone(tmp_path / "clone")
+    image = f"127.0.0.1:{free_port()}/open-webui:v0.0.1"
+    ran = tree.run("scripts/up", ENGINE="tiny", CHAT="on", CHAT_IMAGE=image, STACK_PUBLISH="127.0.0.1:0")
+    assert ran.returncode == 1, ran.stdout
+    last = ran.stdout.rstrip().splitlines()[-1]
+    assert f"No registry answers for {image}: load the image" in last
+    assert "'CHAT=off make up'" in last
+    assert not tree.dotenv.exists()
+
+
+def chat(output: str, person: str) -> int:
+    """Ask as a person in the chat window whose address `make up` printed."""
+    found = re.search(r"^    Chat +(http://\S+)", output, re.MULTILINE)
+    assert found, output
+    url, headers = found[1], {"x-person": person}
+
+    def healthy() -> bool:
+        try:
+            return httpx.get(url + "/health").status_code == 200
+        except httpx.TransportError:  # it has just started
+            return False
+
+    wait_for(healthy)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    return httpx.post(url + "/api/chat/completions", json=body, headers=headers, timeout=60).status_code
+
+
+def usage(tree: Tree, key: str) -> list[Any]:
+    rows = json.loads(tree.run("scripts/stack", "usage", "--by", "key,user", "--key", key, "--json").stdout)
+    return sorted(it["requests"] for it in rows if it["user"])
+
+
+def key_of(text: str) -> str:
+    found = re.search(r"^OPENAI_API_KEY=sk-stack-(\w+)-\w+$", text, re.MULTILINE)
+    assert found, text
+    return found[1]
+
+
+def test_make_up_gives_it_a_key_that_tells_its_users_apart(tree: Tree, python_image: str) -> None:
+    shutil.copytree(ROOT / "tests/bundle/chat", tree.path / "stand-in")
+    (tree.path / "stand-in.yaml").write_text(STAND_IN)
+    tree.run("chmod", "-R", "a+rX", "stand-in")
+    tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml:compose.tiny.yaml:compose.chat.yaml:stand-in.yaml\n"
+                           f"PYTHON_IMAGE={python_image}\nCHAT_IMAGE={python_image}\n"
+                           "STACK_PUBLISH=127.0.0.1:0\nCHAT_PUBLISH=127.0.0.1:0\n")  # fmt: skip
+    up = tree.run("scripts/up")
+    assert up.returncode == 0, up.stdout
+    file = tree.path / ".secrets/chat"
+    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o444, 0o700)
+    text = file.read_text()
+    assert [chat(up.stdout, it) for it in ("ann", "bob", "ann")] == [200, 200, 200]
+    container = tree.run("docker", "compose", "ps", "--quiet", "chat").stdout.strip()
+    inspected = tree.run("docker", "inspect", container).stdout
+    assert not any(line.partition("=")[2] in inspected for line in text.splitlines())
+
+    assert tree.run("scripts/stack", "keys", "delete", key_of(text), "--yes").returncode == 0
+    again = tree.run("scripts/up")
+    assert again.returncode == 0, again.stdout
+    renewed = file.read_text()
+    assert renewed.splitlines()[2] == text.splitlines()[2], "sessions last"
+    assert key_of(renewed) != key_of(text)
+    assert chat(again.stdout, "eve") == 200
+    assert usage(tree, key_of(text)) == [1, 2]
+
+    third = tree.run("scripts/up")
+    assert (third.returncode, file.read_text()) == (0, renewed), third.stdout
