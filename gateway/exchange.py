@@ -94,8 +94,7 @@ class Exchange:
 
     @property
     def many(self) -> tuple[str, str, str]:
-        """The field that makes the request several pieces of work, the name of these pieces, and what the caller can
-        do if they are too many."""
+        """The field that makes the request several pieces of work, their name, and advice if they are too many."""
         endpoint = self.endpoint
         if endpoint.counted == "inputs":
             return endpoint.content, "inputs", "Send fewer inputs."
