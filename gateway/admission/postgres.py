@@ -87,16 +87,8 @@ class PostgresQueues:
     ) -> Spot | Refusal:
         """See Places.enter. Raises LostError."""
         owner = self._member.owner
-        what = (
-            engine,
-            slots,
-            owner,
-            self._database.now(),
-            PATIENCE,
-            it.account,
-            f"{it.account} {it.mark}",
-            it.priority,
-        )
+        whose = it.account, f"{it.account} {it.mark}", it.priority
+        what = (engine, slots, owner, self._database.now(), PATIENCE, *whose)
         asked = self._enter((*what, wait, queue, ahead, model), engine, it.key_id, owner)
         found = await self._member.ask(asked, late=self._too_late)
         if isinstance(found, Spot) and not found.holds:

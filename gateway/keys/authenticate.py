@@ -130,13 +130,14 @@ class Keys:
         return self._keyring.key(known)
 
     def still(self, key: Key) -> Key:
-        """Return the current state of a key. Raises InvalidKey if it was revoked or has expired since its
+        """Return the current state of a key, with the user that it had. Raises InvalidKey if it was revoked or has expired since its
         request came."""
         known = self._keyring.get(key.digest)
         if known is None:
             raise InvalidKey(f"{INCORRECT}: this key was revoked. Ask the operator of this gateway for a new one.")
         known.check()
-        return replace(self._keyring.key(known), user=key.user)
+        now = self._keyring.key(known)
+        return replace(now, user=key.user) if key.user else now
 
     @property
     def broken(self) -> tuple[str, ...]:

@@ -131,5 +131,5 @@ def _key(entry: Entry, digest: bytes) -> Key:
         labels=MappingProxyType(entry.labels),
         digest=digest,
         signing=entry.signing,
-        user_limits=entry.user_limits.over(Limits()),
+        user_limits=entry.user_limits.over(Limits()) if entry.users else Limits(),
     )

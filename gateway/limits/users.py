@@ -54,12 +54,6 @@ class _Both(Lease):
         self._of_user.settle(tokens)
         self._of_key.settle(tokens)
 
-    def cancel(self) -> None:
-        """See Lease.cancel."""
-        self.open = False
-        self._of_user.cancel()
-        self._of_key.cancel()
-
     async def known(self) -> None:
         """See Lease.known."""
         await self._of_user.known()

@@ -82,8 +82,8 @@ class Answers:
         form: Form,
     ) -> None:
         """Send the answer that is kept under this `name`, or have `maker` make one. `account` is whose it is
-        (keys.known.Key). `digest` is that of the request's
-        path and body, which must be the same as before. `form` writes the errors that occur here.
+        (keys.known.Key). `digest` is that of the request's path and body, which must be the same as before. `form`
+        writes the errors that occur here.
 
         Raises BadRequest for an invalid name, IdempotencyConflict if the name belongs to another request,
         EngineUnavailable if there is no space, and ClientLeft. After ClientLeft the maker continues for
@@ -139,7 +139,7 @@ class Answers:
         return name is not None and self._path(name, account).exists()
 
     def _path(self, name: bytes, account: str) -> Path:
-        # By the account as well, so that nobody sees a stranger's answer by guessing its name. The space is the key's.
+        # By the account as well: nobody sees what is somebody else's, even by guessing its name. The space is a key's.
         whose = hashlib.sha256(account.partition("/")[0].encode()).hexdigest()[:32]
         of_both = hashlib.sha256(account.encode() + b"\0" + name).hexdigest()
         return self._directory / f"{whose}-{of_both}"
