@@ -130,8 +130,8 @@ class Keys:
         return self._keyring.key(known)
 
     def still(self, key: Key) -> Key:
-        """Return the current state of a key, with the user that it had. Raises InvalidKey if it was revoked or has expired since its
-        request came."""
+        """Return the current state of a key, with the user of its request. Raises InvalidKey if it was revoked or has
+        expired since its request came."""
         known = self._keyring.get(key.digest)
         if known is None:
             raise InvalidKey(f"{INCORRECT}: this key was revoked. Ask the operator of this gateway for a new one.")
