@@ -27,6 +27,7 @@ def test_every_header_of_a_request_is_documented_and_no_other() -> None:
         headers.STRICT,
         headers.QUEUE_TIMEOUT,
         headers.RESUME,
+        headers.USER,
         headers.TRACEPARENT,
         headers.TRACESTATE,
     )

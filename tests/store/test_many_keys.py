@@ -23,7 +23,8 @@ def fill(file: Path) -> None:
     ids = [f"K{number:09d}" for number in range(COUNT)]
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.executemany(
-            "INSERT INTO keys VALUES (?, ?, 'Ann', ?, NULL, 0, NULL, '{}', 1, '{}')", ((it, it, now) for it in ids)
+            "INSERT INTO keys VALUES (?, ?, 'Ann', ?, NULL, 0, NULL, '{}', 1, '{}', NULL, NULL)",
+            ((it, it, now) for it in ids),
         )
         connection.executemany(
             "INSERT INTO secrets VALUES (?, ?, ?, NULL)",

@@ -24,13 +24,13 @@ class Sum(BaseModel):
     name: str | None = Field(
         None, description="The key's name; for keys of the setting STACK_API_KEYS, the setting's name."
     )
-    user: str | None = Field(None, description="The pseudonym of the key's user; null if it tells no users apart.")
     model: str | None = None
     day: str | None = None
     engine: str | None = None
     arm: str | None = None
     outcome: str | None = None
     api: str | None = None
+    user: str | None = Field(None, description="The pseudonym of the key's user; null if it tells no users apart.")
     requests: int
     finished: int
     tokens_in: int

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from gateway.cli.doctor.check import Check
+from gateway.headers import REQUEST_ID
 from gateway.llm import LLM, LLMConfig, LLMError
 
 SHORT, ROOM = 16, 500  # tokens of an answer; the second for one whose end a grammar decides, reasoning included
@@ -195,6 +196,9 @@ class Probes:
 
     def _make_mistakes(self) -> None:
         """Send another key, and a body that is not JSON, because a log may tell too much about a mistake."""
-        for headers in ({"authorization": f"Bearer {self._canary.key}x"}, {"x-request-id": self._canary.request_id}):
+        for headers in (
+            {"authorization": f"Bearer {self._canary.key}x"},
+            {REQUEST_ID.decode(): self._canary.request_id},
+        ):
             with suppress(httpx.HTTPError):
                 self._client.post("chat/completions", content=f'{{"messages": "{self._canary.mark}', headers=headers)
