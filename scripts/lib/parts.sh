@@ -13,7 +13,7 @@ images_of() {
 }
 
 # Prints the compose files $1 with each part as the user chose it. Otherwise it stays as it is in the files $2, those of the
-# earlier choice.
+# earlier choice. compose.chat-tls.yaml is there if the chat window is behind Caddy.
 with_parts() {
   local files=:$1: part file switch choice
   for part in "${parts[@]}"; do
@@ -27,6 +27,8 @@ with_parts() {
       *) die "$switch=$choice is not known: use on or off." ;;
     esac
   done
+  files=${files//:compose.chat-tls.yaml:/:}
+  case $files in *:compose.tls.yaml:compose.chat.yaml:*) files=${files}compose.chat-tls.yaml: ;; esac
   files=${files#:}
   echo "${files%:}"
 }

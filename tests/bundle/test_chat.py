@@ -65,6 +65,17 @@ def test_it_is_published_on_loopback_unless_something_else_is_said() -> None:
         assert chat["environment"]["CORS_ALLOW_ORIGIN"] == origin
 
 
+def test_behind_caddy_it_has_no_port_of_its_own() -> None:
+    both = ("compose.tls.yaml", "compose.chat.yaml", "compose.chat-tls.yaml")
+    config = merged("ollama", *both, STACK_TLS_NAME="llm.lan", CHAT_PUBLISH="0.0.0.0:3001")
+    chat, caddy = (config["services"][it] for it in ("chat", "caddy"))
+    assert "ports" not in chat
+    ports = {it["target"]: (it["host_ip"], it["published"]) for it in caddy["ports"]}
+    assert ports == {8443: ("127.0.0.1", "9000"), 8444: ("0.0.0.0", "3001")}
+    assert chat["environment"]["CORS_ALLOW_ORIGIN"] == "https://llm.lan:3001;https://llm.lan"
+    assert set(chat["networks"]) & set(caddy["networks"]) == {"edge"}
+
+
 def test_it_asks_questions_of_its_own_only_of_a_small_model() -> None:
     for env, model, asks in (({}, "", ""), ({"CHAT_TASK_MODEL": "qwen3:0.6b"}, "qwen3:0.6b", "true")):
         told = with_chat(**env)["services"]["chat"]["environment"]

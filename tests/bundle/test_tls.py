@@ -233,6 +233,26 @@ def test_a_visitors_address_is_caddys_word_and_nobody_elses(served: Served) -> N
     assert other == "401"
 
 
+def test_the_chat_window_has_a_port_and_so_an_origin_of_its_own(served: Served, python_image: str) -> None:
+    """Something else answers at the window's name here."""
+    page = "<title>a chat window</title>"
+    serve = f"echo '{page}' >/tmp/index.html && exec python3 -m http.server --directory /tmp 8080"
+    network = f"{served.tree.project}_edge"
+    options = [f"--name={served.container('chat')}", f"--network={network}", "--network-alias=chat", "--entrypoint=sh"]
+    docker("run", "--detach", "--rm", *options, python_image, "-c", serve)
+    try:
+        caddy = served.inspect("caddy")["NetworkSettings"]["Networks"][network]["IPAddress"]
+        with served.client() as client:
+            found = wait_for(
+                lambda: chat if (chat := client.get(f"https://{caddy}:8444/")).status_code == 200 else None
+            )
+            assert client.get("/").status_code == 404
+        assert found.text.strip() == page
+        assert found.headers["strict-transport-security"] == "max-age=31536000"
+    finally:
+        docker("rm", "--force", served.container("chat"))
+
+
 def test_while_the_gateway_is_away_the_error_says_so(served: Served) -> None:
     docker("stop", served.container("gateway"))
     try:
