@@ -39,6 +39,7 @@ BEFORE = """
 BadRequest           400 -, =, =, 400 invalid_request_error
 ContextExceeded      400 context_length_exceeded, =, =, 400 invalid_request_error long
 InvalidKey           401 invalid_api_key, =, =, 401 authentication_error final
+InvalidUser          401 invalid_user, =, =, 401 authentication_error final
 ModelNotFound        404 model_not_found, =, =, 404 not_found_error
 NotFound             404 not_found, =, =, 404 not_found_error
 MethodNotAllowed     405 method_not_allowed, =, =, 405 invalid_request_error
@@ -81,6 +82,7 @@ error                codex claude opencode pi qwen continue openai responses ant
 BadRequest           1     6      1        1  1    1        1      1         1         1
 ContextExceeded      1     1      120      2  1    1        1      1         1         1
 InvalidKey           6     1      1        1  1    1        1      1         1         1
+InvalidUser          6     1      1        1  1    1        1      1         1         1
 ModelNotFound        1     2      1        1  1    1        1      1         1         1
 NotFound             2+    2      1        1  1    1        1      1         1         1
 MethodNotAllowed     6     1      1        1  1    1        1      1         1         1

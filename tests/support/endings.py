@@ -43,6 +43,7 @@ ERRORS: dict[str, StackError] = {
         errors.BadRequest("'x' is wrong.", param="x"),
         errors.ContextExceeded("This model's context is 8 tokens.", param="messages", tokens=9, limit=8),
         errors.InvalidKey("Incorrect API key provided."),
+        errors.InvalidUser("The front end did not say who its user is."),
         errors.ModelNotFound("The model 'x' does not exist here."),
         errors.NotFound("There is nothing here."),
         errors.MethodNotAllowed("Use POST.", allow="POST"),
@@ -83,7 +84,7 @@ ERRORS: dict[str, StackError] = {
 }
 # Time does not help: the same request gets the same error until somebody changes something.
 HOPELESS = frozenset(
-    """BadRequest ContextExceeded InvalidKey ModelNotFound NotFound MethodNotAllowed IdempotencyConflict
+    """BadRequest ContextExceeded InvalidKey InvalidUser ModelNotFound NotFound MethodNotAllowed IdempotencyConflict
     TooLarge UnsupportedEncoding UnsupportedMediaType HeadersTooLarge QuotaSpent EngineUnauthorized EngineRefused
     EngineUnsupported EngineFailed EngineDisobeyed AnswerTooLong PromptFailed""".split()  # noqa: SIM905
 )

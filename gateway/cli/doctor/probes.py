@@ -132,8 +132,8 @@ class Probes:
             case {"choices": [dict(choice)], "usage": {"prompt_tokens": int(), "completion_tokens": int(made)}} if made:
                 return choice | {"seconds": time.monotonic() - began, "made": made}
             case {"choices": [dict()]}:
-                raise Fault("the answer does not tell its tokens")
-        raise Fault("the answer has no choice")
+                raise Fault("the answer does not report the number of tokens")
+        raise Fault("the answer has no usable entry in 'choices'")
 
     def _chat(self) -> str:
         choice = self._ask("Say hello.", SHORT)
@@ -150,7 +150,7 @@ class Probes:
             first = first or time.monotonic() - began
             made = (chunk.get("usage") or {}).get("completion_tokens", made)
         if not made:
-            raise Fault("the stream does not tell its tokens")
+            raise Fault("the stream does not report the number of tokens")
         return f"the first token came after {first:.1f} s, and the stream told its usage"
 
     def _call(self, choice: Any) -> str:
