@@ -194,6 +194,7 @@ RARE = {
     ("requests_not_logged", "info"),
     ("engine_killer_suspected", "warning"),
     ("response_not_stored", "warning"),
+    ("model_loaded", "info"),
 }
 LEVELS = """
 engines:

@@ -85,6 +85,7 @@ def test_clients_that_wait_for_a_load_are_told_so(engine: FakeEngine, gateway: G
     assert memory(engine)["loads"] == [A, B, A]
     lines = [json.loads(it) for it in gateway.log_path.read_text().splitlines() if '"model_loaded"' in it]
     assert [(it["model"], it["all_fit"]) for it in lines] == [(A, True), (B, False), (A, False)]
+    assert {it["level"] for it in lines} == {"info"}
 
 
 def test_a_load_goes_on_when_its_client_disconnects(engine: FakeEngine, gateway: GatewayProcess) -> None:
