@@ -43,6 +43,7 @@ class Content:
         self._choices = choices
         self._open: set[int] = set()  # choices that have begun and not ended
         self._ended: dict[int, str] = {}  # their finish_reasons
+        self._roles: set[int] = set()  # choices whose role has come
 
     def part(self, index: int) -> "Content":  # noqa: ARG002  there is one
         """Return what has come of the choice with this index."""
@@ -97,7 +98,6 @@ class Content:
         if type(index) is not int:
             index = choice["index"] = 0
             mended = True
-        begun = index in self._open
         reason = choice.get("finish_reason")
         if reason and type(reason) is str:
             self._open.discard(index)
@@ -106,9 +106,12 @@ class Content:
             self._open.add(index)
         delta, other = choice.get("delta"), False
         if type(delta) is dict:
-            if begun and "role" in delta:
-                del delta["role"]
-                mended = True
+            if "role" in delta:
+                if index in self._roles:
+                    del delta["role"]
+                    mended = True
+                else:
+                    self._roles.add(index)
             made = delta.get("content")
             # Anything other than the role: a tool call, reasoning, a refusal.
             if len(delta) > 1 or not made:

@@ -2,10 +2,10 @@
 Two workers. The engine is scripted: it loads a model when it is asked for it, and counts that."""
 
 import asyncio
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +65,10 @@ def test_a_model_is_loaded_only_when_no_request_for_another_one_runs(
     assert set(kept) == {240}, "the engine's own time, which was about to end, is made longer"
 
 
+def loads_in(gateway: GatewayProcess) -> list[dict[str, Any]]:
+    return [it for it in gateway.log() if it["msg"] == "model_loaded"]
+
+
 def test_clients_that_wait_for_a_load_are_told_so(engine: FakeEngine, gateway: GatewayProcess) -> None:
     learn(gateway)
     engine.set(seconds=600)
@@ -83,7 +87,7 @@ def test_clients_that_wait_for_a_load_are_told_so(engine: FakeEngine, gateway: G
         engine.set(seconds=0)
         assert all("[DONE]" in "".join(text) for text in texts)
     assert memory(engine)["loads"] == [A, B, A]
-    lines = [json.loads(it) for it in gateway.log_path.read_text().splitlines() if '"model_loaded"' in it]
+    lines = wait_for(lambda: found if len(found := loads_in(gateway)) == 3 else None)
     assert [(it["model"], it["all_fit"]) for it in lines] == [(A, True), (B, False), (A, False)]
     assert {it["level"] for it in lines} == {"info"}
 
