@@ -42,7 +42,8 @@ _FOR_OPERATORS = (
 )
 _TOO_OFTEN = "The console was asked for too many pages. Try again shortly."
 _FOR_OWNERS = (
-    "This page shows the owner of a key the usage of that key. You are signed in as an operator: see Usage and Keys."
+    "This page is for the owners of keys, and shows them the usage of their own key. You are signed in as an operator: "
+    "see Usage and Keys."
 )
 
 
