@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support import faces, soak
+from tests.support.fakes.thinker import THINKERS
 from tests.support.processes import MESSAGES, events
 from tests.support.soak import CUT_OFF
 
@@ -36,7 +37,8 @@ USUAL_END = [["usage"], ["done"], ["end"]]
 @dataclass(frozen=True)
 class Kind:
     """A kind of request. `answer` is what the fake model knows (tests/support/fakes/model.py), or else `script` what
-    its engine does; `whole` is the answer, as `_said` puts it together. `on`: engines go on with it."""
+    its engine does; `whole` is the answer, as `_said` puts it together. `on`: engines go on with it. `marks`: the
+    tokens of its tags, which an engine counts if it goes on with a raw answer."""
 
     weight: float
     model: str
@@ -47,6 +49,7 @@ class Kind:
     path: str = "chat"
     stream: bool = True
     on: bool = True
+    marks: int = 0
 
     @property
     def tokens(self) -> int:
@@ -94,8 +97,9 @@ KINDS = {
             f"{it}-thinker",
             {0: "".join([*THINKS, *PIECES])},
             script=[["write", {"dialect": it, "choices": [{"thinks": THINKS, "pieces": PIECES}]}]],
+            marks=marks,
         )
-        for it in ("llamacpp", "ollama")
+        for it, marks in (("llamacpp", 0), ("ollama", len(THINKERS["thinker"].closes)))
     },
     "a tool call": Kind(
         2,
