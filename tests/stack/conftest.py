@@ -59,6 +59,7 @@ def _interrupt(_: int, __: FrameType | None) -> Any:
 
 
 @pytest.fixture
-def client(stack: Stack) -> openai.OpenAI:
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
     """The official client with base URL and key, and nothing else."""
-    return openai.OpenAI(base_url=stack.url + "/v1", api_key=KEY)
+    with openai.OpenAI(base_url=stack.url + "/v1", api_key=KEY) as client:
+        yield client
