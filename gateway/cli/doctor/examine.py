@@ -21,7 +21,6 @@ from gateway.settings import Settings, SettingsError, load
 
 LASTS = 3600  # seconds until the key expires, if this command is killed before it deletes it
 NAME = "make doctor"
-NOTICED = 1.5  # seconds until every worker has noticed a new key
 MANY = 10**9
 UNBOUND = LimitFields(
     requests_per_minute=MANY, tokens_per_minute=MANY, concurrent=MANY, tokens_per_day=MANY, tokens_per_month=MANY
@@ -88,7 +87,6 @@ def _called(settings: Settings, model: str, key: str, cure: str) -> Iterator[Che
     if ready.state != "ok":
         yield Check("skipped", "capabilities", "nothing was asked, because the engine is not ready")
         return
-    time.sleep(NOTICED)
     canary = Canary(f"canary-{secrets.token_hex(8)}", key, f"doctor-{secrets.token_hex(8)}")
     with closing(Probes(url + "/v1", model, canary, settings.llm_timeout)) as probes:
         yield from probes.all()
