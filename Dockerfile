@@ -30,5 +30,5 @@ WORKDIR /opt/gateway
 USER 10001:10001
 EXPOSE 9000
 # The program checks itself, so the image needs no shell and no curl.
-HEALTHCHECK --interval=5s --timeout=5s --start-period=2m --retries=3 CMD ["python", "-m", "gateway.server.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 CMD ["python", "-IS", "gateway/server/healthcheck.py"]
 ENTRYPOINT ["python", "-m", "gateway"]

@@ -40,7 +40,13 @@ need_whole_secrets() {
 dotenv() { [ ! -e .env ] || dotenv_values .env | value_of "$1"; }
 
 # The value of $1 for Compose: the shell's, if $1 is set there, otherwise .env's.
-setting() { compose_config "x-value: {$1: \"\${$1-}\"}" | value_of "$1"; }
+setting() { value_of "$1" <<<"${settings:-$(settings_now)}"; }
+
+# Prints all settings. A script that reads several of them keeps the result in `settings`, because each call of Compose takes a
+# tenth of a second. `record` forgets it.
+settings_now() {
+  compose_config "x-settings: {$(sed -nE 's/^#([A-Z][A-Z0-9_]*)=.*/\1: "${\1-}"/p' .env.example | tr '\n' ,)}"
+}
 
 # All values of the file $1, as Compose reads such files: JSON, each in a line `"NAME": "value"`.
 dotenv_values() {
@@ -101,7 +107,8 @@ closest() {
 record() {
   local file new before after
   [ -e .env ] || printf '# Written by make up. .env.example lists everything that can stand here.\n' >.env
-  before=$(dotenv_values .env) || exit
+  [ "$(cat .env)" = "${recorded_text-unknown}" ] || { recorded_values=$(dotenv_values .env) && recorded_text=$(cat .env); } || exit
+  before=$recorded_values
   [ "$(value_of "$1" <<<"$before")" != "$2" ] || return 0
   file=$(readlink -f .env)
   new=$(mktemp "$file.XXXXXX") # 0600, and in the same directory, so that mv replaces the file in one step
@@ -116,6 +123,7 @@ record() {
     die "The line for $1 in .env could not be changed alone: put $1=$(in_quotes "$2") into it, then run this again."
   mv "$new" "$file"
   trap - EXIT
+  settings="" recorded_values=$after recorded_text=$(cat .env)
 }
 
 # The lines of all names but $1.

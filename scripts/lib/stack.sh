@@ -13,7 +13,7 @@ compose_files() {
 }
 
 # Prints the compose files of an earlier choice, perhaps with the user's own overrides, or nothing.
-recorded_files() { setting COMPOSE_FILE; }
+recorded_files() { if [ -n "${COMPOSE_FILE+set}" ]; then echo "$COMPOSE_FILE"; else setting COMPOSE_FILE; fi; }
 
 # Prints the engine of the compose files $1, or nothing if there are none.
 engine_of() {
@@ -36,6 +36,7 @@ with_services() {
 # Sets the engine, the user's choice of it (empty if there was none), and the address; see use_engine.
 choose_engine() {
   local address files
+  settings=$(settings_now) || exit
   address=$(setting STACK_PUBLISH)
   files=$(recorded_files)
   [ -z "$address" ] || split_address "$address" # before Compose refuses it with a message of its own

@@ -2,7 +2,7 @@
 # The virtual environments: .venv has exactly the packages of requirements/dev.txt, .venv-tiny has the tiny engine, and
 # .venv-clients has the client libraries and programs whose set-up pages the tests run.
 
-need_venv() { make_venv .venv requirements/dev.txt; }
+need_venv() { make_venv .venv requirements/dev.txt --no-compile; }
 
 # --no-deps: see scripts/lock.
 need_tiny_venv() {

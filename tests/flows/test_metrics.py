@@ -377,7 +377,7 @@ def test_without_room_to_count_requests_go_on(engine: FakeEngine, tmp_path: Path
             "stack_usage_journal_bytes",
             "stack_usage_journal_limit_bytes",
         }, "what the master knows"
-        assert any("no space for metrics" in line["msg"] for line in gateway.log())
+        wait_for(lambda: any("no space for metrics" in line["msg"] for line in gateway.log()))
 
 
 def test_a_port_that_is_taken_is_had_later(engine: FakeEngine, tmp_path: Path) -> None:

@@ -63,12 +63,13 @@ def test_keys_that_have_nearly_used_a_quota_are_counted_and_named_in_the_log(
         assert own.ask(max_tokens=3).status_code == 429
         assert near() == {"75": 1, "95": 1}
         assert own.scrape().total("stack_keys_near_quota", quota="tokens_per_month") == 0
-        lines = [it for it in own.gateway.log() if it["msg"] == "quota_near"]
-        assert [(it["quota"], it["percent"], it["level"]) for it in lines] == [
+
+        told = own.gateway.told("quota_near", 2)
+        assert [(it["quota"], it["percent"], it["level"]) for it in told] == [
             ("tokens_per_day", 75, "warning"),
             ("tokens_per_day", 95, "warning"),
         ]
-        assert {it["key"] for it in lines} == {it["key"] for it in own.gateway.log() if it["msg"] == "chat_started"}
+        assert {it["key"] for it in told} == {it["key"] for it in own.gateway.log() if it["msg"] == "chat_started"}
 
 
 def test_the_build_the_models_fetching_and_the_journal_are_told_at_each_scrape(

@@ -134,7 +134,7 @@ def in_line(at: Setting, number: int, ask: Callable[[], Caller]) -> list[Caller]
 def order(at: Setting, callers: list[Caller]) -> list[int]:
     """Return the numbers of the callers in the order in which they first got a slot."""
     ids = [it.headers["x-request-id"] for it in callers]
-    begun = [line["request_id"] for line in at.gateway.log() if line["msg"] == "chat_started"]
+    begun = [line["request_id"] for line in at.gateway.told("chat_started", len(ids))]
     return [ids.index(it) for it in begun if it in ids]
 
 
@@ -178,8 +178,7 @@ def test_a_request_that_comes_while_its_engine_is_down_waits_for_it(tmp_path: Pa
             wait_for(lambda: all(": ping" in it.text for it in callers))
         with fake_engine(at.port):
             assert [it.wait() for it in callers] == [WHOLE] * 8
-        waited = [it for it in at.gateway.log() if it["msg"] == "waited"]
-        assert waited
+        waited = at.gateway.told("waited")
         assert {(it["after"], it["to"]) for it in waited} == {("engine_unavailable", "vllm")}
 
 

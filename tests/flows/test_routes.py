@@ -204,7 +204,7 @@ default_model: m"""
         answers = [it.result() for it in waiting]
         assert [it.status_code for it in answers] == [200] * 3
         assert (len(engine.seen(mark)), len(other.seen(mark))) == (0, 3)
-        told = [line for line in gateway.log() if line["msg"] == "fallback"]
+        told = gateway.told("fallback", 3)
         assert [(it["from"], it["to"], it["after"]) for it in told] == [("a", "b", "engine_unavailable")] * 3
 
 

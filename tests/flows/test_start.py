@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support import forkserver
-from tests.support.processes import KEY, ROOT, FakeEngine, environment, free_port, running_gateway
+from tests.support.processes import KEY, ROOT, FakeEngine, environment, free_port, running_gateway, wait_for
 
 REFUSED = [
     ({"STACK_API_KEYS": "dev-key", "STACK_PUBLISH": "0.0.0.0:9000"}, "placeholder 'dev-key'"),
@@ -55,7 +55,7 @@ def test_the_placeholder_works_on_loopback_with_a_warning(engine: FakeEngine, tm
     with running_gateway(tmp_path / "log", engine.url, STACK_API_KEYS="") as gateway:
         headers = {"authorization": "Bearer dev-key"}
         assert httpx.get(gateway.url + "/v1/models", headers=headers).status_code == 200
-        assert any(line["level"] == "warning" and "dev-key" in line["msg"] for line in gateway.log())
+        wait_for(lambda: any(it["level"] == "warning" and "dev-key" in it["msg"] for it in gateway.log()))
 
 
 def test_a_strong_key_beyond_loopback(engine: FakeEngine, tmp_path: Path) -> None:

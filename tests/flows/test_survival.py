@@ -160,7 +160,7 @@ def test_a_stream_goes_on_on_another_worker(house: House, engine: FakeEngine, ma
         request_id = first.answer.headers["x-request-id"]
         assert [(it["request_id"], it["tokens_out"], it["resumes"]) for it in rows] == [(request_id, len(PIECES), 1)]
         assert len(house.rows()) == 1, "one answer has one row"
-        told = [it for it in gateway.log() if it["msg"] == "answer_taken_over"]
+        told = gateway.told("answer_taken_over")
         assert [(it["level"], it["after"], it["way"]) for it in told] == [("warning", request_id, "on")]
         assert other in gateway.workers()
 

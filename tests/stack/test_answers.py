@@ -228,7 +228,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
         "two prompts": BOTH,
     }.items()
 }
-LENGTHS = (1, 2, 3, 6, 20)
+LENGTHS = (1, 2, 5, 12)
 
 
 BODIES = {

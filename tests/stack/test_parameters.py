@@ -204,7 +204,7 @@ def test_a_prompt_that_just_fits_is_not_refused(stack: Stack, http: httpx.Client
     limit = engine(stack, "/props")["default_generation_settings"]["n_ctx"]
     messages = words(stack, limit - 1)
     try:
-        answer = http.post(PATHS["chat"], json={"messages": messages, "stream": stream}, timeout=5)
+        answer = http.post(PATHS["chat"], json={"messages": messages, "stream": stream}, timeout=2)
         assert answer.status_code == 200
     except httpx.ReadTimeout:
         pass

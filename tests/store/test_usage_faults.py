@@ -148,7 +148,7 @@ def test_with_a_full_disk_requests_go_on_and_what_is_lost_is_counted(disk: Small
     after = ask_many(disk.gateway, "after", 10)
     wait_for(lambda: disk.rows() + disk.dropped() == len(sent | after))
     assert disk.dropped() <= len(sent)
-    assert sum(line["count"] for line in disk.gateway.log() if line["msg"] == "usage_dropped") == disk.dropped()
+    wait_for(lambda: sum(line["count"] for line in disk.gateway.told("usage_dropped")) == disk.dropped())
 
 
 def test_with_a_read_only_disk_nothing_is_lost(disk: SmallDisk) -> None:

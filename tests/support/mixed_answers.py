@@ -13,9 +13,9 @@ CHAT = "/v1/chat/completions"
 PET = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 20},
+        "name": {"type": "string", "maxLength": 10},
         "kind": {"enum": ["cat", "dog"]},
-        "tags": {"type": "array", "items": {"type": "string", "maxLength": 10}, "minItems": 2, "maxItems": 3},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 10}, "minItems": 1, "maxItems": 2},
         "age": {"type": "integer"},
     },
     "required": ["name", "kind", "tags", "age"],
@@ -23,7 +23,7 @@ PET = {
 }
 CITY = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 30}, "days": {"type": "integer"}},
+    "properties": {"city": {"type": "string", "maxLength": 10}, "days": {"type": "integer"}},
     "required": ["city", "days"],
     "additionalProperties": False,
 }
@@ -35,7 +35,7 @@ ASKED: list[dict[str, Any]] = [
     {"tools": TOOLS, "tool_choice": NAMED},
     {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False},
     {"response_format": PET_SCHEMA, "n": 2},
-    {"n": 2, "max_tokens": 60, "ignore_eos": True},
+    {"n": 2, "max_tokens": 24, "ignore_eos": True},
 ]
 
 

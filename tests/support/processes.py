@@ -210,6 +210,15 @@ class GatewayProcess:
         whole, _, _ = self.log_path.read_text().rpartition("\n")  # an incomplete last line is still being written
         return [json.loads(line) for line in whole.splitlines()]
 
+    def told(self, message: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait for so many lines with this `msg`, because a thread writes them, and return all of them."""
+
+        def find() -> list[dict[str, Any]]:
+            found = [line for line in self.log() if line["msg"] == message]
+            return found if len(found) >= count else []
+
+        return wait_for(find, message=f"not {count} lines '{message}'")
+
     def lines(self, request_id: str, last: str = "request") -> list[dict[str, Any]]:
         """Wait for the `last` line of a request, and return all its lines."""
 

@@ -23,13 +23,19 @@ class Stack:
         self.compose = compose
         self.project = project
         self.docker = docker.from_env()
-        self.port = int(compose.get_service_port("gateway", 9000) or 0)
+        self._find()
+
+    def _find(self) -> None:
+        (published,) = self.container("gateway").ports["9000/tcp"]
+        self.port = int(published["HostPort"])
         self.url = f"http://127.0.0.1:{self.port}"
 
     def container(self, service: str) -> Container:
-        container_id = self.compose.get_container(service, include_all=True).ID
-        assert container_id
-        return self.docker.containers.get(container_id)
+        """The container of a service, running or not."""
+        about = {"project": self.project, "service": service, "oneoff": "False"}
+        labels = [f"com.docker.compose.{name}={value}" for name, value in about.items()]
+        (found,) = self.docker.containers.list(all=True, filters={"label": labels})
+        return found
 
     def address(self, service: str, network: str) -> str:
         networks = self.container(service).attrs["NetworkSettings"]["Networks"]
@@ -57,8 +63,7 @@ class Stack:
 
         def ready() -> bool:
             try:
-                self.port = int(self.compose.get_service_port("gateway", 9000) or 0)
-                self.url = f"http://127.0.0.1:{self.port}"
+                self._find()
                 return httpx.get(self.url + "/readyz").status_code == 200
             except Exception:  # noqa: BLE001  Docker and HTTP each have their own ways of saying "not yet"
                 return False
