@@ -14,7 +14,7 @@ from gateway.cli.limits import brief, takes_limits
 from gateway.keys.book import Keybook
 from gateway.keys.configured import listed_ids
 from gateway.keys.entries import Entry, KeyFields, NewKeyFields
-from gateway.keys.users import pseudonym
+from gateway.keys.secret import pseudonym
 
 app = typer.Typer(no_args_is_help=True, help="Create, show, change and revoke API keys.")
 

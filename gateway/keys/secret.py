@@ -61,3 +61,8 @@ def _base62(number: int, length: int) -> str:
         number, digit = divmod(number, 62)
         digits.append(_DIGITS[digit])
     return "".join(reversed(digits))
+
+
+def pseudonym(key_id: str, name: str) -> str:
+    """Return what a user is called in the usage and in logs: 16 hexadecimal digits."""
+    return hashlib.blake2b(name.encode(errors="replace"), digest_size=8, key=key_id.encode()).hexdigest()

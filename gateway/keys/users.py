@@ -4,7 +4,6 @@ The front end signs a JSON Web Token with a secret of the key (HS256). The name 
 A pseudonym takes its place everywhere: a digest of the name and the key's id, so that no two keys share one.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import jwt
 from gateway import headers as names
 from gateway.errors import InvalidUser
 from gateway.keys.known import Key
+from gateway.keys.secret import pseudonym
 
 SKEW = 60  # seconds by which the clocks of the front end and the gateway may differ
 LONGEST = 4096  # bytes of a token
@@ -34,11 +34,6 @@ def identified(key: Key, headers: Mapping[bytes, bytes]) -> Key:
     if token is None:
         raise InvalidUser(_ABSENT)
     return replace(key, user=pseudonym(key.id, _name(token, key.signing)))
-
-
-def pseudonym(key_id: str, name: str) -> str:
-    """Return what a user is called in the usage and in logs: 16 hexadecimal digits."""
-    return hashlib.blake2b(name.encode(errors="replace"), digest_size=8, key=key_id.encode()).hexdigest()
 
 
 def _name(token: bytes, secret: str) -> str:

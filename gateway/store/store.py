@@ -10,10 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -24,7 +23,6 @@ from gateway.store.revisions import Of
 
 WAIT = 5.0  # seconds for a lock, a connection or a statement; after that, the store is unavailable
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_MIGRATING = 7_822_537  # PostgreSQL's advisory lock: any number that no other program uses in this database
 
 _version = sa.table("alembic_version", sa.column("version_num"))  # alembic owns this table
 
@@ -115,7 +113,7 @@ class SqliteStore(Store):
         super().__init__(engine, engine.execution_options(stack_reads=True))
 
     def told(self, cause: BaseException | None) -> str:
-        return f"{self.file.absolute()}: {_line(cause)}"
+        return f"{self.file.absolute()}: {told_line(cause)}"
 
     def _be_patient(self, connection: sa.Connection) -> None:
         pass  # SQLite's transactions have no time limit
@@ -142,46 +140,13 @@ class SqliteStore(Store):
         return found.st_dev, found.st_ino
 
 
-class PostgresStore(Store):
-    """Use a database on a server."""
-
-    def __init__(self, url: str) -> None:
-        milliseconds = int(WAIT * 1000)
-        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
-        self._url = sa.make_url(url)
-        engine = sa.create_engine(
-            self._url.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": int(WAIT), "options": options},
-            hide_parameters=True,
-            pool_size=2,
-            pool_timeout=WAIT,
-            pool_pre_ping=True,
-            pool_recycle=1800,
-        )
-        sa.event.listen(engine, "do_connect", _connect)
-        super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
-
-    def told(self, cause: BaseException | None) -> str:
-        words = _line(cause)
-        query = [value for name, value in self._url.query.items() if "password" in name]
-        for password in (self._url.password, *query):
-            words = words.replace(str(password), "***") if password else words
-        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}"
-
-    def _be_patient(self, connection: sa.Connection) -> None:
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
-        cast("_Connection", connection.connection.driver_connection).patience = None
-        connection.detach()  # no later transaction gets a connection without a time limit
-
-    def _be_alone(self, connection: sa.Connection) -> None:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
-        self._be_patient(connection)
-
-
 def open_store(settings: Settings) -> Store:
     """Return the store of the settings: STACK_STORE_URL, or a file in STACK_DATA_DIR. It does not connect yet."""
-    url = settings.store_url
-    return PostgresStore(url) if url else SqliteStore(settings.stack_data_dir / "stack.db")
+    if settings.store_url:
+        from gateway.store.postgres_store import PostgresStore  # noqa: PLC0415  psycopg is slow to import
+
+        return PostgresStore(settings.store_url)
+    return SqliteStore(settings.stack_data_dir / "stack.db")
 
 
 def missing(settings: Settings) -> Path | None:
@@ -254,7 +219,8 @@ def _translated() -> Iterator[None]:
         raise StoreUnavailable("The gateway's store is unreachable right now.") from exc
 
 
-def _line(cause: BaseException | None) -> str:
+def told_line(cause: BaseException | None) -> str:
+    """Return a database's message in one line."""
     return " ".join(str(cause or "it does not answer").split())
 
 
@@ -268,21 +234,3 @@ def _on_error(context: sa.engine.ExceptionContext) -> None:
     """Drop a connection after a read-only error, because it would stay read-only after the disk is writable again."""
     name = getattr(context.original_exception, "sqlite_errorname", "")
     context.is_disconnect = context.is_disconnect or name.startswith("SQLITE_READONLY")
-
-
-class _Connection(psycopg.Connection[Any]):
-    """A connection that waits for an answer for at most `patience` seconds. The server's own timeouts do not help if
-    the server hangs."""
-
-    patience: float | None = WAIT + 1
-
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        try:
-            return super().wait(gen, interval, self.patience if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:  # noqa: SLF001
-            self.close()
-            raise psycopg.OperationalError("the server does not answer") from None
-
-
-def _connect(_: object, __: object, arguments: Any, options: Any) -> _Connection:
-    return _Connection.connect(*arguments, **options)

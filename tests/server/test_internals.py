@@ -43,7 +43,7 @@ SIGNATURES: dict[str, tuple[Callable[..., Any], str]] = {
         prometheus_client.values.MultiProcessValue,
         "process_identifier",
     ),
-    "store/store.py bounds the wait for PostgreSQL by": (psycopg.Connection.wait, "self gen interval timeout"),
+    "store/postgres_store.py bounds the wait for PostgreSQL by": (psycopg.Connection.wait, "self gen interval timeout"),
 }
 
 
@@ -78,7 +78,7 @@ def test_uvicorns_protocol_and_cycle_have_the_fields_that_ours_read() -> None:
 
 
 def test_the_other_internals_that_the_server_uses_still_exist() -> None:
-    assert issubclass(psycopg.errors._WaitTimeout, Exception), "store/store.py"
+    assert issubclass(psycopg.errors._WaitTimeout, Exception), "store/postgres_store.py"
     assert isinstance(prometheus_client.values.MutexValue, type), "server/scrape.py"
     app = fastapi.FastAPI()
 

@@ -1,0 +1,64 @@
+"""Postgres store: keep keys, prompts and usage in a database on a server."""
+
+from typing import Any, cast
+
+import psycopg
+import sqlalchemy as sa
+
+from gateway.store.store import WAIT, Store, told_line
+
+_MIGRATING = 7_822_537  # an advisory lock: any number that no other program uses in this database
+
+
+class PostgresStore(Store):
+    """Use a database on a server."""
+
+    def __init__(self, url: str) -> None:
+        milliseconds = int(WAIT * 1000)
+        options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+        self._url = sa.make_url(url)
+        engine = sa.create_engine(
+            self._url.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": int(WAIT), "options": options},
+            hide_parameters=True,
+            pool_size=2,
+            pool_timeout=WAIT,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+        )
+        sa.event.listen(engine, "do_connect", _connect)
+        super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
+
+    def told(self, cause: BaseException | None) -> str:
+        words = told_line(cause)
+        query = [value for name, value in self._url.query.items() if "password" in name]
+        for password in (self._url.password, *query):
+            words = words.replace(str(password), "***") if password else words
+        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}"
+
+    def _be_patient(self, connection: sa.Connection) -> None:
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        cast("_Connection", connection.connection.driver_connection).patience = None
+        connection.detach()  # no later transaction gets a connection without a time limit
+
+    def _be_alone(self, connection: sa.Connection) -> None:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATING)))
+        self._be_patient(connection)
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that waits for an answer for at most `patience` seconds. The server's own timeouts do not help if
+    the server hangs."""
+
+    patience: float | None = WAIT + 1
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001
+            self.close()
+            raise psycopg.OperationalError("the server does not answer") from None
+
+
+def _connect(_: object, __: object, arguments: Any, options: Any) -> _Connection:
+    return _Connection.connect(*arguments, **options)
