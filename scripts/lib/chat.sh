@@ -10,6 +10,7 @@ give_chat_a_key() {
   has_part chat || return 0
   docker compose up --detach --build gateway || die "Docker could not start the gateway: see the message above."
   until docker compose exec -T gateway stack keys list --json >/dev/null 2>&1; do
+    look
     stop_if_dead gateway
     sleep 1
   done

@@ -76,7 +76,7 @@ fitting() {
   if [ "$engine" = vllm ]; then
     if [ "$gpus" -gt 0 ]; then spare=$(spare_on_gpus); else spare=999999; fi
   else
-    spare=$(calculate "$(memory) * ${1:-1} - $weights - $ram_room")
+    spare=$(calculate "$memory_gb * ${1:-1} - $weights - $ram_room")
   fi
   awk "BEGIN { tokens = int($spare * 1e6 / $token_kb / $slots / 1024) * 1024; print (tokens > 0 ? tokens : 0) }"
 }

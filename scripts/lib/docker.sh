@@ -31,12 +31,12 @@ need_compose() {
 }
 
 refuse_compose() {
-  die "Docker Compose 2.24 or newer is needed ($(docker compose version --short 2>/dev/null || echo none) is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
+  die "Docker Compose 2.24 or newer is needed (${compose_version:-none} is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
 }
 
 compose_is_new_enough() {
-  docker compose version --short 2>/dev/null |
-    awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && $2 >= 24)) }'
+  compose_version=$(docker compose version --short 2>/dev/null) || return
+  awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && $2 >= 24)) }' <<<"$compose_version"
 }
 
 # mmdebstrap and apt are programs of Debian, and only root can create a root file system.

@@ -49,7 +49,8 @@ to_fetch() {
   if [ "$present" = all ] || [ -z "$weights" ]; then echo "$earlier"; else calculate "$earlier + $weights - $present / 1e9"; fi
 }
 
-# Sets the variables about $model: weights (GB, or nothing if they cannot be estimated), and the source of the size.
+# Sets the variables about $model: weights (GB, or nothing if they cannot be estimated), and the source of the size; and
+# memory_gb, the memory of the machine that runs Docker.
 # shellcheck disable=SC2154 # merged: lib/stack.sh
 weigh_model() {
   weights=$(listed 3) source="known size"
@@ -57,6 +58,7 @@ weigh_model() {
     weights=$(estimate) source="estimated from its name"
   fi
   present=$(present)
+  [ -n "${memory_gb:-}" ] || memory_gb=$(calculate "$(docker info --format '{{.MemTotal}}') / 1e9")
   # With particular GPUs there are ids instead of a count. Without both, no GPU is reserved, and none is checked.
   gpus=$(resolved count)
   [ -n "$gpus" ] || gpus=$(sed -n '/"device_ids": \[/,/\]/ s/^ *"[^"]*",*$/x/p' <<<"$merged" | grep -c x) || true
@@ -117,7 +119,7 @@ need_new_docker() {
   version=$(docker version --format '{{.Server.Version}}')
   awk -F. '{ exit !($1 > 20 || ($1 == 20 && $2 >= 10)) }' <<<"$version" ||
     die "Docker 20.10 or newer is needed ($version is here): update it (https://docs.docker.com/engine/install/), then run this again."
-  echo "Docker $version, Compose $(docker compose version --short)"
+  echo "Docker $version, Compose $compose_version"
 }
 
 need_port() {
@@ -224,7 +226,7 @@ need_gpu_memory() {
 need_ram() {
   local have need spare
   weighed || return 0
-  have=$(memory)
+  have=$memory_gb
   need=$(calculate "$weights + $context_gb + $ram_room")
   [ "$engine" = ollama ] || need=$(calculate "$vllm_ram + $worker_ram * $gpus")
   if ! enough "$have" "$need"; then
@@ -316,9 +318,6 @@ smaller() {
     $1 == engine && $3 + 0 > best + 0 && $3 + $5 * tokens / 1e6 <= most + 0 && $4 != "token" && $5 != "0" { best = $3; name = $2 }
     END { print "set LLM_MODEL to a smaller one" (name ? ", such as " name " (" best " GB)" : "") }' engine/models.tsv
 }
-
-# Prints the GB of memory of the machine that runs Docker.
-memory() { calculate "$(docker info --format '{{.MemTotal}}') / 1e9"; }
 
 calculate() { awk "BEGIN { printf \"%.1f\", $1 }"; }
 enough() { awk -v have="$1" -v need="$2" 'BEGIN { exit !(have + 0 >= need + 0) }'; }

@@ -36,6 +36,7 @@ with_services() {
 # Sets the engine, the user's choice of it (empty if there was none), and the address; see use_engine.
 choose_engine() {
   local address files
+  # shellcheck disable=SC2034 # setting in lib/dotenv.sh
   settings=$(settings_now) || exit
   address=$(setting STACK_PUBLISH)
   files=$(recorded_files)
