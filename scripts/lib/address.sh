@@ -29,12 +29,24 @@ reachable_host() {
 # Prints the address at which the running stack is published, or nothing.
 published() { docker compose port caddy 8443 2>/dev/null || docker compose port gateway 9000 2>/dev/null || true; }
 
+# Whether the stack is to be published at $port. A service that crashes and is restarted holds the port only at times.
+is_own_port() {
+  local service container
+  for service in caddy gateway; do
+    container=$(docker compose ps --quiet "$service" 2>/dev/null) || continue
+    case $(docker inspect --format '{{json .HostConfig.PortBindings}}' "$container" 2>/dev/null) in
+      *"\"HostPort\":\"$port\""*) return ;;
+    esac
+  done
+  return 1
+}
+
 # Stops if another program holds $port. The stack itself may hold it, after an earlier `make up`.
 need_free_port() {
   local own holder
   [ "$port" = 0 ] && return # any free one
   own=$(published)
-  [ "${own##*:}" = "$port" ] && return
+  [ "${own##*:}" = "$port" ] || is_own_port && return
   holder=$(port_holder)
   [ -z "$holder" ] ||
     die "Port $port is taken by $holder: stop that program, or put another address into .env, such as STACK_PUBLISH=$host:$((port + 1)), then run this again."

@@ -27,12 +27,23 @@ weigh_context() {
     use_engine "$engine"
   fi
   context=$(resolved LLM_CONTEXT)
-  [ "$engine" != tiny ] || context=${context:-4096}
+  [ "$engine" != tiny ] || weigh_tiny_context
   if [ "$1" -gt 0 ] && [ -n "$context" ] && [[ $(listed 6) == [0-9]* ]] && [ "$context" -gt "$(listed 6)" ]; then
     context=$(listed 6)
   fi
   case $context in *[!0-9]*) die "LLM_CONTEXT=$context is not a number of tokens: use for example LLM_CONTEXT=$agents_context." ;; esac
   context_gb=$(calculate "${context:-0} * ${token_kb:-0} * $slots / 1e6")
+}
+
+# Sets context for the tiny engine. Its own setting is the sum of all slots.
+weigh_tiny_context() {
+  local all
+  all=$(resolved LLAMA_ARG_CTX_SIZE)
+  case $all in
+    "") context=${context:-4096} ;;
+    *[!0-9]*) die "LLAMA_ARG_CTX_SIZE=$all is not a number of tokens: use for example LLAMA_ARG_CTX_SIZE=16384." ;;
+    *) context=$((10#$all / slots)) ;;
+  esac
 }
 
 # Whether the user has chosen a number, for all engines or for this one.

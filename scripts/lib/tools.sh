@@ -3,7 +3,7 @@
 
 PATH=$PATH:/usr/sbin # where Debian keeps nginx, and not in every user's PATH
 
-# Installs the given programs if they are missing: nginx, wrk, chromium, promtool with prometheus.
+# Installs the given programs if they are missing: nginx, wrk, chromium, certutil, promtool with prometheus.
 need_tools() {
   local tool packages=()
   for tool; do
@@ -11,6 +11,7 @@ need_tools() {
     case $tool in
       nginx) packages+=(nginx-light) ;;
       promtool) packages+=(prometheus) ;;
+      certutil) packages+=(libnss3-tools) ;;
       *) packages+=("$tool") ;;
     esac
   done

@@ -2,8 +2,9 @@
 
 import json
 import re
-import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,9 @@ import httpx
 import pytest
 
 from tests.support.clone import OVERRIDES, Config, Tree, clone, merged
-from tests.support.processes import ROOT, free_port, wait_for
+from tests.support.containers import build
+from tests.support.processes import free_port, wait_for
 
-STAND_IN = """
-services:
-  chat:
-    volumes: ["./stand-in:/stand-in:ro"]
-    environment: { PYTHONPATH: /stand-in }
-"""
 TASKS = """
 . scripts/lib/say.sh
 . scripts/lib/docker.sh
@@ -131,21 +127,35 @@ def test_a_registry_that_does_not_answer_is_told_before_anything_is_changed(tmp_
     assert not tree.dotenv.exists()
 
 
-def chat(output: str, person: str) -> int:
-    """Ask as a person in the chat window whose address `make up` printed."""
+@contextmanager
+def window(output: str, cookie: str = "") -> Iterator[httpx.Client]:
+    """The chat window whose address `make up` printed, for somebody with that cookie."""
     found = re.search(r"^    Chat +(http://\S+)", output, re.MULTILINE)
     assert found, output
-    url, headers = found[1], {"x-person": person}
+    with httpx.Client(base_url=found[1], headers={"cookie": cookie} if cookie else {}, timeout=60) as client:
 
-    def healthy() -> bool:
-        try:
-            return httpx.get(url + "/health").status_code == 200
-        except httpx.TransportError:  # it has just started
-            return False
+        def healthy() -> bool:
+            try:
+                return client.get("/health").status_code == 200
+            except httpx.TransportError:  # it has just started
+                return False
 
-    wait_for(healthy)
+        wait_for(healthy)
+        yield client
+
+
+def account(client: httpx.Client, action: str, person: str) -> httpx.Response:
+    body = {"email": f"{person}@people.example", "password": "secret"}
+    return client.post(f"/api/v1/auths/{action}", json=body)
+
+
+def cookie(answer: httpx.Response) -> str:
+    return f"token={answer.raise_for_status().cookies['token']}"
+
+
+def chat(client: httpx.Client) -> int:
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
-    return httpx.post(url + "/api/chat/completions", json=body, headers=headers, timeout=60).status_code
+    return client.post("/api/chat/completions", json=body).status_code
 
 
 def usage(tree: Tree, key: str) -> list[Any]:
@@ -160,18 +170,24 @@ def key_of(text: str) -> str:
 
 
 def test_make_up_gives_it_a_key_that_tells_its_users_apart(tree: Tree, python_image: str) -> None:
-    shutil.copytree(ROOT / "tests/bundle/chat", tree.path / "stand-in")
-    (tree.path / "stand-in.yaml").write_text(STAND_IN)
-    tree.run("chmod", "-R", "a+rX", "stand-in")
-    tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml:compose.tiny.yaml:compose.chat.yaml:stand-in.yaml\n"
-                           f"PYTHON_IMAGE={python_image}\nCHAT_IMAGE={python_image}\n"
+    build("chat", "tests/bundle/chat")
+    tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml:compose.tiny.yaml:compose.chat.yaml\n"
+                           f"PYTHON_IMAGE={python_image}\nCHAT_IMAGE=stack-test-chat\n"
                            "STACK_PUBLISH=127.0.0.1:0\nCHAT_PUBLISH=127.0.0.1:0\n")  # fmt: skip
     up = tree.run("scripts/up")
     assert up.returncode == 0, up.stdout
     file = tree.path / ".secrets/chat"
     assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o444, 0o700)
     text = file.read_text()
-    assert [chat(up.stdout, it) for it in ("ann", "bob", "ann")] == [200, 200, 200]
+    with window(up.stdout) as nobody:
+        ann = cookie(account(nobody, "signup", "ann"))
+    with window(up.stdout, ann) as client:
+        assert [account(client, "add", "bob").status_code, chat(client), chat(client)] == [200] * 3
+    with window(up.stdout) as nobody:
+        assert [account(nobody, "signup", "eve").status_code, chat(nobody)] == [403, 401]
+        bob = cookie(account(nobody, "signin", "bob"))
+    with window(up.stdout, bob) as client:
+        assert chat(client) == 200
     container = tree.run("docker", "compose", "ps", "--quiet", "chat").stdout.strip()
     inspected = tree.run("docker", "inspect", container).stdout
     assert not any(line.partition("=")[2] in inspected for line in text.splitlines())
@@ -180,10 +196,7 @@ def test_make_up_gives_it_a_key_that_tells_its_users_apart(tree: Tree, python_im
     again = tree.run("scripts/up")
     assert again.returncode == 0, again.stdout
     renewed = file.read_text()
-    assert renewed.splitlines()[2] == text.splitlines()[2], "sessions last"
     assert key_of(renewed) != key_of(text)
-    assert chat(again.stdout, "eve") == 200
+    with window(again.stdout, bob) as client:  # he is still signed in
+        assert chat(client) == 200
     assert usage(tree, key_of(text)) == [1, 2]
-
-    third = tree.run("scripts/up")
-    assert (third.returncode, file.read_text()) == (0, renewed), third.stdout

@@ -59,6 +59,13 @@ def test_the_largest_context_that_fits_is_chosen_for_vllm(
     assert f"ok: context: {tokens} tokens" in doctor(tree, machine, ENGINE="vllm", LLM_MODEL=model)
 
 
+def test_the_tiny_engines_own_setting_is_the_sum_of_its_slots(tree: Tree, machine: Machine) -> None:
+    said = doctor(tree, machine, ENGINE="tiny", LLM_CONTEXT="8192", LLAMA_ARG_CTX_SIZE="12288")
+    assert "ok: context: 3072 tokens for each of 4 conversation(s) at a time" in said
+    wrong = {"LLAMA_ARG_CTX_SIZE": "16k"} | machine.environment
+    refuses(tree, "LLAMA_ARG_CTX_SIZE=16k is not a number of tokens", ENGINE="tiny", **wrong)
+
+
 def doctor(tree: Tree, machine: Machine, **env: str) -> str:
     ran = tree.run("scripts/doctor", **env, **machine.environment)
     assert ran.returncode == 0, ran.stdout

@@ -1,4 +1,4 @@
-"""TLS=on: Caddy before the tiny stack, in containers, with the tests' own authority and with Caddy's own."""
+"""TLS=on: Caddy before the tiny stack and its chat window, with the tests' own authority and with Caddy's own."""
 
 import json
 import re
@@ -14,12 +14,14 @@ from uuid import uuid4
 import httpx
 import pytest
 import trustme
+from playwright.sync_api import Error, Page, Route, expect
 
+from tests.support import browser
 from tests.support.clone import Tree, clone
 from tests.support.console import Visit
 from tests.support.containers import build, docker
 from tests.support.keys import ADMIN
-from tests.support.processes import wait_for
+from tests.support.processes import free_port, wait_for
 from tests.support.stack import LONG
 
 NAME = "llm.test"
@@ -35,6 +37,16 @@ class Served:
     port: int
     trust: ssl.SSLContext
     said: str
+
+    @property
+    def chat(self) -> str:
+        """Where the chat window is published."""
+        return self.settings["CHAT_PUBLISH"]
+
+    @property
+    def chat_key(self) -> str:
+        """The id of the chat window's key."""
+        return re.findall(r"KEY=sk-stack-(\w+)-", (self.tree.path / ".secrets/chat").read_text())[0]
 
     @contextmanager
     def client(self, key: str = "dev-key", **options: Any) -> Iterator[httpx.Client]:
@@ -61,6 +73,7 @@ def _for(request: httpx.Request) -> httpx.Request:
 @pytest.fixture(scope="module")
 def caddy() -> str:
     build("caddy", "tests/bundle/caddy", context="requirements")
+    build("chat", "tests/bundle/chat")
     return "stack-test-caddy"
 
 
@@ -74,8 +87,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, python_image: str, caddy: s
     issued.private_key_pem.write_to_path(tree.path / "key.pem")
     for file in ("cert.pem", "key.pem"):
         (tree.path / file).chmod(0o644)
+    port = free_port()
     settings = {
         "ENGINE": "tiny", "TLS": "on", "CADDY_IMAGE": caddy, "PYTHON_IMAGE": python_image,
+        "CHAT": "on", "CHAT_IMAGE": "stack-test-chat",
+        "CHAT_PUBLISH": f"127.0.0.1:{port}", "CHAT_ORIGIN": f"https://localhost:{port}",
         "STACK_PUBLISH": "127.0.0.1:0", "STACK_ADMIN_KEYS": ADMIN, "STACK_DRAIN_DELAY": "0", "STACK_GRACE": "1",
     }  # fmt: skip
     files = {"STACK_TLS_CERTIFICATE_FILE": "cert.pem", "STACK_TLS_KEY_FILE": "key.pem"}
@@ -173,15 +189,18 @@ def test_another_authority_another_name_and_plain_http_are_refused(served: Serve
             client.get("/health", extensions={"sni_hostname": "other.test"})
         answer = client.get("/health", headers={"host": "other.test"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_host")
-    plain = httpx.get(f"http://127.0.0.1:{served.port}/health", headers={"host": NAME})
-    assert (plain.status_code, plain.text) == (400, "Client sent an HTTP request to an HTTPS server.\n")
+    for address in (f"127.0.0.1:{served.port}", served.chat):
+        plain = httpx.get(f"http://{address}/health", headers={"host": NAME})
+        assert (plain.status_code, plain.text) == (400, "Client sent an HTTP request to an HTTPS server.\n")
 
 
 def test_only_caddy_is_published_and_it_has_no_rights(served: Served) -> None:
-    assert not served.inspect("gateway")["HostConfig"]["PortBindings"]
-    caddy = served.inspect("caddy")
-    assert [it["HostIp"] for it in caddy["HostConfig"]["PortBindings"]["8443/tcp"]] == ["127.0.0.1"]
-    assert set(caddy["HostConfig"]["PortBindings"]) == {"8443/tcp"}
+    assert not any(served.inspect(it)["HostConfig"]["PortBindings"] for it in ("gateway", "chat"))
+    published = served.inspect("caddy")["HostConfig"]["PortBindings"]
+    assert {it: [to["HostIp"] for to in where] for it, where in published.items()} == {
+        "8443/tcp": ["127.0.0.1"],
+        "8444/tcp": ["127.0.0.1"],
+    }
     status = docker("exec", served.container("caddy"), "sh", "-c", "cat /proc/[0-9]*/status; true")
     assert set(re.findall(r"^CapEff:\t(\w+)", status, re.MULTILINE)) == {"0" * 16}
     assert set(re.findall(r"^Uid:\t(\d+)", status, re.MULTILINE)) == {"10003"}
@@ -233,24 +252,12 @@ def test_a_visitors_address_is_caddys_word_and_nobody_elses(served: Served) -> N
     assert other == "401"
 
 
-def test_the_chat_window_has_a_port_and_so_an_origin_of_its_own(served: Served, python_image: str) -> None:
-    """Something else answers at the window's name here."""
-    page = "<title>a chat window</title>"
-    serve = f"echo '{page}' >/tmp/index.html && exec python3 -m http.server --directory /tmp 8080"
-    network = f"{served.tree.project}_edge"
-    options = [f"--name={served.container('chat')}", f"--network={network}", "--network-alias=chat", "--entrypoint=sh"]
-    docker("run", "--detach", "--rm", *options, python_image, "-c", serve)
-    try:
-        caddy = served.inspect("caddy")["NetworkSettings"]["Networks"][network]["IPAddress"]
-        with served.client() as client:
-            found = wait_for(
-                lambda: chat if (chat := client.get(f"https://{caddy}:8444/")).status_code == 200 else None
-            )
-            assert client.get("/").status_code == 404
-        assert found.text.strip() == page
-        assert found.headers["strict-transport-security"] == "max-age=31536000"
-    finally:
-        docker("rm", "--force", served.container("chat"))
+def test_the_chat_window_has_a_port_and_so_an_origin_of_its_own(served: Served) -> None:
+    with served.client() as client:
+        found = client.get(f"https://{served.chat}/")
+        assert client.get("/").status_code == 404
+    assert "<title>A chat window</title>" in found.text
+    assert found.headers["strict-transport-security"] == "max-age=31536000"
 
 
 def test_while_the_gateway_is_away_the_error_says_so(served: Served) -> None:
@@ -267,25 +274,96 @@ def test_while_the_gateway_is_away_the_error_says_so(served: Served) -> None:
 # ── With Caddy's own ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(served: Served) -> None:
+@pytest.fixture(scope="module")
+def local(served: Served) -> Served:
+    """The local form, which takes the place of the files form."""
+    key = served.chat_key
+    local = up(served.tree, served.settings | {"STACK_TLS": "local", "STACK_TLS_NAME": "localhost"}, served.trust)
+    assert local.chat_key == key, "the chat window keeps its key"
+    ran = local.tree.run("make", "--silent", "tls-root", **local.settings)
+    assert ran.returncode == 0, ran.stdout
+    local.trust = ssl.create_default_context(cafile=str(local.tree.path / "tls-root.crt"))
+    return local
+
+
+def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(local: Served) -> None:
     """And the line that `make up` prints works as it stands, and `make doctor` knows the certificate."""
-    settings = served.settings | {"STACK_TLS": "local", "STACK_TLS_NAME": "localhost"}
-    local = up(served.tree, settings, served.trust)
     url = f"https://localhost:{local.port}"
     assert f"base URL  {url}/v1" in local.said
     (line,) = re.findall(r"^    (curl .*\n.*\n.*)$", local.said, re.MULTILINE)
-    ran = served.tree.run("make", "--silent", "tls-root", **settings)
-    assert ran.returncode == 0, ran.stdout
-    assert "\ndata: [DONE]\n" in served.tree.run("bash", "-euc", line).stdout
-    trust = ssl.create_default_context(cafile=str(served.tree.path / "tls-root.crt"))
-    answer = httpx.get(url + "/health", verify=trust)
+    assert "\ndata: [DONE]\n" in local.tree.run("bash", "-euc", line).stdout
+    answer = httpx.get(url + "/health", verify=local.trust)
     assert answer.status_code == 200
-    said = served.tree.run("scripts/doctor", **settings).stdout
+    said = local.tree.run("scripts/doctor", **local.settings).stdout
     assert "    ok: certificate: the certificate for localhost ends in 1" in said, said
-    assert f"    ok: published: only caddy at 127.0.0.1:{local.port}\n" in said, said
+    assert f"    ok: published: only caddy at 127.0.0.1:{local.port}, {local.chat}\n" in said, said
     assert "strict-transport-security" not in answer.headers  # it would hold for every port of localhost
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(url + "/health")
+
+
+def enter(person: Page, name: str, how: str) -> str:
+    """Sign up or in at the chat window, and return the person's id."""
+    person.goto("/")
+    fill_in(person, name, how)
+    expect(person.get_by_role("status")).to_have_text(re.compile(r"^(admin|user) "))
+    (cookie,) = person.context.cookies()
+    assert (cookie["name"], cookie["secure"], cookie["httpOnly"]) == ("token", True, True)
+    return person.get_by_role("status").inner_text().split()[1]
+
+
+def fill_in(person: Page, name: str, button: str) -> None:
+    person.get_by_label("Email").fill(f"{name}@people.example")
+    person.get_by_label("Password").fill("secret")
+    person.get_by_role("button", name=button).click()
+
+
+def send(person: Page, tokens: int) -> None:
+    """Ask for an answer of that many tokens."""
+
+    def goes_on(route: Route) -> None:
+        route.continue_(post_data={**route.request.post_data_json, "max_tokens": tokens, "ignore_eos": True})
+
+    person.route("**/api/chat/completions", goes_on)
+    person.get_by_label("Message").fill(LONG["messages"][0]["content"])
+    person.get_by_role("button", name="Send").click()
+
+
+def test_two_people_chat_in_a_browser_and_have_usage_rows_of_their_own(local: Served, tmp_path: Path) -> None:
+    """The browser trusts Caddy's root certificate. The first answer would take minutes, so what grows is no replay."""
+    url = f"https://{local.chat.replace('127.0.0.1', 'localhost')}"
+    assert f"Chat        {url} " in local.said
+    refused = pytest.raises(Error, match="ERR_CERT_AUTHORITY_INVALID")
+    with browser.chromium() as chromium, browser.page(chromium, url) as stranger, refused:
+        stranger.goto("/")
+    browser.trust(local.tree.path / "tls-root.crt", tmp_path)
+    with (
+        browser.chromium(tmp_path) as chromium,
+        browser.page(chromium, url) as ann,
+        browser.page(chromium, url) as bob,
+    ):
+        enter(ann, "ann", "Sign up")
+        fill_in(ann, "bob", "Add user")
+        expect(ann.get_by_role("status")).to_contain_text("user ")
+        bobs_id = enter(bob, "bob", "Sign in")
+        send(ann, 3000)
+        expect(ann.locator("#answer")).not_to_be_empty(timeout=2 * browser.PATIENCE)
+        send(bob, 2)
+        expect(bob.get_by_role("status")).to_have_text("finished")
+        for _ in range(2):
+            so_far = ann.locator("#answer").inner_text()
+            expect(ann.locator("#answer")).not_to_have_text(so_far)
+        ann.get_by_role("button", name="Stop").click()
+        ran = local.tree.run("scripts/stack", "keys", "users", local.chat_key, "--find", bobs_id, **local.settings)
+        rows = wait_for(lambda: found if len(found := tokens_by_user(local)) == 2 else None, deadline=60)
+    assert rows.pop(ran.stdout.strip()) == 2
+    assert 2 < rows.popitem()[1] < 3000
+
+
+def tokens_by_user(local: Served) -> dict[str, int]:
+    url = f"https://localhost:{local.port}/admin/usage?by=user&key={local.chat_key}"
+    answer = httpx.get(url, headers={"authorization": f"Bearer {ADMIN}"}, verify=local.trust).raise_for_status()
+    return {it["user"]: it["tokens_out"] for it in answer.json()["data"]}
 
 
 # ── What cannot run here ─────────────────────────────────────────────────────────────────────────────────────────────

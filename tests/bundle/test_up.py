@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shutil
 import stat
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.clone import Tree, clone
+from tests.support.clone import Tree, clone, write_program
+from tests.support.processes import free_port
 
 
 def post(base_url: str, key: str, path: str, **body: Any) -> tuple[int, str]:
@@ -39,9 +42,8 @@ def up(tmp_path_factory: pytest.TempPathFactory, python_image: str) -> Iterator[
     tree = clone(tmp_path_factory.mktemp("up") / "clone", mask=0)
     files = ("-f", "compose.yaml", "-f", "compose.tiny.yaml")
     try:
-        ran = tree.run(
-            "docker", "compose", *files, "up", "--wait", STACK_PUBLISH="127.0.0.1:0", PYTHON_IMAGE=python_image
-        )
+        settings = {"STACK_PUBLISH": f"127.0.0.1:{free_port()}", "PYTHON_IMAGE": python_image}
+        ran = tree.run("docker", "compose", *files, "up", "--wait", **settings)
         assert ran.returncode == 0, ran.stdout
         assert not tree.dotenv.exists()
         yield tree
@@ -77,6 +79,30 @@ def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
     ran = tree.run("scripts/up", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}")
     assert ran.returncode == 1
     assert f"is taken by the container {up.project}-gateway-1" in ran.stdout
+
+
+RESTARTED = """
+case "$*" in
+  "compose port "*) echo "no port 9000/tcp for container" >&2; exit 1 ;;
+  *) exec {docker} "$@" ;;
+esac
+"""
+
+
+def test_the_port_of_a_gateway_that_is_just_restarted_is_its_own(up: Tree, tmp_path: Path) -> None:
+    """Docker says that it has none, and a moment later it holds the port."""
+    write_program(tmp_path / "docker", RESTARTED.format(docker=shutil.which("docker")))
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    libraries = " ".join(f". scripts/lib/{it}.sh;" for it in ("say", "docker", "dotenv", "parts", "stack", "address"))
+    ran = up.run(
+        "bash",
+        "-euc",
+        libraries + "choose_engine; need_free_port",
+        ENGINE="tiny",
+        STACK_PUBLISH=f"127.0.0.1:{port_of(up)}",
+        PATH=path,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "")
 
 
 def test_a_registry_that_hangs_is_one_that_does_not_answer(tree: Tree, black_hole: str) -> None:

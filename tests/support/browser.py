@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,22 +19,31 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Debian's browser. Fails with a sentence if there is none."""
+def chromium(home: Path | None = None) -> Iterator[Browser]:
+    """Debian's browser, with another home directory if one is given. Fails with a sentence if there is none."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.fail("chromium is missing: install it (on Debian 'apt-get install chromium')", pytrace=False)
     with sync_playwright() as playwright:
-        browser = _launch(playwright, program)
+        browser = _launch(playwright, program, home)
         try:
             yield browser
         finally:
             browser.close()
 
 
-def _launch(playwright: Playwright, program: str) -> Browser:
+def _launch(playwright: Playwright, program: str, home: Path | None) -> Browser:
     options = ["--no-sandbox"] if os.getuid() == 0 else []  # root may not use it
-    return playwright.chromium.launch(executable_path=program, args=[*options, "--disable-gpu"])
+    environment = os.environ | ({"HOME": str(home)} if home else {})
+    return playwright.chromium.launch(executable_path=program, args=[*options, "--disable-gpu"], env={**environment})
+
+
+def trust(root: Path, home: Path) -> None:
+    """Make a browser with that home directory trust a root certificate."""
+    database = home / ".pki/nssdb"
+    database.mkdir(parents=True)
+    words = ["certutil", "-A", "-d", f"sql:{database}", "-n", "stack", "-t", "C,,", "-i", str(root)]
+    subprocess.run(words, check=True, stdin=subprocess.DEVNULL, timeout=60)
 
 
 @contextmanager
