@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from gateway import addresses, files, yaml_file
+from gateway.dialects import DIALECTS
 from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Tokens, Wait
 
 FIRST = "engine"  # the one engine of the settings
@@ -32,6 +33,7 @@ class Engine(_Strict):
     slots: Slots = None
     # The context window with which the engine was started; told to callers if the engine does not report it itself
     context: Tokens = None
+    gpu: Name | None = None  # engines with the same one take turns: one is awake, and the others sleep
     api_key_file: Path | None = None
     # From LLM_API_KEY or api_key_file, never from stack.yaml
     api_key: SecretStr | None = Field(default=None, exclude=True)
@@ -119,6 +121,9 @@ class Config(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names: dict[str, str] = {}
+        for name, engine in self.engines.items():
+            if engine.gpu is not None and DIALECTS[engine.dialect].sleeper is None:
+                raise ValueError(f"engines.{name}: 'gpu' is for engines that can sleep, and {engine.dialect} cannot")
         for name, model in self.models.items():
             for used in (name, *model.aliases):
                 if used in names:
@@ -185,10 +190,11 @@ def _exists(path: Path, cure: str) -> bool:
 
 
 class Listed(_Strict):
-    """A model of LLM_MODELS, on the engine's service with this name."""
+    """A model of LLM_MODELS, on the engine's service with this name. `gpu`: see Engine."""
 
     model: ModelName
     engine: Name = FIRST
+    gpu: Name | None = None
 
 
 class _List(_Strict):
@@ -216,7 +222,11 @@ def from_settings(settings: Settings, listed: Sequence[Listed] = ()) -> Config:
         )
         for name in dict.fromkeys((*on, *aliases.values()))
     }
-    engines = {name: _beside(first, name) for name in dict.fromkeys((FIRST, *on.values()))}
+    gpus = {it.engine: it.gpu for it in listed}
+    engines = {
+        name: _beside(first, name).model_copy(update={"gpu": gpus.get(name)})
+        for name in dict.fromkeys((FIRST, *on.values()))
+    }
     return Config(engines=engines, models=models, default_model=default)
 
 

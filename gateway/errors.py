@@ -35,6 +35,7 @@ The file is long because it has every error. Each class says little more than it
     │   │   │   ├── EngineFull       503  its own queue is full
     │   │   │   ├── QueueFull        503  the gateway's queue for it is full
     │   │   │   └── QueueTimeout     503  it cannot begin before the request's deadline
+    │   │   ├── EngineAsleep     503  it sleeps, and did not wake
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it was silent for too long
@@ -310,6 +311,10 @@ class QueueFull(EngineOverloaded):
 
 class QueueTimeout(QueueFull):
     code = "queue_timeout"
+
+
+class EngineAsleep(EngineUnavailable):
+    code = "engine_asleep"
 
 
 class ModelLoading(EngineUnavailable):

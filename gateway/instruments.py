@@ -84,7 +84,9 @@ class Engines:
             buckets=DURATION,
         )
         self.loads = duration(
-            "stack_model_load_seconds", "How long an engine took to load a model, if it has several.", buckets=DURATION
+            "stack_model_load_seconds",
+            "How long an engine took to load a model, or to wake.",
+            buckets=DURATION,
         )
         self.waits = duration(
             "stack_queue_wait_seconds", "How long requests waited for a slot, if they had to wait.", buckets=FIRST_TOKEN

@@ -40,6 +40,15 @@ def test_the_example_is_valid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert "engine-key" not in repr(loaded)
 
 
+def test_the_file_of_make_up_names_a_gpu(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACK_API_KEYS_FILE", str(tmp_path / "none"))
+    (tmp_path / "models.yaml").write_text(
+        "models:\n- { model: a, gpu: one }\n- { model: b, engine: second, gpu: one }\n- { model: c, engine: third }\n"
+    )
+    loaded = config.load(Settings(stack_config=tmp_path / "stack.yaml", llm_backend="vllm"))
+    assert {name: it.gpu for name, it in loaded.engines.items()} == {"engine": "one", "second": "one", "third": None}
+
+
 def test_a_directory_in_place_of_stack_yaml_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STACK_API_KEYS_FILE", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match=r"is not a file\. Put a stack\.yaml there"):

@@ -1,15 +1,16 @@
 """Loading: have models loaded before they are asked, and learn what is loaded and how long a load takes.
 
-This is only done on engines that load models when they are asked for them, and only if the configuration has several
-models on the engine. The decision which model is loaded next is in swaps.py.
+This is only done on engines that load models when they are asked for them, if the configuration has several models on
+the engine, and on GPUs that several engines share (gpu.py). The decision which model is loaded next is in swaps.py.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 from gateway import logs
+from gateway.admission.gpu import Gpu, Memory, asleep
 from gateway.admission.memory import Places, Woken
 from gateway.admission.postgres import PostgresQueues
 from gateway.admission.swaps import Loads, number
@@ -39,6 +40,26 @@ def several(config: Config, *, any_model: bool) -> set[str]:
     return {name for name, them in models.items() if len(them) > 1} | ({FIRST} if any_model else set())
 
 
+class _Own:
+    """A Memory that is an engine's own."""
+
+    def __init__(self, loader: Loader, upstream: Upstream) -> None:
+        self._loader = loader
+        self._upstream = upstream
+        self.known_as = upstream.known_as
+
+    async def loaded(self) -> Mapping[int, float]:
+        """See Memory.loaded."""
+        return {number(name): left for name, left in (await self._loader.loaded(self._upstream)).items()}
+
+    async def load(self, upstream: Upstream, kind: Kind, model: str, there: Collection[int]) -> float:
+        """See Memory.load."""
+        began = time.monotonic()
+        if number(canonical(upstream.dialect.name, model)) in there:
+            return 0.0
+        return time.monotonic() - began if await self._loader.load(upstream, kind, model, None) else 0.0
+
+
 class Loading:
     """Load models for the requests of one worker. `woken` is called with places that get a slot by that.
 
@@ -51,10 +72,12 @@ class Loading:
         places: Places,
         far: PostgresQueues | None,
         swapping: set[str],
+        gpus: Mapping[str, Gpu],
         woken: Callable[[Woken], None],
         metrics: Metrics,
     ) -> None:
         self._places = places
+        self._gpus = gpus
         self._metrics = metrics
         self._far = far
         self._swapping = swapping
@@ -69,7 +92,10 @@ class Loading:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def number(self, upstream: Upstream, model: str) -> int:
-        """Return the number of the model on an engine that may have to load it; 0 for any other engine."""
+        """Return the number of the model on an engine that may have to load it, or that of an engine that may have to
+        wake; 0 for any other engine."""
+        if upstream.name in self._gpus:
+            return number(upstream.name)
         if upstream.dialect.loader is None or upstream.name not in self._swapping:
             return 0
         return number(canonical(upstream.dialect.name, model))
@@ -87,18 +113,35 @@ class Loading:
             return None
         return self._places.models.due(visit.at, visit.model, visit.since) or None
 
+    def serves(self, upstream: Upstream, engine: int) -> bool:
+        """Return whether the slots of this queue are those of the engine: it has no GPU in common with others, or is
+        awake. Needs no lock."""
+        return upstream.name not in self._gpus or number(upstream.name) in self._places.models.loads(engine).loaded
+
+    async def check(self, upstream: Upstream, engine: int) -> None:
+        """Raise EngineAsleep if the engine did not wake lately, and is not awake now. Its requests would have the other
+        engines of its GPU sleep for nothing."""
+        gpu = self._gpus.get(upstream.name)
+        if gpu is not None and gpu.barred(upstream.name):
+            await self._loads(gpu, engine)
+            if gpu.barred(upstream.name):
+                raise asleep()
+
     async def ready(self, upstream: Upstream, model: str, visit: Visit) -> None:
         """Return when the engine has loaded the model, for a request that has a slot. Raises EngineError.
 
         A load goes on if its request is cancelled. Otherwise clients that disconnect could have models loaded for
         nothing again and again, because Ollama gives up a load whose client disconnects.
         """
-        loader, engine, wanted = upstream.dialect.loader, visit.at, self.number(upstream, model)
-        if loader is None or not wanted or wanted in (await self._loads(loader, upstream, engine)).loaded:
+        engine, wanted, memory = visit.at, self.number(upstream, model), self._memory(upstream)
+        if not wanted or memory is None:
+            return
+        if wanted in (await self._loads(memory, engine)).loaded:
+            self._use(upstream, engine)
             return
         key = upstream.name, wanted
         if (task := self._tasks.get(key)) is None:
-            load = self._load(loader, upstream, engine, visit.exchange.kind, model)
+            load = self._load(memory, upstream, engine, visit.exchange.kind, model)
             task = self._tasks[key] = asyncio.create_task(load)
             task.add_done_callback(lambda it: self._ended(key, it))
         visit.loads_since = time.monotonic()
@@ -112,51 +155,63 @@ class Loading:
         if not task.cancelled():
             task.exception()  # otherwise asyncio logs an exception for which no request waits any more
 
-    async def _loads(self, loader: Loader, upstream: Upstream, engine: int) -> Loads:
+    def _memory(self, upstream: Upstream) -> Memory | None:
+        if upstream.name in self._gpus:
+            return self._gpus[upstream.name]
+        return _Own(upstream.dialect.loader, upstream) if upstream.dialect.loader is not None else None
+
+    def _use(self, upstream: Upstream, engine: int) -> None:
+        """Give the queue of a GPU the slots of this engine, which is the one that is awake."""
+        if (gpu := self._gpus.get(upstream.name)) is not None:
+            self._places.slots[engine] = self._places.slots[gpu.numbers[upstream.name]]
+
+    async def _loads(self, memory: Memory, engine: int) -> Loads:
         """Return what the engine has loaded. The engine itself is asked from time to time, because it also unloads
         models that nobody uses."""
-        loads = await self._known(upstream, engine)
+        loads = await self._known(memory, engine)
         if time.monotonic() < self._places.models.asked_at[engine] + FRESH or loads.begun:
             return loads
         self._places.models.asked_at[engine] = time.monotonic()
         try:
-            after = await _loaded(loader, upstream)
+            after = await memory.loaded()
         except EngineError:
             return loads
         with suppress(BusyError):
             self._woken(self._places.looked(engine, self._places.models.loads(engine), after))
         if self._far is not None:
             with suppress(LostError):
-                await self._far.looked(upstream.known_as, loads, after)
-        return await self._known(upstream, engine)
+                await self._far.looked(memory.known_as, loads, after)
+        return await self._known(memory, engine)
 
-    async def _known(self, upstream: Upstream, engine: int) -> Loads:
+    async def _known(self, memory: Memory, engine: int) -> Loads:
         if self._far is not None:
             with suppress(LostError):
-                return await self._far.loads(upstream.known_as)
+                return await self._far.loads(memory.known_as)
         return self._places.models.loads(engine)
 
-    async def _load(self, loader: Loader, upstream: Upstream, engine: int, kind: Kind, model: str) -> None:
-        wanted, took = self.number(upstream, model), 0.0
-        there = await _loaded(loader, upstream)
-        if wanted not in there:
-            began = time.monotonic()
-            if await loader.load(upstream, kind, model, None):
-                took = time.monotonic() - began
-        after = await _loaded(loader, upstream)
-        await self._note(upstream, engine, wanted, there, after, took)
+    async def _load(self, memory: Memory, upstream: Upstream, engine: int, kind: Kind, model: str) -> None:
+        wanted, there = self.number(upstream, model), await memory.loaded()
+        try:
+            took = await memory.load(upstream, kind, model, there)
+        except EngineError:
+            if upstream.name in self._gpus:
+                await self._note(memory, engine, wanted, there, await memory.loaded(), 0.0)
+            raise
+        self._use(upstream, engine)
+        after = await memory.loaded()
+        await self._note(memory, engine, wanted, there, after, took)
         scarce = self._places.models.loads(engine).scarce
         if took:
             fields = {"engine": upstream.name, "model": model, "seconds": round(took, 3), "all_fit": not scarce}
             logs.event("model_loaded", fields)
             self._metrics.loaded(upstream.name, took)
-        if scarce and after.get(wanted, 0.0) < KEEP:
+        if (loader := upstream.dialect.loader) is not None and scarce and after.get(wanted, 0.0) < KEEP:
             with suppress(EngineError):
                 await loader.load(upstream, kind, model, KEEP)
 
     async def _note(
         self,
-        upstream: Upstream,
+        memory: Memory,
         engine: int,
         model: int,
         there: Mapping[int, float],
@@ -170,8 +225,4 @@ class Loading:
             await asyncio.sleep(AGAIN)
         if self._far is not None:
             with suppress(LostError):
-                await self._far.loaded(upstream.known_as, model, there, after, took)
-
-
-async def _loaded(loader: Loader, upstream: Upstream) -> dict[int, float]:
-    return {number(name): left for name, left in (await loader.loaded(upstream)).items()}
+                await self._far.loaded(memory.known_as, model, there, after, took)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import orjson
 
 from gateway.admission.retry_after import ENGINES
-from gateway.admission.swaps import Limit, Loads, Waiting, decide
+from gateway.admission.swaps import EXCLUSIVE, Limit, Loads, Waiting, decide
 
 RECORD = 4096  # bytes for the loads of each engine
 
@@ -16,16 +16,16 @@ class Models:
     """Hold the loads of all engines, under the lock of the caller (Places). `now` is the clock.
 
     `scarce`: not all models of the engine fit. `asked_at`: when it was last asked which are loaded. `waits` and `mosts`
-    are its Limit.
+    are its Limit. `barred`: since when an engine is barred (gpu.py); 0: it is not.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        memory = memoryview(mmap.mmap(-1, ENGINES * (32 + RECORD)))
-        self.scarce, self.asked_at, self.waits, self.mosts = (
-            memory[it * ENGINES * 8 : (it + 1) * ENGINES * 8].cast("d") for it in range(4)
+        memory = memoryview(mmap.mmap(-1, ENGINES * (40 + RECORD)))
+        self.scarce, self.asked_at, self.waits, self.mosts, self.barred = (
+            memory[it * ENGINES * 8 : (it + 1) * ENGINES * 8].cast("d") for it in range(5)
         )
-        self._records = memory[ENGINES * 32 :]
+        self._records = memory[ENGINES * 40 :]
 
     def loads(self, engine: int) -> Loads:
         """Return what the engine has loaded. Needs no lock."""
@@ -42,8 +42,13 @@ class Models:
 
     def forget_engine(self, engine: int) -> None:
         """Remove what is known of a number that another engine gets now."""
-        self.asked_at[engine] = 0.0
+        self.asked_at[engine] = self.barred[engine] = 0.0
         self.keep(engine, Loads())
+
+    def share(self, engine: int) -> None:
+        """Note that only one of its models fits at a time."""
+        if not self.loads(engine).exclusive:
+            self.keep(engine, EXCLUSIVE)
 
     def limit(self, engine: int) -> Limit:
         return Limit(self.waits[engine], self.mosts[engine])

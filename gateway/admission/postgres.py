@@ -18,7 +18,7 @@ import orjson
 
 from gateway.admission import swaps
 from gateway.admission.memory import UNKNOWN, Reason, Refusal
-from gateway.admission.swaps import UNSET, Limit, Loads, Waiting
+from gateway.admission.swaps import EXCLUSIVE, UNSET, Limit, Loads, Waiting
 from gateway.admission.visit import Spot
 from gateway.exchange import Exchange
 from gateway.store.postgres import AGAIN, BEAT, LOST, PATIENCE, Connection, Database, LostError, Member
@@ -36,6 +36,9 @@ _LOADS = "SELECT loads::text, extract(epoch FROM clock_timestamp()) FROM queue_e
 _KEEP = """INSERT INTO queue_engines (name, loads) VALUES (%s, %s::jsonb)
     ON CONFLICT (name) DO UPDATE SET loads = excluded.loads, target = 0
         WHERE queue_engines.loads::text IS NOT DISTINCT FROM %s"""
+_EXCLUSIVE = """INSERT INTO queue_engines (name, loads) VALUES (%s, %s::jsonb)
+    ON CONFLICT (name) DO UPDATE SET loads = excluded.loads
+        WHERE NOT coalesce((queue_engines.loads->>'exclusive')::boolean, false)"""
 _TARGET = "UPDATE queue_engines SET target = %s WHERE name = %s AND loads::text = %s AND target <> %s"
 _WANTED = """SELECT loads::text, extract(epoch FROM clock_timestamp()), virtual, seconds / slots,
     EXISTS (SELECT FROM queue_places WHERE engine = name AND held),
@@ -51,14 +54,22 @@ class PostgresQueues:
     """Use the queues on behalf of one worker. Use it with `async with`.
 
     `woken` is called with each spot that gets a slot. `lost` is called when all waiting requests must wait elsewhere,
-    because the database is lost.
+    because the database is lost. `exclusive`: the queues whose models never fit together.
     """
 
-    def __init__(self, url: str, woken: Callable[[Spot], None], lost: Callable[[], None], limit: Limit = UNSET) -> None:
+    def __init__(
+        self,
+        url: str,
+        woken: Callable[[Spot], None],
+        lost: Callable[[], None],
+        limit: Limit = UNSET,
+        exclusive: Collection[str] = (),
+    ) -> None:
         self._database = Database(url, "-c synchronous_commit=off", spare=True)
         self._woken = woken
         self._on_lost = lost
         self._limit = limit
+        self._exclusive = exclusive
         self._member = Member(self._database, "queues", self._joined, self._lost)
         self._spots: dict[int, Spot] = {}
         self._entering = 0  # requests that are entering: the database has not answered them yet
@@ -217,6 +228,8 @@ class PostgresQueues:
     async def _joined(self, owner: str) -> None:
         """Tell the database what runs, under the new name."""
         database = self._database
+        for name in self._exclusive:
+            await database.connection().execute(_EXCLUSIVE, (name, EXCLUSIVE.dump().decode()))
         held, self._spots = [it for it in self._spots.values() if it.holds], {}
         for it in held:
             cursor = await database.connection().execute(_HELD, (it.engine, owner, it.key_id))

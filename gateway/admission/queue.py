@@ -18,6 +18,7 @@ from typing import Literal, Self
 
 from gateway import logs
 from gateway.admission.bell import Bell
+from gateway.admission.gpu import gpus
 from gateway.admission.loading import Loading, several
 from gateway.admission.memory import NOWHERE, PLACES, Places, Reason, Refusal, Woken
 from gateway.admission.postgres import PostgresQueues
@@ -64,26 +65,36 @@ class Admission:
         self._waiting: dict[int | Spot, asyncio.Future[bool]] = {}
         url = settings.store_url  # with PostgreSQL, other gateways may use the same engines
         self._limit = Limit(settings.stack_swap_wait or 0.0, settings.stack_queue_timeout / 2)
-        self._far = PostgresQueues(url, self._arrived, self._lost, self._limit) if url else None
+        self._gpus = gpus(config, upstreams, places.models, settings.stack_resume_wait)
+        self._names = {name: (self._gpus.get(name) or it).known_as for name, it in upstreams.items()}
+        shared = {it.known_as for it in self._gpus.values()}
+        self._far = PostgresQueues(url, self._arrived, self._lost, self._limit, shared) if url else None
         swapping = several(config, any_model=names_no_models(settings))
-        self._loading = Loading(places, self._far, swapping, self._wake, metrics)
+        self._loading = Loading(places, self._far, swapping, self._gpus, self._wake, metrics)
         self._ranks: dict[int, tuple[float, dict[int, int]]] = {}
         self._set = {name: engine.slots for name, engine in config.engines.items()}
         self._upstreams = list(upstreams.values())
         learning = [it for it in self._upstreams if it.dialect.learns_slots and not self._set[it.name]]
         self._most = {it.name: it.dialect.slots for it in learning}  # the most slots that may be learned
         self._held = dict.fromkeys(upstreams, 0)
+        self._queued = dict.fromkeys(upstreams, 0)
 
     async def __aenter__(self) -> Self:
-        self._names = {it.name: it.known_as for it in self._upstreams}
+        # The number of each engine's queue, which several engines of one GPU share, and its own, which has its slots.
         self._engines = {name: await self._number(known_as) for name, known_as in self._names.items()}
+        self._own = {it.name: await self._number(it.known_as) for it in self._upstreams}
         for upstream in self._upstreams:
-            engine = self._engines[upstream.name]
+            engine, own = self._engines[upstream.name], self._own[upstream.name]
+            if (gpu := self._gpus.get(upstream.name)) is not None:
+                gpu.numbers = self._own
+                self._places.models.share(engine)
             upstream.wait = partial(self._loading.wait, upstream, engine)
             upstream.load = partial(self._places.load, engine)
+            upstream.awake = partial(self._loading.serves, upstream, engine)
             self._places.models.waits[engine], self._places.models.mosts[engine] = self._limit
-            if (number := self._set[upstream.name]) or not self._places.slots[engine]:
+            if (number := self._set[upstream.name]) or not self._places.slots[own]:
                 self._has(upstream, number or upstream.dialect.slots)
+            self._places.slots[engine] = self._places.slots[engine] or self._places.slots[own]
         try:
             self._bell.listen(self._seat)
         except OSError as exc:  # usually the path is too long
@@ -132,6 +143,7 @@ class Admission:
 
     async def enter(self, upstream: Upstream, model: str, visit: Visit, *, resumes: bool) -> None:
         """See Visit.enter."""
+        await self._loading.check(upstream, self._engines[upstream.name])
         visit.at, visit.model = self._engines[upstream.name], self._loading.number(upstream, model)
         wait = visit.exchange.queue_timeout if resumes else visit.left
         ahead = resumes or visit.returns
@@ -181,6 +193,7 @@ class Admission:
         """Return when the place has a slot. Raises QueueTimeout or LostError; the visit then has no place."""
         loop, since = asyncio.get_running_loop(), time.monotonic()
         self._waiting[place] = future = loop.create_future()
+        self._queued[name] += 1
         timer = loop.call_later(wait, _give_up, future)
         visit.since = since
         try:
@@ -191,6 +204,7 @@ class Admission:
         finally:
             timer.cancel()
             del self._waiting[place]
+            self._queued[name] -= 1
             self._metrics.queued(name, visit.has_waited("queue", name, since))
         if not in_time:
             self.leave(visit)
@@ -224,6 +238,7 @@ class Admission:
         with contextlib.suppress(BusyError):
             visit.learned = teaches and visit.engine in self._most
             visit.others = self._places.lower(visit.place) if visit.learned else self._places.others(visit.place)
+            self._places.slots[self._own[visit.engine]] = self._places.slots[self._engines[visit.engine]]
 
     def position(self, visit: Visit) -> int | None:
         """See Visit.position."""
@@ -272,15 +287,17 @@ class Admission:
     async def _look(self) -> None:
         """Find slots whose datagram was lost, learn the number of slots, and update the metrics."""
         while True:
-            for name, engine in self._engines.items():
+            for upstream in self._upstreams:
+                name = upstream.name
+                engine, own, waiting = self._engines[name], self._own[name], self._queued[name]
                 self._places.know(engine)
-                waiting = sum(_is_at(place, self._names[name], engine) for place in self._waiting)
-                far = any(isinstance(it, Spot) and it.engine == self._names[name] for it in self._waiting)
+                self._places.know(own)
                 with contextlib.suppress(BusyError):
-                    if name in self._most:
-                        self._places.lift(engine, self._most[name], waiting=far)
+                    if name in self._most and self._loading.serves(upstream, engine):
+                        self._places.lift(engine, self._most[name], waiting=self._far is not None and waiting > 0)
+                        self._places.slots[own] = self._places.slots[engine]
                     self._wake(self._places.hand_over(engine))
-                self._metrics.slots(name, int(self._places.slots[engine]), self._held[name], waiting)
+                self._metrics.slots(name, int(self._places.slots[own]), self._held[name], waiting)
             for place in list(self._waiting):
                 self._arrived(place)
             await asyncio.sleep(LOOK)
@@ -297,18 +314,14 @@ class Admission:
             await asyncio.sleep(ASK_AGAIN if number else ASK)
 
     def _has(self, upstream: Upstream, slots: int) -> None:
-        engine = self._engines[upstream.name]
-        if self._places.slots[engine] != slots:
-            self._places.slots[engine] = slots
+        own = self._own[upstream.name]
+        if self._places.slots[own] != slots:
+            self._places.slots[own] = slots
             logs.event("engine_slots", {"engine": upstream.name, "slots": slots})
 
     def _refused(self, engine: str, reason: Reason | Literal["timeout"], wait: float, visit: Visit) -> StackError:
         self._metrics.turned_away(engine, reason)
         return refusal(reason, wait, absent=self._places.models.due(visit.at, visit.model, time.monotonic()) > 0)
-
-
-def _is_at(place: int | Spot, name: str, engine: int) -> bool:
-    return place.engine == name if isinstance(place, Spot) else place // PLACES == engine
 
 
 def _give_up(future: "asyncio.Future[bool]") -> None:

@@ -4,7 +4,7 @@ fast as that key's share of the engine. `stack_promise` in store/functions.sql i
 import mmap
 import random
 
-ENGINES = 128  # four times as many as a gateway may have, because a reload may bring other engines
+ENGINES = 128  # more than twice as many as a gateway may have with their GPUs, because a reload may bring others
 CELLS = 4096  # keys that are remembered for each engine
 PROMISES = 8192  # promises that are remembered for each engine
 LINES = 512  # keys of an engine that have promises at a time; further keys do not count in the pace of the lines

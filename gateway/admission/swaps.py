@@ -50,6 +50,7 @@ class Loads:
     costs: dict[int, float] = field(default_factory=dict)  # the seconds that a load of each model takes
     ends: dict[int, float] = field(default_factory=dict)  # when the last load of each of them ended
     scarce: bool = False  # a load has displaced another model, so the models do not all fit
+    exclusive: bool = False  # only one fits at a time, which need not be learned
     last: int = 0  # the model whose load began last
     since: float = 0.0  # when its stay began
     before: float = 0.0  # how long the stay before it lasted
@@ -57,7 +58,7 @@ class Loads:
 
     def dump(self) -> bytes:
         """Return it as JSON, of about 3,000 bytes at most."""
-        told = {name: getattr(self, name) for name in ("scarce", "last", "since", "before", "begun")}
+        told = {name: getattr(self, name) for name in ("scarce", "exclusive", "last", "since", "before", "begun")}
         for name in ("costs", "ends"):
             told[name] = {str(model): round(value, 3) for model, value in getattr(self, name).items()}
         return orjson.dumps({"loaded": sorted(self.loaded), **told})
@@ -104,15 +105,16 @@ class Loads:
             ends = {**{it: ends[it] for it in kept}, model: now}
         loaded = frozenset({*after, model} if took else after)
         displaced = (self.loaded | set(there)) - loaded
-        scarce = bool(displaced) or (self.scarce and not costs.keys() <= loaded)
+        scarce = self.exclusive or bool(displaced) or (self.scarce and not costs.keys() <= loaded)
         before = self.before if self.begun or not took else now - took - self.since
         since = now if took or self.begun else self.since
-        return Loads(loaded, costs, ends, scarce, model if took else self.last, since, before)
+        return Loads(loaded, costs, ends, scarce, self.exclusive, model if took else self.last, since, before)
 
     def seen(self, after: Collection[int]) -> "Loads":
         """Return what is true if these models are loaded now, and no load has just ended. A model that is missing was
         unloaded because nobody used it, and not displaced."""
-        return replace(self, loaded=frozenset(after), scarce=self.scarce and not self.costs.keys() <= set(after))
+        scarce = self.exclusive or (self.scarce and not self.costs.keys() <= set(after))
+        return replace(self, loaded=frozenset(after), scarce=scarce)
 
     def bound(self, model: int, limit: Limit) -> float:
         """Return how long a request for the model waits at most until no other model gets requests, in seconds."""
@@ -135,6 +137,9 @@ class Loads:
         """Return in about how many seconds the model is loaded; 0 if it is, or if all models fit."""
         begins = self.absent(model) and not (self.loading(now) and self.last == model)
         return self.turn(model, now, limit, since) + (self.cost(model) if begins else 0.0)
+
+
+EXCLUSIVE = Loads(scarce=True, exclusive=True)
 
 
 def decide(

@@ -102,6 +102,20 @@ class Loader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sleeper:
+    """How an engine that can leave the GPU to others is asked for that.
+
+    `asleep` returns whether it sleeps. `sleep` returns when the running answers have ended and the GPU's memory is
+    free. `wake` returns when it can answer again. All raise EngineError. It is harmless to have an engine sleep that
+    sleeps.
+    """
+
+    asleep: Callable[[Engine], Awaitable[bool]]
+    sleep: Callable[[Engine], Awaitable[None]]
+    wake: Callable[[Engine], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JsonStyle:
     """How an engine's own grammar of a JSON schema has the text written, as rules in its notation.
 
@@ -151,6 +165,7 @@ class Dialect:
     ask_slots: AskSlots | None = None
     learns_slots: bool = False
     loader: Loader | None = None  # it unloads models to load others
+    sleeper: Sleeper | None = None  # it can sleep, while another engine uses its GPU
     spelling: Callable[[str], str] | None = None  # the one spelling of all names that mean the same model to it
 
     # How it answers.

@@ -1,10 +1,14 @@
 """vLLM, 0.30.0 and 0.32.0. The uses of OpenAI's parameters were seen there (tests/recordings/vllm); those of its own
-fields were read in its source, except what is in the recordings."""
+fields were read in its source, except what is in the recordings. Its sleep mode was read there too (0.32, and the
+pages of its documentation), and never run."""
+
+from http import HTTPStatus
 
 from gateway.dialects.asking import Engine, Prompt, Window, as_count, as_list, as_object, uncounted
-from gateway.dialects.dialect import Dialect, JsonStyle, Use, Ways, Word, uses
+from gateway.dialects.dialect import Dialect, JsonStyle, Sleeper, Use, Ways, Word, uses
 from gateway.dialects.rerank_fields import fit_documents
 from gateway.dialects.sounds import fit_transcription
+from gateway.errors import EngineError
 
 _WORDS = (
     Word("currently busy and cannot accept new requests", "full"),
@@ -59,6 +63,27 @@ async def _count_text(engine: Engine, prompt: Prompt) -> int | None:
         return await uncounted(engine, prompt)
     told = await engine.ask("/tokenize", {"prompt": prompt.content, "model": prompt.model})
     return as_count(as_object(told).get("count"))
+
+
+async def _asleep(engine: Engine) -> bool:
+    return as_object(await engine.ask("/is_sleeping")).get("is_sleeping") is True
+
+
+async def _sleep(engine: Engine) -> None:
+    """Level 1 moves the weights to the host's memory, and discards the KV cache."""
+    await _tell(engine, "/sleep?level=1&mode=wait")
+
+
+async def _wake(engine: Engine) -> None:
+    await _tell(engine, "/wake_up")
+
+
+async def _tell(engine: Engine, path: str) -> None:
+    told = await engine.ask(path, {}, patient=True)
+    if told.status == HTTPStatus.NOT_FOUND:
+        raise EngineError(f"{path}: 404. vLLM needs VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode for that.")
+    if told.status != HTTPStatus.OK:
+        raise EngineError(f"{path}: {told.status}")
 
 
 _LIMITS: dict[str, Use] = {"max_completion_tokens": "as max_tokens"}
@@ -171,6 +196,7 @@ VLLM = Dialect(
     window=_window,  # what it works on at a time it tells nowhere: its memory decides
     slots=256,
     learns_slots=True,
+    sleeper=Sleeper(asleep=_asleep, sleep=_sleep, wake=_wake),
     # In each chunk: when its API server lags, one chunk has several tokens.
     counts={"include_usage": True, "continuous_usage_stats": True},
     long_limits="left out",  # refused by 0.30; without a limit it makes what fits

@@ -55,6 +55,8 @@ class ModelFacts:
         facts = known.get(canonical(upstream.dialect.name, model)) or known.get(ANY)
         if facts is None:
             return Facts()
+        if facts.loaded and not upstream.awake():
+            facts = replace(facts, loaded=False)
         if facts.context is None and upstream.context is not None:
             return replace(facts, context=min(upstream.context, facts.trained or upstream.context))
         return facts

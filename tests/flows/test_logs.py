@@ -195,6 +195,7 @@ RARE = {
     ("engine_killer_suspected", "warning"),
     ("response_not_stored", "warning"),
     ("model_loaded", "info"),
+    ("engine_swap_failed", "warning"),
 }
 LEVELS = """
 engines:

@@ -261,6 +261,8 @@ BAD_FILES = {
     + ONE: ("stack.yaml:3: 'a' appears twice"),
     "engines:\n  b: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n"
     + ONE: "stack.yaml:4: models.m: there is no engine 'a'",
+    "engines:\n  a: {dialect: ollama, base_url: 'http://x:1', gpu: x}\nmodels:\n"
+    + ONE: "stack.yaml:2: engines.a: 'gpu' is for engines that can sleep, and ollama cannot",
     "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n  m: {tragets: []}\ndefault_model: m": (
         "stack.yaml:4: models.m.tragets: Extra inputs are not permitted"
     ),

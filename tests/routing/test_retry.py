@@ -6,6 +6,7 @@ from gateway.config import Retries
 from gateway.errors import (
     BadRequest,
     ClientLeft,
+    EngineAsleep,
     EngineDied,
     EngineError,
     EngineFailed,
@@ -34,6 +35,7 @@ CASES: list[tuple[StackError, bool, bool, bool]] = [
     (EngineOverloaded("x"), False, True, False),
     (EngineFull("x"), False, True, False),
     (ModelLoading("x"), False, True, False),
+    (EngineAsleep("x"), False, True, False),
     (EngineTimeout("x"), False, True, False),
     (EngineSilent("x"), False, True, True),
     (EngineError("x"), True, True, False),

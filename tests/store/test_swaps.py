@@ -1,4 +1,4 @@
-"""Two gateways with one PostgreSQL agree on the model that an engine has loaded."""
+"""Two gateways with one PostgreSQL agree on the model that an engine has loaded, and on the engine that is awake."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import shared_gpu
 from tests.support.containers import Postgres
 from tests.support.processes import FakeEngine, GatewayProcess
 from tests.support.two_models import A, B, ask, before, client, learn, memory, small_engine
@@ -37,3 +38,29 @@ def test_two_gateways_swap_together(engine: FakeEngine, pair: list[GatewayProces
 
     asyncio.run(crowd())
     assert len(memory(engine)["loads"]) - loads <= 15
+
+
+def test_two_gateways_wake_the_engines_of_a_gpu_together(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.new_database()
+
+    async def crowd(gateways: list[GatewayProcess]) -> None:
+        async with client(gateways[0]) as one, client(gateways[1]) as two:
+
+            async def in_turn(mark: int) -> None:
+                for model in ((A, B), (B, A))[mark // 2 % 2] * 2:
+                    await ask((one, two)[mark % 2], model, str(mark), shared_gpu.SLOW, stream=True)
+
+            await asyncio.gather(*map(in_turn, range(16)))
+
+    with shared_gpu.engines(tmp_path) as engines, ExitStack() as stack:
+        asyncio.run(
+            crowd(
+                [
+                    stack.enter_context(shared_gpu.before(engines, tmp_path, name=name, STACK_STORE_URL=url))
+                    for name in ("one", "two")
+                ]
+            )
+        )
+        assert 3 <= shared_gpu.wakes(*engines) <= 15
+        assert max(it.peak() for it in engines) <= 2
+        shared_gpu.check(*engines)

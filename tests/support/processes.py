@@ -133,12 +133,14 @@ class FakeEngine:
 
 
 @contextmanager
-def fake_engine(port: int | None = None, dialect: str = "", *, under: Sequence[str] = ()) -> Iterator[FakeEngine]:
+def fake_engine(
+    port: int | None = None, dialect: str = "", *, gpu: str = "", under: Sequence[str] = ()
+) -> Iterator[FakeEngine]:
     """Run a fake engine. `under` is another Python, such as one in a container whose port 8000 is `port` of this
-    machine."""
+    machine. `gpu`: see tests/support/fakes/gpu.py."""
     port = port or free_port()
     python, address = (under, "0.0.0.0:8000") if under else ([sys.executable], str(port))
-    command = [*python, "-m", "tests.support.fakes.engine", address, *filter(None, [dialect])]
+    command = [*python, "-m", "tests.support.fakes.engine", address, *filter(None, [dialect, gpu])]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout
     with process, process.stdout:

@@ -8,13 +8,16 @@ llm/llama_server.go), vLLM 0.32 (the endpoints' protocol.py, renderers/params.py
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tests.support.fakes.frames import MOMENT, Frame, busy, embeddings, listed, loaded, shown, tag, unknown
 from tests.support.fakes.memory import Memory
 from tests.support.fakes.refusals import refusal
 from tests.support.fakes.says import asks
 from tests.support.fakes.told import with_told
+
+if TYPE_CHECKING:
+    from tests.support.fakes.gpu import Gpu
 
 Answer = tuple[int, Any]
 GENERATING = ("/v1/chat/completions", "/v1/completions")
@@ -73,12 +76,13 @@ class Dialect:
         self.obeys = False  # whether it does as it is asked (obedient.py), and tells of each request as it came
         self.asked: list[dict[str, Any]] = []
         self.memory = Memory()
+        self.gpu: Gpu | None = None  # one that it shares with others
 
     def answer(self, method: str, path: str, raw: bytes) -> Answer | None:
         body = with_told(json.loads(raw)) if raw else {}
         if path == "/_dialect":
             for name, value in body.items():
-                setattr(self.memory if name in ("room", "seconds") else self, name, value)
+                setattr(self._owner(name), name, value)
             asked, self.asked = self.asked, [] if method == "POST" else self.asked
             return 200, asked
         if path.startswith("/_"):
@@ -109,6 +113,11 @@ class Dialect:
         """Whether it has a model of that name."""
         return model == self.model
 
+    def _owner(self, name: str) -> object:
+        if name in ("room", "seconds", "wakes"):
+            return self.gpu or self.memory
+        return self
+
     @contextmanager
     def admitted(self, path: str, raw: bytes) -> Iterator[Answer | None]:
         """Its refusal if it has no room for a request; otherwise it has it until the block's end. A refusal with status
@@ -128,6 +137,8 @@ class Dialect:
 
     def having(self, path: str, raw: bytes, gone: Callable[[], bool]) -> AbstractAsyncContextManager[None]:
         """Have the model of a request in memory in the block."""
+        if self.gpu:
+            return self.gpu.works() if path in self.knows else nullcontext()
         loads = path in self.knows or path in ("/api/chat", "/api/generate", "/api/embed")
         return self.memory.having(json.loads(raw).get("model"), gone) if loads else nullcontext()
 

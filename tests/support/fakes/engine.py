@@ -1,6 +1,6 @@
 """A fake engine: a real program on a real socket that does what a request's `script` field says.
 
-    python -m tests.support.fakes.engine [HOST:]PORT [DIALECT]
+    python -m tests.support.fakes.engine [HOST:]PORT [DIALECT [GPU]]
 
 A script is a list of [verb, argument] steps; without one the engine answers "one two three", blocking or
 streaming as asked. `script_for` is {model: script}. A last message may be a script, too: `script:` and its JSON.
@@ -32,7 +32,8 @@ A request with `tries`, a list of answers, gets the first one when it comes for 
 tests/support/fakes/unruly.py. The field `mark` says which requests are the same.
 GET /_seen lists the requests so far (the last 20,000): path, headers, body, state (running, done, hung_up) and
 connection number. GET /_seen/USER lists those of one `user`.
-With a DIALECT it has that engine's own endpoints, and its refusals (dialects.py).
+With a DIALECT it has that engine's own endpoints, and its refusals (dialects.py). With a GPU, which is the path of a
+file, it can sleep (gpu.py).
 GET /_running says how many are being answered, and how many were at most since it was last asked.
 """
 
@@ -47,6 +48,7 @@ from tests.support.fakes.connection import USAGE, Connection
 from tests.support.fakes.dialects import DIALECTS, GENERATING
 from tests.support.fakes.forms import as_json
 from tests.support.fakes.generator import generate
+from tests.support.fakes.gpu import Gpu
 from tests.support.fakes.model import TURN, answer, raw, raw_script, render, stream, template_of
 from tests.support.fakes.obedient import obey
 from tests.support.fakes.says import says
@@ -59,8 +61,10 @@ TOKENS = ["one", " two", " three"]
 
 
 class Engine:
-    def __init__(self, dialect: str = "") -> None:
+    def __init__(self, dialect: str = "", gpu: str = "") -> None:
         self.dialect = DIALECTS[dialect]() if dialect else None
+        if self.dialect and gpu:
+            self.dialect.gpu = Gpu(gpu)
         self.seen: deque[dict[str, Any]] = deque(maxlen=20_000)
         self.running = self.peak = 0
         self.taken = 0  # slots
@@ -90,6 +94,8 @@ class Engine:
             body = as_json(headers["content-type"], body)
         if self.dialect is None:
             return await self.answer(connection, method, path, headers, body)
+        if self.dialect.gpu and (told := await self.dialect.gpu.answer(path)):
+            return await connection.json(*told)
         with self.dialect.admitted(path, body) as refused:
             if refused and refused[0] == 200:
                 return await connection.play(self, [["event", refused[1]], ["done"], ["end"]], {}, {})
