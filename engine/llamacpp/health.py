@@ -1,4 +1,4 @@
-#!/opt/venv/bin/python -IS
+#!/usr/bin/env -S python3 -IS
 """Exit 0 if llama.cpp has loaded its model: only then it answers 200 here. It imports little, because it runs every few
 seconds."""
 
