@@ -133,8 +133,9 @@ own_setting() {
 }
 
 # Stops the engines that are about to be removed, or started with another share, before any other begins to load: vLLM counts the
-# free memory of the GPU while it loads.
-clear_gpus() {
+# free memory of the GPU while it loads. Then starts the engines alone: if Compose did it together with the rest, it would
+# recreate the gateway too, which depends on the first one.
+renew_engines() {
   local hashes id service hash ids=() names=()
   [ "$engine" = vllm ] || return 0
   hashes=$(docker compose config --hash '*')
@@ -142,8 +143,9 @@ clear_gpus() {
     case $service in
       engine | engine-*) grep -qxF "$service $hash" <<<"$hashes" || { ids+=("$id") && names+=("$service"); } ;;
     esac
-  done < <(docker ps --filter "label=com.docker.compose.project=$(resolved name)" --format '{{.ID}} {{.Label "com.docker.compose.service"}} {{.Label "com.docker.compose.config-hash"}}')
+  done < <(docker ps --filter "label=com.docker.compose.project=$(resolved name)" --format '{{.ID}} {{.Label "com.docker.compose.service"}} {{.Label "com.docker.compose.config-hash"}}' | sort -k 2)
   [ ${#ids[@]} -gt 0 ] && { shares_gpus || [ ${#ids[@]} -gt 1 ]; } || return 0
   say "stopping ${names[*]}, because models were removed, or settings or shares of the GPU have changed"
   docker stop "${ids[@]}" >/dev/null
+  docker compose up --detach --build --no-deps "${services[@]}" || die "Docker could not start the engines: see the message above."
 }

@@ -119,7 +119,7 @@ def test_a_gated_model_needs_a_token(tree: Tree, vllm: Engine, settings: dict[st
     assert "hf_right" not in ran.stdout
 
 
-@pytest.mark.timeout(600)  # `make up` twice, with three models
+@pytest.mark.timeout(900)  # `make up` three times
 def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
     tree: Tree, vllm: Engine, settings: dict[str, str]
 ) -> None:
@@ -137,22 +137,29 @@ def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
     tree.run("docker", "compose", "restart", "--timeout", "1", "engine", **running)
     wait_for(lambda: answers(tree, running) == {"org/some-4B": 200, "org/broken-1B": 503}, deadline=60)
 
-    first = tree.run("docker", "compose", "ps", "--quiet", "engine", **running).stdout
-    settings |= {"VLLM_GPU_SHARES": "0.639,0.2", "VLLM_TOOL_PARSER": "auto,hermes"}
-    said = tree.run("scripts/up", LLM_MODELS="org/some-4B,org/other-1B", **settings).stdout
-    assert "GPU shares: org/some-4B 0.639, org/other-1B 0.2" in said
-    other = arguments(tree, "engine-org-other-1b", running)
-    assert (other["gpu-memory-utilization"], other["tool-call-parser"]) == ("0.2", "hermes")
+    first, gateway = container(tree, "engine", running), container(tree, "gateway", running)
+    settings |= {"LLM_MODELS": "org/some-4B,org/other-1B"}
+    ran = tree.run("scripts/up", **settings)
+    assert ran.returncode == 0, ran.stdout
     assert answers(tree, running) == {"org/some-4B": 200, "org/other-1B": 200}
-    assert tree.run("docker", "compose", "ps", "--quiet", "engine", **running).stdout == first
+    assert container(tree, "engine", running) == first  # its share is the same
 
-    tree.run("docker", "compose", "exec", "engine", "touch", "/models/wait", **running)
     both = ("engine", "engine-org-other-1b")
-    tree.run("docker", "compose", "restart", "--timeout", "1", *both, **running)
-    wait_for(lambda: "waiting until another model is loaded" in "".join(log_of(tree, it, **running) for it in both))
-    tree.run("docker", "compose", "exec", "engine", "rm", "/models/wait", **running)
-    wait_for(lambda: set(answers(tree, running).values()) == {200}, deadline=60)
+    tree.run("docker", "compose", "exec", "engine", "touch", "/models/wait", **running)
+    with running_up(tree, VLLM_GPU_SHARES="0.5,0.3", VLLM_TOOL_PARSER="auto,hermes", **settings) as up:
+        up.wait_said(f"==> stopping {' '.join(both)}, because")
+        wait_for(lambda: any("waiting until another" in log_of(tree, it, **running) for it in both), deadline=60)
+        tree.run("docker", "compose", "exec", "engine", "rm", "/models/wait", **running)
+        assert up.ended() == 0, up.said
+    assert [arguments(tree, it, running)["gpu-memory-utilization"] for it in both] == ["0.5", "0.3"]
+    assert arguments(tree, "engine-org-other-1b", running)["tool-call-parser"] == "hermes"
+    assert answers(tree, running) == {"org/some-4B": 200, "org/other-1B": 200}
+    assert container(tree, "gateway", running) == gateway  # requests wait there meanwhile
     assert not [it for it in both if "BlockingIOError" in log_of(tree, it, **running)]  # it fails if two load at once
+
+
+def container(tree: Tree, service: str, settings: dict[str, str]) -> str:
+    return tree.run("docker", "compose", "ps", "--quiet", service, **settings).stdout
 
 
 def arguments(tree: Tree, service: str, settings: dict[str, str]) -> dict[str, str]:
