@@ -143,6 +143,12 @@ def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
     assert ran.returncode == 0, ran.stdout
     assert answers(tree, running) == {"org/some-4B": 200, "org/other-1B": 200}
     assert container(tree, "engine", running) == first  # its share is the same
+    listed = tree.run("scripts/models", **settings).stdout
+    assert re.findall(r"(\S+) +0.05 GB +(.+)", listed) == [
+        ("org/broken-1B", "only kept: not in LLM_MODELS"),
+        ("org/other-1B", "served"),
+        ("org/some-4B", "served, default"),
+    ]
 
     both = ("engine", "engine-org-other-1b")
     tree.run("docker", "compose", "exec", "engine", "touch", "/models/wait", **running)
