@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Wait until provision.py reports that the model is on the volume, then become `vllm serve`. Arguments are passed on.
+"""Wait until provision.py reports that the model is on the volume, and until no other vLLM loads. Then become
+`vllm serve`. Arguments are passed on.
 
 Without a parser, vLLM refuses every request with tools. TOOL_PARSER names a parser; "auto" takes the model's parser
 from parsers.tsv, and "none" takes none. REASONING_PARSER names the parser that separates reasoning from the answer.
@@ -13,6 +14,7 @@ import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import turn
 from provisioning import provisioned, weights
 
 PARSERS = Path(__file__).with_name("parsers.tsv")
@@ -24,6 +26,7 @@ def main() -> None:
         print(f"waiting for the model {model}: see the log of 'provision'", flush=True)
     while not provisioned(model):
         time.sleep(1)
+    turn.take()
     # The directory is passed, and not the name, because the name would be looked up in the hub's cache, by rules that
     # change between versions.
     options = [f"--served-model-name={model}", "--host=0.0.0.0", "--port=8000", *parsing(model), *sys.argv[1:]]

@@ -5,22 +5,20 @@
 # A coding agent's first request has 7,000 (Codex) to 12,500 tokens (Claude Code), and its later ones have several times as
 # many. With less than the least, even a chat is soon cut.
 agents_context=32768
+usual_contexts="$agents_context 16384 8192 4096"
 least_context=4096
 
-# Sets the variables of the checks for the model with index $1: context (tokens of one conversation; empty: the engine decides), slots (conversations that
-# have memory at the same time), token_kb (kB of memory for a token), and context_gb (GB for all slots). If neither the user nor
-# an engine's own setting says a number, and the model's size is known, chooses the largest usual one that fits, as
-# LLM_CONTEXT_CHOSEN. The first model decides for all.
+# Sets the variables of the checks for the model with index $1: context (tokens of one conversation; empty: the engine decides),
+# slots (conversations that have memory at the same time), context_gb (GB for all slots), and on vLLM gpu_share, the model's part
+# of each GPU's memory, and `lengths`, what each further model gets as --max-model-len. If neither the user nor an engine's own
+# setting says a number, and the model's size is known, chooses the largest usual one that fits, as LLM_CONTEXT_CHOSEN. The first
+# model decides for all, except that all models on vLLM have to fit.
 weigh_context() {
-  slots=1
+  slots=1 gpu_share=$(argument gpu-memory-utilization) lengths[$1]=""
   case $engine in
     ollama) slots=$(resolved OLLAMA_NUM_PARALLEL) slots=${slots:-1} ;;
     tiny) slots=4 ;;
   esac
-  token_kb=$(listed 5) context_source="known size"
-  if [ -z "$token_kb" ] || [ "$token_kb" = - ]; then
-    token_kb=$(estimate_token) context_source="estimated from its name"
-  fi
   if [ "$1" = 0 ] && [ "$engine" != tiny ] && ! context_is_set; then
     LLM_CONTEXT_CHOSEN=$([ -z "$weights" ] || choose_context)
     export LLM_CONTEXT_CHOSEN # also if it is empty, so that the choice for an earlier model has no effect
@@ -33,6 +31,11 @@ weigh_context() {
   fi
   case $context in *[!0-9]*) die "LLM_CONTEXT=$context is not a number of tokens: use for example LLM_CONTEXT=$agents_context." ;; esac
   context_gb=$(calculate "${context:-0} * ${token_kb:-0} * $slots / 1e6")
+  shares_gpus || return 0
+  [ "$1" -gt 0 ] || share_gpus
+  gpu_share=${shares[$1]/#-/0}
+  # With more tokens than it can read, vLLM would not start. "auto" is as many as the model can read and its share holds.
+  [ "$1" = 0 ] || lengths[$1]=$([[ $(listed 6) == [0-9]* ]] && echo "$context" || echo auto)
 }
 
 # Sets context for the tiny engine. Its own setting is the sum of all slots.
@@ -69,9 +72,9 @@ choose_context() {
   local most limit tokens
   limit=$(listed 6)
   case $engine:${limit:--} in vllm:-) limit=8192 ;; esac
-  most=$(fitting "$([ "$engine" = vllm ] || echo 0.75)")
-  for tokens in $agents_context 16384 8192; do
-    if [ "$tokens" -le "$most" ] && { [ "${limit:--}" = - ] || [ "$tokens" -le "$limit" ]; }; then
+  shares_gpus || most=$(fitting "$([ "$engine" = vllm ] || echo 0.75)")
+  for tokens in $usual_contexts; do
+    if { if shares_gpus; then all_fit "$tokens"; else [ "$tokens" -le "$most" ]; fi; } && { [ "${limit:--}" = - ] || [ "$tokens" -le "$limit" ]; }; then
       echo "$tokens"
       return
     fi
@@ -97,13 +100,17 @@ spare_on_gpus() {
   local smallest over
   smallest=$(gpu_memory 2>/dev/null | sort -n | head -n 1) || smallest=0
   over=$(argument tensor-parallel-size)
-  calculate "(${smallest:-0} * 1.048576 / 1000 * $(argument gpu-memory-utilization) - $gpu_room) * $over - $weights"
+  calculate "(${smallest:-0} * 1.048576 / 1000 * $gpu_share - $gpu_room) * $over - $weights"
 }
 
 need_context() {
   local limit fit
   if [ -z "$context" ]; then
     echo "context: $engine decides how many tokens a conversation of $model may have, because the model's size is unknown (LLM_CONTEXT)"
+    return
+  fi
+  if [ "${lengths[number]}" = auto ]; then
+    echo "context: as many tokens as $model can read and its share of the GPU holds"
     return
   fi
   limit=$(listed 6)

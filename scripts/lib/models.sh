@@ -89,19 +89,42 @@ list_models() {
   done
 }
 
-# Prints the compose file with a service for each further model.
+# Prints the compose file with a service for each further model. On vLLM, the first model's service gets its share too.
 write_services() {
   local block index
   block=$(docker compose config engine | awk '/^[^ ]/ { inside = /^services:/; own = 0 } /^  [^ ]/ { own = inside && /^  engine:/; next } own') ||
     die "Compose does not print the engine's service: see the message above."
   printf '%s The service of each further model. A change here is lost.\nservices:\n' "$list_header"
   for index in "${!models[@]}"; do
-    [ "$index" -gt 0 ] || continue
-    printf '  %s:\n' "${services[index]}"
-    MODEL=${models[index]} awk '
-      $1 == "LLM_MODEL:" { sub(/LLM_MODEL:.*/, "LLM_MODEL: \"" ENVIRON["MODEL"] "\"") }
-      { print }' <<<"$block"
+    if [ "$index" -gt 0 ]; then
+      printf '  %s:\n' "${services[index]}"
+      service_block "$index" <<<"$block"
+    elif [ "$engine" = vllm ]; then
+      printf '  engine:\n'
+      service_block 0 <<<"$block" | awk '/^    [^ ]/ { inside = /^    (command|environment):/ } inside'
+    fi
   done
+}
+
+# Prints the service on standard input as the one of the model with index $1.
+# shellcheck disable=SC2154 # shares, lengths: lib/shares.sh, lib/context.sh
+service_block() {
+  local tools="" reasoning=""
+  if [ "$engine" = vllm ]; then
+    tools=$(own_setting VLLM_TOOL_PARSER "$1" auto) reasoning=$(own_setting VLLM_REASONING_PARSER "$1" none)
+  fi
+  MODEL=${models[$1]} INDEX=$1 SHARE=${shares[$1]-} LENGTH=${lengths[$1]-} TOOLS=$tools REASONING=$reasoning awk '
+    function set(name, value) { if ($1 == name ":") sub(/:.*/, ": \"" value "\"") }
+    function pass(option, value) { if (value != "" && index($2, option "=") == 1) sub(/=.*/, "=" value) }
+    {
+      set("LLM_MODEL", ENVIRON["MODEL"])
+      set("TOOL_PARSER", ENVIRON["TOOLS"])
+      set("REASONING_PARSER", ENVIRON["REASONING"])
+      if (ENVIRON["INDEX"] > 0) set("EXTRA_ARGS", "") # for the first model only
+      pass("--gpu-memory-utilization", ENVIRON["SHARE"])
+      pass("--max-model-len", ENVIRON["LENGTH"])
+      print
+    }'
 }
 
 # Replaces the gateway's list of models, $1, by the lines on standard input.

@@ -19,17 +19,20 @@ preflight_checks() {
   if [ "$1" -gt 0 ]; then
     case $engine in
       ollama) echo need_ram need_context need_disk ;;
+      vllm) echo need_context need_token need_disk tell_tools ;;
       tiny) echo need_context ;;
     esac
     return
   fi
-  [ "$engine" != vllm ] || echo need_one_model
   echo need_new_docker need_port need_secret_files need_config
   ! has_part tls || echo need_tls
   case $engine in
     outside) echo tell_outside ;;
     ollama) echo need_ram need_context need_disk ;;
-    vllm) echo need_gpu need_gpu_runtime need_gpu_memory need_context need_ram need_token need_disk tell_tools ;;
+    vllm)
+      echo need_gpu need_gpu_runtime
+      if shares_gpus; then echo need_shares need_shared_memory; else echo need_gpu_memory; fi
+      echo need_context need_ram need_token need_disk tell_tools ;;
     tiny) echo need_context ;;
   esac
 }
@@ -37,10 +40,11 @@ preflight_checks() {
 # Sets the variables of the checks for the model with index $1 of `models`, in the order of that list.
 # shellcheck disable=SC2154 # models: lib/models.sh
 weigh() {
-  model=${models[$1]}
+  model=${models[$1]} number=$1
   [ "$engine" != outside ] || return 0
   [ "$1" = 0 ] && earlier=0 || earlier=$(to_fetch)
   weigh_model
+  [ "$1" -gt 0 ] || ! shares_gpus || know_models
   weigh_context "$1"
 }
 
@@ -49,19 +53,30 @@ to_fetch() {
   if [ "$present" = all ] || [ -z "$weights" ]; then echo "$earlier"; else calculate "$earlier + $weights - $present / 1e9"; fi
 }
 
-# Sets the variables about $model: weights (GB, or nothing if they cannot be estimated), and the source of the size; and
-# memory_gb, the memory of the machine that runs Docker.
+# Sets the variables about $model, and how much of it is on this machine; and memory_gb, the memory of the machine that runs
+# Docker.
 # shellcheck disable=SC2154 # merged: lib/stack.sh
 weigh_model() {
-  weights=$(listed 3) source="known size"
-  if [ -z "$weights" ] || [ "$weights" = - ]; then
-    weights=$(estimate) source="estimated from its name"
-  fi
+  size_model
   present=$(present)
   [ -n "${memory_gb:-}" ] || memory_gb=$(calculate "$(docker info --format '{{.MemTotal}}') / 1e9")
   # With particular GPUs there are ids instead of a count. Without both, no GPU is reserved, and none is checked.
   gpus=$(resolved count)
   [ -n "$gpus" ] || gpus=$(sed -n '/"device_ids": \[/,/\]/ s/^ *"[^"]*",*$/x/p' <<<"$merged" | grep -c x) || true
+}
+
+# Sets the sizes of $model: weights (GB), token_kb (kB of memory for each token of context), each nothing if it cannot be estimated,
+# and the source of each.
+# shellcheck disable=SC2034 # context_source: lib/context.sh
+size_model() {
+  weights=$(listed 3) source="known size"
+  if [ -z "$weights" ] || [ "$weights" = - ]; then
+    weights=$(estimate) source="estimated from its name"
+  fi
+  token_kb=$(listed 5) context_source="known size"
+  if [ -z "$token_kb" ] || [ "$token_kb" = - ]; then
+    token_kb=$(estimate_token) context_source="estimated from its name"
+  fi
 }
 
 # Prints column $1 of the model's line in engine/models.tsv: the line with its name, or with the beginning of its name.
@@ -181,13 +196,6 @@ need_config() {
   echo "the gateway may read $directory"
 }
 
-# vLLM serves one model for each process, and several of them would have to share the GPU's memory.
-need_one_model() {
-  [ ${#models[@]} = 1 ] ||
-    die "LLM_MODELS names ${#models[@]} models, and this stack runs one vLLM, which serves one model: set LLM_MODEL=${models[0]} instead, or describe further engines in config/stack.yaml."
-  echo "vLLM serves one model"
-}
-
 need_gpu() {
   local memory there
   unreserved && return
@@ -228,10 +236,10 @@ need_ram() {
   weighed || return 0
   have=$memory_gb
   need=$(calculate "$weights + $context_gb + $ram_room")
-  [ "$engine" = ollama ] || need=$(calculate "$vllm_ram + $worker_ram * $gpus")
+  [ "$engine" = ollama ] || need=$(calculate "($vllm_ram + $worker_ram * $gpus) * ${#models[@]}")
   if ! enough "$have" "$need"; then
     [ "$engine" = ollama ] ||
-      die "vLLM needs about $need GB of memory for itself (estimated, for $gpus GPU(s)), and Docker has $have GB: add memory, or run 'ENGINE=ollama make up' with a small model."
+      die "vLLM needs about $need GB of memory for itself (estimated, for ${#models[@]} model(s) on $gpus GPU(s)), and Docker has $have GB: add memory, or run 'ENGINE=ollama make up' with a small model."
     spare=$(calculate "$have - $ram_room")
     die "$model needs about $need GB of memory ($weights GB of weights, $source, $context_gb GB for ${context:-0} tokens of context in each of $slots slot(s), and $ram_room GB to work in), and Docker has $have GB: $(shorter)$(smaller "$spare" context), or give Docker more memory."
   fi
@@ -242,7 +250,7 @@ need_token() {
   local file
   file=$(secret_file hf_token)
   if [ "$(listed 4)" = token ] && [ "$present" != all ] && [ ! -s "$file" ]; then
-    die "$model needs its owner's permission: request access at https://huggingface.co/$model and set HF_TOKEN_FILE to a file with your token, or set LLM_MODEL=Qwen/Qwen3-8B, which needs no token."
+    die "$model needs its owner's permission: request access at https://huggingface.co/$model and set HF_TOKEN_FILE to a file with your token, or take another model, such as LLM_MODEL=Qwen/Qwen3-8B, which needs no token."
   fi
   echo "model hub: as far as is known, $model needs no further token"
 }
@@ -252,12 +260,14 @@ tell_outside() { echo "engine: outside this stack, at $(resolved LLM_BASE_URL), 
 
 # This check never fails. It tells the operator in advance if vLLM will refuse requests with tools.
 tell_tools() {
-  local parser
-  parser=$(resolved TOOL_PARSER)
+  local parser set
+  set=$(resolved TOOL_PARSER)
+  ! shares_gpus || set=$(own_setting VLLM_TOOL_PARSER "$number" auto)
+  parser=$set
   [ "$parser" != auto ] || parser=$(tool_parser)
   case $parser in
     none | -) echo "tools: no parser is known for $model, so requests with tools will be refused (400); set VLLM_TOOL_PARSER to one of vLLM's parsers" ;;
-    *) echo "tools: vLLM reads tool calls with its parser $parser (VLLM_TOOL_PARSER=$(resolved TOOL_PARSER))" ;;
+    *) echo "tools: vLLM reads tool calls with its parser $parser (VLLM_TOOL_PARSER=$set)" ;;
   esac
 }
 

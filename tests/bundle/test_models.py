@@ -159,10 +159,6 @@ def rows(text: str) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        (
-            {"ENGINE": "vllm", "LLM_MODELS": "org/a-1B,org/b-1B"},
-            ("runs one vLLM", "set LLM_MODEL=org/a-1B", "stack.yaml"),
-        ),
         ({"ENGINE": "tiny", "LLM_MODELS": "qwen3:8b"}, ("the tiny engine has only SmolLM2-135M-Instruct and",)),
         ({"ENGINE": "tiny", "LLM_MODELS": MINI}, ("put that one first",)),
         ({"ENGINE": "ollama", "LLM_MODELS": "a b;c"}, ("LLM_MODELS has 'b;c', which is not the name of a model",)),

@@ -109,6 +109,53 @@ def test_two_gpus_hold_a_model_that_one_gpu_cannot(tree: Tree, machine: Machine)
     assert ran.returncode == 0, ran.stdout
 
 
+BIG, SMALL = "Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"  # 16.4 and 1.5 GB of weights, 147 and 115 kB for each token
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (
+            {"LLM_MODELS": f"{BIG},{SMALL},Qwen/Qwen3-4B"},
+            (
+                f"about 33.6 GB on each of 1 GPU(s) ({BIG} 19.0 GB, {SMALL} 4.0 GB, ",
+                "may take 23.2 GB",
+                "): take one of",
+            ),
+        ),
+        ({"LLM_CONTEXT": "32768"}, (f"{BIG} 23.2 GB", "): set LLM_CONTEXT=4096, or take one of them out")),
+        ({"VLLM_GPU_SHARES": "0.7"}, ("VLLM_GPU_SHARES=0.7 is not one share for each of the 2 models", "0.6,0.3")),
+        ({"VLLM_GPU_SHARES": "0.9,0.2"}, ("VLLM_GPU_SHARES=0.9,0.2 is not", "add up to at most 1")),
+        ({"VLLM_GPU_SHARES": "0.85,0.1"}, ("Qwen/Qwen3-0.6B needs about 4.0 GB", "0.1, is 2.6 GB")),
+        ({"LLM_MODELS": f"{BIG},org/mystery"}, ("the size of org/mystery is unknown: set VLLM_GPU_SHARES",)),
+        ({"LLM_MODELS": f"{BIG},meta-llama/New-1B"}, ("meta-llama/New-1B needs its owner's permission",)),
+    ],
+)
+def test_several_models_do_not_get_the_gpu_memory_that_they_need(
+    tree: Tree, machine: Machine, settings: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    machine.gpus(24576)
+    refuses(tree, *parts, ENGINE="vllm", **{"LLM_MODELS": f"{BIG},{SMALL}"} | settings, **machine.environment)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, (f"ok: GPU shares: {BIG} 0.685, {SMALL} 0.214", "about 30.5 GB needed", "77.3 GB available")),
+        ({"LLM_MODELS": f"{BIG},org/mystery", "VLLM_GPU_SHARES": "0.7,.2"}, ("org/mystery .2", "as many tokens as")),
+    ],
+)
+def test_several_models_share_the_gpu(
+    tree: Tree, machine: Machine, settings: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    ran = tree.run(
+        "scripts/doctor", **{"ENGINE": "vllm", "LLM_MODELS": f"{BIG},{SMALL}"} | settings | machine.environment
+    )
+    assert ran.returncode == 0, ran.stdout
+    for part in parts:
+        assert part in ran.stdout
+
+
 def test_chosen_gpus_are_counted_too(tree: Tree, machine: Machine) -> None:
     """The README's override for device ids."""
     (tree.path / "compose.mine.yaml").write_text(
@@ -123,7 +170,7 @@ def test_chosen_gpus_are_counted_too(tree: Tree, machine: Machine) -> None:
 def test_memory_is_too_small_for_vllm_itself(tree: Tree, machine: Machine) -> None:
     machine.docker(memory=4 * GB)
     refuses(
-        tree, "vLLM needs about 6.0 GB of memory for itself (estimated, for 1 GPU(s)), and Docker has 4.0 GB",
+        tree, "vLLM needs about 6.0 GB of memory for itself (estimated, for 1 model(s) on 1 GPU(s)), and Docker has 4",
         ENGINE="vllm", LLM_MODEL="Qwen/Qwen3-8B", **machine.environment,
     )  # fmt: skip
 

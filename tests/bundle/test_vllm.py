@@ -2,6 +2,7 @@
 model is fetched, waited for, served, and kept. With ENGINE=vllm `make test`, the real image on real GPUs, reservation
 included."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +117,66 @@ def test_a_gated_model_needs_a_token(tree: Tree, vllm: Engine, settings: dict[st
     ran = tree.run("scripts/up", HF_TOKEN_FILE=str(token), **settings)
     assert ran.returncode == 0, ran.stdout
     assert "hf_right" not in ran.stdout
+
+
+@pytest.mark.timeout(900)  # `make up` three times
+def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
+    tree: Tree, vllm: Engine, settings: dict[str, str]
+) -> None:
+    """Also beside one that fails again and again; one is removed and one added while the first goes on."""
+    if vllm.real:
+        pytest.skip("the stand-in shows its arguments, and fails when it is told to")
+    running = settings | {"COMPOSE_FILE": settings["COMPOSE_FILE"] + ":.models/compose.yaml"}  # as in .env
+    ran = tree.run("scripts/up", LLM_MODELS="org/some-4B,org/broken-1B", **settings)
+    assert ran.returncode == 1, ran.stdout
+    assert "The engine-org-broken-1b stops again and again" in ran.stdout.splitlines()[-1]
+    # 0.9 is divided as 8 + 0.8 + 2 GB (weights, 8192 tokens, room) are to 2 + 0.4 + 2.
+    assert arguments(tree, "engine", running)["gpu-memory-utilization"] == "0.639"
+    broken = arguments(tree, "engine-org-broken-1b", running)
+    assert (broken["gpu-memory-utilization"], broken["max-model-len"]) == ("0.26", "auto")
+    tree.run("docker", "compose", "restart", "--timeout", "1", "engine", **running)
+    wait_for(lambda: answers(tree, running) == {"org/some-4B": 200, "org/broken-1B": 503}, deadline=60)
+
+    first, gateway = container(tree, "engine", running), container(tree, "gateway", running)
+    settings |= {"LLM_MODELS": "org/some-4B,org/other-1B"}
+    ran = tree.run("scripts/up", **settings)
+    assert ran.returncode == 0, ran.stdout
+    assert answers(tree, running) == {"org/some-4B": 200, "org/other-1B": 200}
+    assert container(tree, "engine", running) == first  # its share is the same
+    listed = tree.run("scripts/models", **settings).stdout
+    assert re.findall(r"(\S+) +0.05 GB +(.+)", listed) == [
+        ("org/broken-1B", "only kept: not in LLM_MODELS"),
+        ("org/other-1B", "served"),
+        ("org/some-4B", "served, default"),
+    ]
+
+    both = ("engine", "engine-org-other-1b")
+    tree.run("docker", "compose", "exec", "engine", "touch", "/models/wait", **running)
+    with running_up(tree, VLLM_GPU_SHARES="0.5,0.3", VLLM_TOOL_PARSER="auto,hermes", **settings) as up:
+        up.wait_said(f"==> stopping {' '.join(both)}, because")
+        # The last line, because the log of a container that is about to be replaced has the words too.
+        turn = "waiting until another model is loaded\n"
+        wait_for(lambda: any(log_of(tree, it, **running).endswith(turn) for it in both), deadline=60)
+        tree.run("docker", "compose", "exec", "engine", "rm", "/models/wait", **running)
+        assert up.ended() == 0, up.said
+    assert [arguments(tree, it, running)["gpu-memory-utilization"] for it in both] == ["0.5", "0.3"]
+    assert arguments(tree, "engine-org-other-1b", running)["tool-call-parser"] == "hermes"
+    assert answers(tree, running) == {"org/some-4B": 200, "org/other-1B": 200}
+    assert container(tree, "gateway", running) == gateway  # requests wait there meanwhile
+    assert not [it for it in both if "BlockingIOError" in log_of(tree, it, **running)]  # it fails if two load at once
+
+
+def container(tree: Tree, service: str, settings: dict[str, str]) -> str:
+    return tree.run("docker", "compose", "ps", "--quiet", service, **settings).stdout
+
+
+def arguments(tree: Tree, service: str, settings: dict[str, str]) -> dict[str, str]:
+    """Return the options that the service's vLLM was started with."""
+    started = [line for line in log_of(tree, service, **settings).splitlines() if line.startswith("serve ")]
+    return dict(re.findall(r"--([a-z-]+)=(\S+)", started[-1]))
+
+
+def answers(tree: Tree, settings: dict[str, str]) -> dict[str, int]:
+    """Return for each listed model the status of an answer by its name."""
+    names = [it["id"] for it in ask(tree, "/v1/models", **settings)[1]["data"]]
+    return {name: ask(tree, CHAT, QUESTION | {"model": name}, **settings)[0] for name in names}
