@@ -35,7 +35,7 @@ The file is long because it has every error. Each class says little more than it
     │   │   │   ├── EngineFull       503  its own queue is full
     │   │   │   ├── QueueFull        503  the gateway's queue for it is full
     │   │   │   └── QueueTimeout     503  it cannot begin before the request's deadline
-    │   │   ├── EngineAsleep     503  it sleeps, and did not wake
+    │   │   ├── EngineAsleep     503  it could not get the GPU on which it takes turns
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it was silent for too long

@@ -25,7 +25,8 @@ LOOK = 0.5  # seconds between two looks for an engine that starts
 
 
 class Memory(Protocol):
-    """What holds the models of one queue: an engine that loads them, or a GPU. `known_as`: the queue's name."""
+    """The memory that holds the models of one queue: that of an engine that loads them, or a GPU's. `known_as`: the
+    queue's name."""
 
     known_as: str
 
@@ -34,8 +35,8 @@ class Memory(Protocol):
         EngineError."""
 
     async def load(self, upstream: Upstream, kind: Kind, model: str, there: Collection[int]) -> float:
-        """Return when the model is in memory, and the seconds that its load took; 0 if it was not loaded. `there` was
-        in memory before. Raises EngineError."""
+        """Load the model, and return the seconds that this took; 0 if it was loaded already. `there` was in memory
+        before. Raises EngineError."""
 
 
 class Member(NamedTuple):
@@ -127,8 +128,10 @@ def gpus(config: Config, upstreams: Mapping[str, Upstream], models: Models, room
 
 
 def asleep() -> EngineAsleep:
-    """Return the error of a request whose engine sleeps and does not wake."""
-    return EngineAsleep("The engine of this model sleeps, and did not wake. Try again later.")
+    """Return the error of a request whose engine did not get the GPU."""
+    return EngineAsleep(
+        "This model's engine could not get the GPU on which it takes turns with others. Try again later."
+    )
 
 
 async def _awake(it: Member) -> bool:

@@ -67,6 +67,7 @@ EngineOverloaded     503 server_is_overloaded waits, =, stream rate_limit_exceed
 EngineFull           503 server_is_overloaded waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 QueueFull            503 queue_full waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 QueueTimeout         503 queue_timeout waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
+EngineAsleep         503 engine_asleep waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 ModelLoading         503 model_loading waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 EngineTimeout        504 engine_timeout, =, stream server_error, 504 timeout_error
 EngineSilent         504 engine_timeout, =, stream server_error, 504 timeout_error
@@ -110,6 +111,7 @@ EngineOverloaded     6w    4w     6w       12w 23w  22       3w     3w        3w
 EngineFull           6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 QueueFull            6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 QueueTimeout         6w    4w     6w       12w 23w  22       3w     3w        3w        3w
+EngineAsleep         6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 ModelLoading         6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 EngineTimeout        6     4      5        12 24   27       3      3         3         3
 EngineSilent         6     4      5        12 24   27       3      3         3         3
@@ -136,6 +138,7 @@ EngineUnavailable    stream engine_unavailable, stream rate_limit_exceeded waits
 EngineUnreachable    stream engine_unavailable, stream rate_limit_exceeded waits, stream overloaded_error
 EngineOverloaded     stream server_is_overloaded, stream rate_limit_exceeded waits, stream overloaded_error
 EngineFull           stream server_is_overloaded, stream rate_limit_exceeded waits, stream overloaded_error
+EngineAsleep         stream engine_asleep, stream rate_limit_exceeded waits, stream overloaded_error
 EngineTimeout        stream engine_timeout, stream server_error, stream timeout_error
 EngineSilent         stream engine_timeout, stream server_error, stream timeout_error
 AnswerTooLong        stream engine_timeout, stream invalid_prompt, stream timeout_error
