@@ -2,6 +2,9 @@
 """Wait until provision.py reports that the model is on the volume, and until no other vLLM loads. Then become
 `vllm serve`. Arguments are passed on.
 
+With --enable-sleep-mode, vLLM falls asleep when it has loaded (turn.py). LLM_MODELS then names all models that take
+turns. All of them have to be on the volume first, because one that came later could not load while another is awake.
+
 Without a parser, vLLM refuses every request with tools. TOOL_PARSER names a parser; "auto" takes the model's parser
 from parsers.tsv, and "none" takes none. REASONING_PARSER names the parser that separates reasoning from the answer.
 EXTRA_ARGS are further options, split as a shell does. They come last, so they override the others.
@@ -22,16 +25,26 @@ PARSERS = Path(__file__).with_name("parsers.tsv")
 
 def main() -> None:
     model = os.environ["LLM_MODEL"]
-    if not provisioned(model):
-        print(f"waiting for the model {model}: see the log of 'provision'", flush=True)
-    while not provisioned(model):
-        time.sleep(1)
-    turn.take()
+    sleeps = "--enable-sleep-mode" in sys.argv
+    for name in filter(None, (model, *os.environ.get("LLM_MODELS", "").split(",") * sleeps)):
+        await_model(name)
+    turn.take(sleeps=sleeps)
     # The directory is passed, and not the name, because the name would be looked up in the hub's cache, by rules that
     # change between versions.
     options = [f"--served-model-name={model}", "--host=0.0.0.0", "--port=8000", *parsing(model), *sys.argv[1:]]
     options += shlex.split(os.environ.get("EXTRA_ARGS", ""))
+    if sleeps:
+        options.append("--middleware=turn.Door")
+        os.environ |= {"PYTHONPATH": str(PARSERS.parent), "VLLM_SERVER_DEV_MODE": "1"}
     os.execvp("vllm", ["vllm", "serve", str(weights(model)), *options])  # noqa: S606, S607 - where PATH has it
+
+
+def await_model(name: str) -> None:
+    """Return when the model is on the volume."""
+    if not provisioned(name):
+        print(f"waiting for the model {name}: see the log of 'provision'", flush=True)
+    while not provisioned(name):
+        time.sleep(1)
 
 
 def parsing(model: str) -> list[str]:

@@ -85,16 +85,20 @@ write_models() {
 list_models() {
   local index
   for index in "${!models[@]}"; do
-    printf '  - { model: "%s", engine: "%s" }\n' "${models[index]}" "${services[index]}"
+    printf '  - { model: "%s", engine: "%s"%s }\n' "${models[index]}" "${services[index]}" "${sleeps:+, gpu: gpu}"
   done
 }
 
-# Prints the compose file with a service for each further model. On vLLM, the first model's service gets its share too.
+# Prints the compose file with a service for each further model. On vLLM, the first model's service gets its share too. If the
+# models take turns, the gateway waits for a dead vLLM for as long as its start takes.
+# shellcheck disable=SC2154 # sleeps, start_wait: lib/shares.sh
 write_services() {
   local block index
   block=$(docker compose config engine | awk '/^[^ ]/ { inside = /^services:/; own = 0 } /^  [^ ]/ { own = inside && /^  engine:/; next } own') ||
     die "Compose does not print the engine's service: see the message above."
   printf '%s The service of each further model. A change here is lost.\nservices:\n' "$list_header"
+  [ -z "$sleeps" ] || [ -n "$(setting STACK_RESUME_WAIT)" ] ||
+    printf '  gateway: { environment: { STACK_RESUME_WAIT: "%s" } }\n' "$start_wait"
   for index in "${!models[@]}"; do
     if [ "$index" -gt 0 ]; then
       printf '  %s:\n' "${services[index]}"
@@ -109,11 +113,12 @@ write_services() {
 # Prints the service on standard input as the one of the model with index $1.
 # shellcheck disable=SC2154 # shares, lengths: lib/shares.sh, lib/context.sh
 service_block() {
-  local tools="" reasoning=""
+  local tools="" reasoning="" all=""
   if [ "$engine" = vllm ]; then
     tools=$(own_setting VLLM_TOOL_PARSER "$1" auto) reasoning=$(own_setting VLLM_REASONING_PARSER "$1" none)
   fi
-  MODEL=${models[$1]} INDEX=$1 SHARE=${shares[$1]-} LENGTH=${lengths[$1]-} TOOLS=$tools REASONING=$reasoning awk '
+  [ -z "$sleeps" ] || all=$(tr ' ' , <<<"${models[*]}")
+  ALL=$all MODEL=${models[$1]} INDEX=$1 SHARE=${shares[$1]-} LENGTH=${lengths[$1]-} TOOLS=$tools REASONING=$reasoning awk '
     function set(name, value) { if ($1 == name ":") sub(/:.*/, ": \"" value "\"") }
     function pass(option, value) { if (value != "" && index($2, option "=") == 1) sub(/=.*/, "=" value) }
     {
@@ -124,6 +129,8 @@ service_block() {
       pass("--gpu-memory-utilization", ENVIRON["SHARE"])
       pass("--max-model-len", ENVIRON["LENGTH"])
       print
+      if (ENVIRON["ALL"] != "" && $1 == "command:") print "      - --enable-sleep-mode"
+      if (ENVIRON["ALL"] != "" && $1 == "LLM_MODEL:") print "      LLM_MODELS: \"" ENVIRON["ALL"] "\""
     }'
 }
 

@@ -236,10 +236,10 @@ need_ram() {
   weighed || return 0
   have=$memory_gb
   need=$(calculate "$weights + $context_gb + $ram_room")
-  [ "$engine" = ollama ] || need=$(calculate "($vllm_ram + $worker_ram * $gpus) * ${#models[@]}")
+  [ "$engine" = ollama ] || need=$(calculate "($vllm_ram + $worker_ram * $gpus) * ${#models[@]} + $(asleep_weights)")
   if ! enough "$have" "$need"; then
     [ "$engine" = ollama ] ||
-      die "vLLM needs about $need GB of memory for itself (estimated, for ${#models[@]} model(s) on $gpus GPU(s)), and Docker has $have GB: add memory, or run 'ENGINE=ollama make up' with a small model."
+      die "vLLM needs about $need GB of memory for itself (estimated, for ${#models[@]} model(s) on $gpus GPU(s)${sleeps:+, with the weights of those that sleep}), and Docker has $have GB: add memory, or run 'ENGINE=ollama make up' with a small model."
     spare=$(calculate "$have - $ram_room")
     die "$model needs about $need GB of memory ($weights GB of weights, $source, $context_gb GB for ${context:-0} tokens of context in each of $slots slot(s), and $ram_room GB to work in), and Docker has $have GB: $(shorter)$(smaller "$spare" context), or give Docker more memory."
   fi

@@ -1,12 +1,35 @@
 # shellcheck shell=bash
 # The GPU memory of several models on vLLM. Each model's vLLM takes a share of every GPU when it starts, and keeps it, so the
-# shares are decided before anything starts: in proportion to what each model needs, or as VLLM_GPU_SHARES says.
+# shares are decided before anything starts: in proportion to what each model needs, or as VLLM_GPU_SHARES says. With
+# VLLM_SLEEP=on the models take turns, and each gets what the others leave when they sleep.
 # shellcheck disable=SC2154 # models: lib/models.sh; gpus, weights and others: lib/preflight.sh; context: lib/context.sh
 
 unknown_length=8192 # tokens that are counted for a further model, if it is unknown how many it can read
+asleep_room=2 # GB of each GPU that a vLLM keeps when it sleeps
+# shellcheck disable=SC2034 # lib/models.sh
+start_wait=300 # seconds for STACK_RESUME_WAIT if the models take turns: for so long the others sleep so that a dead vLLM can start
 
 # Whether vLLM runs once for each of several models.
 shares_gpus() { [ "$engine" = vllm ] && served_apart; }
+
+# Sets `sleeps` if the models take turns.
+choose_turns() {
+  local given
+  sleeps="" given=$(setting VLLM_SLEEP)
+  case ${given:-off} in
+    off) ;;
+    on) if shares_gpus; then need_waker && sleeps=yes; else say "VLLM_SLEEP=on does nothing here: it is for several models (LLM_MODELS) on vLLM"; fi ;;
+    *) die "VLLM_SLEEP=$given is not known: use on or off." ;;
+  esac
+}
+
+# Stops if a file of the operator's describes the engines, and does not tell the gateway to wake them.
+need_waker() {
+  local file
+  file=$(config_directory)/stack.yaml
+  [ ! -r "$file" ] || grep -qE '^[^#]*\bgpu:' "$file" ||
+    die "With VLLM_SLEEP=on the gateway has to wake the models, and $file does not say that their engines share a GPU: give each of them the same gpu there (README, 'More models than fit')."
+}
 
 # Sets `facts`, given_shares, and gpu_part, the part of each GPU's memory for all models together.
 know_models() {
@@ -14,6 +37,18 @@ know_models() {
   gpu_part=$(argument gpu-memory-utilization)
   given_shares=$(setting VLLM_GPU_SHARES) given_shares=${given_shares// /}
   [ -z "$given_shares" ] || check_given_shares
+  [ -z "$sleeps" ] || share_in_turn
+}
+
+# Sets given_shares to what each model may have while the others sleep.
+share_in_turn() {
+  [ -z "$given_shares" ] ||
+    die "VLLM_GPU_SHARES=$given_shares divides the GPU, and with VLLM_SLEEP=on the models take turns: remove one of the two settings."
+  given_shares=$(awk -v part="$gpu_part" -v smallest="$(smallest_gpu)" -v models=${#models[@]} -v keeps=$asleep_room 'BEGIN {
+    share = int(1000 * (part - (smallest + 0 ? keeps * (models - 1) / smallest : 0))) / 1000
+    for (text = share = share > 0 ? share : 0; --models; ) text = text "," share
+    print text
+  }')
 }
 
 # Prints a line for each model: its GB of weights, the kB of a token, and the most tokens, the first two - if unknown. Call it
@@ -82,7 +117,7 @@ need_shares() {
       die "The models of LLM_MODELS share the GPU, and the size of $(unknown_models) is unknown: $shares_example."
     listing+="${listing:+, }${models[index]} ${shares[index]}"
   done
-  echo "GPU shares: $listing (VLLM_GPU_SHARES)"
+  echo "GPU shares: $listing ($([ -n "$sleeps" ] && echo "VLLM_SLEEP=on: they take turns" || echo VLLM_GPU_SHARES))"
 }
 
 # Prints the names of the models whose size is unknown.
@@ -95,22 +130,34 @@ unknown_models() {
   echo "$names"
 }
 
+# Prints the GB of the machine's memory for the weights of those that sleep. While two change places, it has those of all.
+asleep_weights() { if [ -n "$sleeps" ]; then awk '{ sum += $1 } END { print sum }' <<<"$facts"; else echo 0; fi; }
+
 # Checks that all models fit. The message names each with the GB that it needs.
 need_shared_memory() {
-  local model index=0 need share have over listing="" sum=0
+  local model index=0 need share have over own needs listing="" sum=0
   unreserved && return
   have=$(smallest_gpu) over=$(argument tensor-parallel-size)
   while read -r need share; do
     model=${models[index]} index=$((index + 1))
-    listing+="${listing:+, }$model $need GB"
+    listing+="${listing:+, }$model ${need/#-/unknown}"
     [ "$need" != - ] || continue
+    listing+=" GB"
     sum=$(calculate "$sum + $need")
-    [ -z "$given_shares" ] || enough "$(calculate "$share * $have")" "$need" ||
-      die "$model needs about $need GB on each of $over GPU(s), with ${context:-0} tokens of context and $gpu_room GB to work in, and its share in VLLM_GPU_SHARES, $share, is $(calculate "$share * $have") GB: $(shorter_for_all)give it a larger share, or take a smaller model."
+    own=$(calculate "${share/#-/0} * $have")
+    if [ -z "$given_shares" ] || enough "$own" "$need"; then continue; fi
+    needs="$model needs about $need GB on each of $over GPU(s), with ${context:-0} tokens of context and $gpu_room GB to work in, and"
+    [ -z "$sleeps" ] ||
+      die "$needs may take $own GB while the others sleep ($gpu_part of the smallest, VLLM_GPU_MEMORY_UTILIZATION, less $asleep_room GB for each that sleeps): $(shorter_for_all)take one of them out, take smaller ones, or spread them over more GPUs (VLLM_GPU_COUNT)."
+    die "$needs its share in VLLM_GPU_SHARES, $share, is $own GB: $(shorter_for_all)give it a larger share, or take a smaller model."
   done < <(divide "${context:-0}")
+  if [ -n "$sleeps" ]; then
+    echo "GPU memory: $listing needed on each of $over GPU(s) while the others sleep, $(calculate "${given_shares%%,*} * $have") GB available"
+    return
+  fi
   have=$(calculate "$have * $([ -z "$given_shares" ] && echo "$gpu_part" || echo 1)")
   enough "$have" "$sum" ||
-    die "The models of LLM_MODELS need about $sum GB on each of $over GPU(s) ($listing, each with ${context:-0} tokens of context and $gpu_room GB to work in), and vLLM may take $have GB ($gpu_part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(shorter_for_all)take one of them out, take smaller ones, or spread them over more GPUs (VLLM_GPU_COUNT)."
+    die "The models of LLM_MODELS need about $sum GB on each of $over GPU(s) ($listing, each with ${context:-0} tokens of context and $gpu_room GB to work in), and vLLM may take $have GB ($gpu_part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(shorter_for_all)let them take turns (VLLM_SLEEP=on), take one of them out, take smaller ones, or spread them over more GPUs (VLLM_GPU_COUNT)."
   echo "GPU memory: about $sum GB needed on each of $over GPU(s) ($listing), $have GB available"
 }
 

@@ -21,7 +21,7 @@ def used_in_compose_files() -> set[str]:
 
 def test_env_example_names_every_setting_exactly_once() -> None:
     fields = {name.upper() for name in Settings.model_fields}
-    assert sorted(NAMES) == sorted(fields | used_in_compose_files() | {"COMPOSE_FILE", "VLLM_GPU_SHARES"})
+    assert sorted(NAMES) == sorted(fields | used_in_compose_files() | {"COMPOSE_FILE", "VLLM_GPU_SHARES", "VLLM_SLEEP"})
 
 
 def test_env_example_copied_to_dotenv_changes_nothing() -> None:

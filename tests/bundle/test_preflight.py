@@ -120,15 +120,25 @@ BIG, SMALL = "Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"  # 16.4 and 1.5 GB of weights, 1
             (
                 f"about 33.6 GB on each of 1 GPU(s) ({BIG} 19.0 GB, {SMALL} 4.0 GB, ",
                 "may take 23.2 GB",
-                "): take one of",
+                "): let them take turns (VLLM_SLEEP=on), take one of",
             ),
         ),
-        ({"LLM_CONTEXT": "32768"}, (f"{BIG} 23.2 GB", "): set LLM_CONTEXT=4096, or take one of them out")),
+        ({"LLM_CONTEXT": "32768"}, (f"{BIG} 23.2 GB", "): set LLM_CONTEXT=4096, or let them take turns")),
         ({"VLLM_GPU_SHARES": "0.7"}, ("VLLM_GPU_SHARES=0.7 is not one share for each of the 2 models", "0.6,0.3")),
         ({"VLLM_GPU_SHARES": "0.9,0.2"}, ("VLLM_GPU_SHARES=0.9,0.2 is not", "add up to at most 1")),
         ({"VLLM_GPU_SHARES": "0.85,0.1"}, ("Qwen/Qwen3-0.6B needs about 4.0 GB", "0.1, is 2.6 GB")),
         ({"LLM_MODELS": f"{BIG},org/mystery"}, ("the size of org/mystery is unknown: set VLLM_GPU_SHARES",)),
         ({"LLM_MODELS": f"{BIG},meta-llama/New-1B"}, ("meta-llama/New-1B needs its owner's permission",)),
+        ({"VLLM_SLEEP": "1"}, ("VLLM_SLEEP=1 is not known: use on or off",)),
+        ({"VLLM_SLEEP": "on", "VLLM_GPU_SHARES": "0.6,0.3"}, ("take turns: remove one of the two settings",)),
+        (
+            {"VLLM_SLEEP": "on", "LLM_MODELS": f"{SMALL},{BIG}", "VLLM_GPU_MEMORY_UTILIZATION": "0.8"},
+            (f"{BIG} needs about 19.0 GB", "may take 18.6 GB while the others sleep (0.8 of", "less 2 GB for each"),
+        ),
+        (
+            {"VLLM_SLEEP": "on", "LLM_MODELS": f"{BIG},org/a-8B,org/b-8B"},
+            ("vLLM needs about 66.4 GB of memory for itself", "with the weights of those that sleep), and Docker"),
+        ),
     ],
 )
 def test_several_models_do_not_get_the_gpu_memory_that_they_need(
@@ -143,6 +153,14 @@ def test_several_models_do_not_get_the_gpu_memory_that_they_need(
     [
         ({}, (f"ok: GPU shares: {BIG} 0.685, {SMALL} 0.214", "about 30.5 GB needed", "77.3 GB available")),
         ({"LLM_MODELS": f"{BIG},org/mystery", "VLLM_GPU_SHARES": "0.7,.2"}, ("org/mystery .2", "as many tokens as")),
+        (
+            {"LLM_MODELS": f"{BIG},{SMALL},org/mystery", "VLLM_SLEEP": "on", "VLLM_GPU_MEMORY_UTILIZATION": "0.3"},
+            (
+                "org/mystery 0.253 (VLLM_SLEEP=on: they take turns)",
+                f"{BIG} 20.8 GB, {SMALL} 5.4 GB, org/mystery unknown needed",
+            ),
+        ),
+        ({"LLM_MODELS": "", "LLM_MODEL": BIG, "VLLM_SLEEP": "on"}, ("VLLM_SLEEP=on does nothing here: it",)),
     ],
 )
 def test_several_models_share_the_gpu(
@@ -154,6 +172,14 @@ def test_several_models_share_the_gpu(
     assert ran.returncode == 0, ran.stdout
     for part in parts:
         assert part in ran.stdout
+
+
+def test_a_stack_yaml_has_to_say_that_the_models_take_turns(tree: Tree, machine: Machine) -> None:
+    (tree.path / "config/stack.yaml").write_text("engines: {}\n")
+    refuses(
+        tree, "stack.yaml does not say that their engines share a GPU", "give each of them the same gpu there",
+        ENGINE="vllm", LLM_MODELS=f"{BIG},{SMALL}", VLLM_SLEEP="on", **machine.environment,
+    )  # fmt: skip
 
 
 def test_chosen_gpus_are_counted_too(tree: Tree, machine: Machine) -> None:

@@ -2,6 +2,7 @@
 model is fetched, waited for, served, and kept. With ENGINE=vllm `make test`, the real image on real GPUs, reservation
 included."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,16 @@ from tests.support.processes import wait_for
 CHAT = "/v1/chat/completions"
 TOOLS = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]}
 QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 20}
+# What VLLM_SERVER_DEV_MODE=1 adds to vLLM.
+DEVELOPMENT = [
+    ("/is_sleeping", None),
+    ("/sleep?level=1", {}),
+    ("/wake_up", {}),
+    ("/collective_rpc", {"method": "x"}),
+    ("/reset_prefix_cache", {}),
+    ("/v1/sleep", {}),
+    ("/server_info", None),
+]
 # Docker refuses a reservation of GPUs on a machine that has none. And the model hub is a container on the way out.
 HERE_AND_NOW = """
 services:
@@ -164,6 +175,34 @@ def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
     assert answers(tree, running) == {"org/some-4B": 200, "org/other-1B": 200}
     assert container(tree, "gateway", running) == gateway  # requests wait there meanwhile
     assert not [it for it in both if "BlockingIOError" in log_of(tree, it, **running)]  # it fails if two load at once
+
+
+@pytest.mark.timeout(300)
+def test_models_of_which_only_one_fits_take_turns(tree: Tree, vllm: Engine, settings: dict[str, str]) -> None:
+    """Also after a restart of one that sleeps: it cannot load while the other one is awake."""
+    if vllm.real:
+        pytest.skip("the stand-in fails if two are awake")
+    settings |= {"LLM_MODELS": "org/some-4B,org/other-1B", "VLLM_SLEEP": "on"}
+    ran = tree.run("scripts/up", **settings)
+    assert ran.returncode == 0, ran.stdout
+    running = settings | {"COMPOSE_FILE": settings["COMPOSE_FILE"] + ":.models/compose.yaml"}
+    assert ask(tree, "/readyz", **running)[0] == 200  # all sleep
+    assert [answers(tree, running) for _ in range(2)] == [{"org/some-4B": 200, "org/other-1B": 200}] * 2
+    both = ("engine", "engine-org-other-1b")
+    for service in both:
+        log = log_of(tree, service, **running)
+        assert log.count("POST /wake_up") == 2, log
+        assert "no memory" not in log
+        assert arguments(tree, service, running)["gpu-memory-utilization"] == "0.9"
+    closed = [ask(tree, path, body, **running)[0] for path, body in DEVELOPMENT]
+    assert closed == [404] * len(DEVELOPMENT)
+
+    environment = json.loads(tree.run("docker", "compose", "config", "--format", "json", **running).stdout)
+    assert environment["services"]["gateway"]["environment"]["STACK_RESUME_WAIT"] == "300"
+    assert ask(tree, CHAT, QUESTION | {"model": "org/other-1B"}, **running)[0] == 200
+    tree.run("docker", "compose", "restart", "--timeout", "1", "engine", **running)
+    wait_for(lambda: "no memory" in log_of(tree, "engine", **running), deadline=60)
+    assert ask(tree, CHAT, QUESTION | {"model": "org/some-4B"}, **running)[0] == 200
 
 
 def container(tree: Tree, service: str, settings: dict[str, str]) -> str:
