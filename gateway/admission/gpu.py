@@ -129,9 +129,7 @@ def gpus(config: Config, upstreams: Mapping[str, Upstream], models: Models, room
 
 def asleep() -> EngineAsleep:
     """Return the error of a request whose engine did not get the GPU."""
-    return EngineAsleep(
-        "This model's engine did not get the GPU on which engines take turns. Try again later."
-    )
+    return EngineAsleep("This model's engine did not get the GPU on which engines take turns. Try again later.")
 
 
 async def _awake(it: Member) -> bool:
