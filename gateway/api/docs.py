@@ -3,15 +3,17 @@
 Every address in the page is relative. The page therefore works below a prefix that a proxy strips, and needs no CDN.
 """
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import fastapi_offline
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from gateway import __version__
@@ -54,6 +56,7 @@ def documented_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Non
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        openapi_url=None,  # its route would write the document anew for each request
         servers=[{"url": ".", "description": "This gateway."}],
     )
     app.mount("/docs/static", StaticFiles(directory=_STATIC))
@@ -67,5 +70,14 @@ def documented_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Non
             swagger_css_url="docs/static/swagger-ui.css",
             swagger_favicon_url="docs/static/favicon.png",
         )
+
+    @functools.cache
+    def document() -> bytes:
+        """Return the document as every response shares it, because anybody may ask for it and then not read it."""
+        return orjson.dumps(app.openapi())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi_json() -> Response:
+        return Response(document(), media_type="application/json")
 
     return app

@@ -200,7 +200,9 @@ class Protocol(HttpToolsProtocol):
             return
         except httptools.HttpParserError as exc:
             cause = exc.__context__
-            self._refuse(cause if isinstance(cause, StackError) else invalid(other_protocol(data) or str(exc)))
+            error = cause if isinstance(cause, StackError) else invalid(other_protocol(data) or str(exc))
+            # The error lives as long as its answer, and its traceback would keep all that was read here.
+            self._refuse(error.with_traceback(None))
             return
         if self._phase <= REST:  # rare, because most requests come in one piece
             self._fed += self._chunk

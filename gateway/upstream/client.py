@@ -164,7 +164,7 @@ class Upstream:
             self.trouble = None if well else self.refusal(response)
             self.down_since = None if well else self.down_since
         except EngineError as exc:
-            self.trouble = exc
+            self.trouble = exc.with_traceback(None)  # a traceback would keep the request for which this was asked
         return self.trouble
 
     async def died(self, settle: float) -> bool:

@@ -305,7 +305,7 @@ def test_what_strangers_send_ahead_and_do_not_read_takes_little_memory(roomy: Ga
             stack.enter_context(connect(roomy, ahead * 8))
         with roomy.client() as client:
             assert client.get("/v1/models").status_code == 200
-        assert rss(roomy) - before < 60 * MB
+        assert rss(roomy) - before < 40 * MB
 
 
 def test_a_body_of_a_stranger_is_not_read(roomy: GatewayProcess) -> None:
