@@ -294,8 +294,12 @@ def test_a_stranger_s_connection_makes_room_for_a_new_one(
         assert "[DONE]" in "".join(lines)
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/docs/static/swagger-ui-bundle.js", "/livez"])
-def test_what_strangers_send_ahead_and_do_not_read_takes_little_memory(roomy: GatewayProcess, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "most"), [("/openapi.json", 25), ("/docs/static/swagger-ui-bundle.js", 60), ("/livez", 25)]
+)
+def test_what_strangers_send_ahead_and_do_not_read_takes_little_memory(
+    roomy: GatewayProcess, path: str, most: int
+) -> None:
     with roomy.client() as client:
         client.get(path)
     before = rss(roomy)
@@ -305,7 +309,7 @@ def test_what_strangers_send_ahead_and_do_not_read_takes_little_memory(roomy: Ga
             stack.enter_context(connect(roomy, ahead * 8))
         with roomy.client() as client:
             assert client.get("/v1/models").status_code == 200
-        assert rss(roomy) - before < 40 * MB
+        assert rss(roomy) - before < most * MB
 
 
 def test_a_body_of_a_stranger_is_not_read(roomy: GatewayProcess) -> None:

@@ -351,7 +351,7 @@ def test_an_empty_file_fails_nothing(engine: FakeEngine, tmp_path: Path) -> None
         directory = own.directory()
         for name in ("counter_9.db", "histogram_9.db", "gauge_livesum_9.db"):
             (directory / name).touch()
-        assert own.scrape().total("stack_requests_total") == 1
+        wait_for(lambda: own.scrape().total("stack_requests_total") == 1)
         # and one of a seat that is used: its next worker gives it a size and goes on
         seat = directory / "counter_0.db"
         old = set(own.gateway.workers())
