@@ -260,13 +260,14 @@ tell_outside() { echo "engine: outside this stack, at $(resolved LLM_BASE_URL), 
 
 # This check never fails. It tells the operator in advance if vLLM will refuse requests with tools.
 tell_tools() {
-  local parser set
+  local parser set each=""
   set=$(resolved TOOL_PARSER)
   ! shares_gpus || set=$(own_setting VLLM_TOOL_PARSER "$number" auto)
   parser=$set
   [ "$parser" != auto ] || parser=$(tool_parser)
+  ! shares_gpus || each=", with a value for each model of LLM_MODELS in their order, such as auto,hermes"
   case $parser in
-    none | -) echo "tools: no parser is known for $model, so requests with tools will be refused (400); set VLLM_TOOL_PARSER to one of vLLM's parsers" ;;
+    none | -) echo "tools: no parser is known for $model, so requests with tools will be refused (400); set VLLM_TOOL_PARSER to one of vLLM's parsers$each" ;;
     *) echo "tools: vLLM reads tool calls with its parser $parser (VLLM_TOOL_PARSER=$set)" ;;
   esac
 }

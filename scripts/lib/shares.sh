@@ -117,7 +117,7 @@ need_shares() {
       die "The models of LLM_MODELS share the GPU, and the size of $(unknown_models) is unknown: $shares_example."
     listing+="${listing:+, }${models[index]} ${shares[index]}"
   done
-  echo "GPU shares: $listing ($([ -n "$sleeps" ] && echo "VLLM_SLEEP=on: they take turns" || echo VLLM_GPU_SHARES))"
+  echo "GPU shares: $listing ($([ -n "$sleeps" ] && echo "VLLM_SLEEP=on: they take turns" || echo "VLLM_GPU_SHARES=$(setting VLLM_GPU_SHARES)"))"
 }
 
 # Prints the names of the models whose size is unknown.
@@ -157,7 +157,7 @@ need_shared_memory() {
   fi
   have=$(calculate "$have * $([ -z "$given_shares" ] && echo "$gpu_part" || echo 1)")
   enough "$have" "$sum" ||
-    die "The models of LLM_MODELS need about $sum GB on each of $over GPU(s) ($listing, each with ${context:-0} tokens of context and $gpu_room GB to work in), and vLLM may take $have GB ($gpu_part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(shorter_for_all)let them take turns (VLLM_SLEEP=on), take one of them out, take smaller ones, or spread them over more GPUs (VLLM_GPU_COUNT)."
+    die "The models of LLM_MODELS need about $sum GB on each of $over GPU(s) ($listing, each with up to ${context:-0} tokens of context and $gpu_room GB to work in), and vLLM may take $have GB ($gpu_part of the smallest, VLLM_GPU_MEMORY_UTILIZATION): $(shorter_for_all)let them take turns (VLLM_SLEEP=on), take one of them out, take smaller ones, or spread them over more GPUs (VLLM_GPU_COUNT)."
   echo "GPU memory: about $sum GB needed on each of $over GPU(s) ($listing), $have GB available"
 }
 
@@ -192,7 +192,7 @@ renew_engines() {
     esac
   done < <(docker ps --filter "label=com.docker.compose.project=$(resolved name)" --format '{{.ID}} {{.Label "com.docker.compose.service"}} {{.Label "com.docker.compose.config-hash"}}' | sort -k 2)
   [ ${#ids[@]} -gt 0 ] && { shares_gpus || [ ${#ids[@]} -gt 1 ]; } || return 0
-  say "stopping ${names[*]}, because models were removed, or settings or shares of the GPU have changed"
+  say "stopping ${names[*]}: their settings or shares of the GPU have changed, or their models were removed; their running answers end"
   docker stop "${ids[@]}" >/dev/null
   docker compose up --detach --build --no-deps "${services[@]}" || die "Docker could not start the engines: see the message above."
 }
