@@ -10,6 +10,7 @@ import fcntl
 import logging
 import mmap
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -205,6 +206,13 @@ def configure(level: str, levels: Mapping[str, str] = MappingProxyType({}), shar
     restore_levels()
     _sample.share = share
     logging.captureWarnings(True)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(it: "sys.UnraisableHookArgs") -> None:
+    """Log what was raised where nobody can catch it, such as in a finalizer. A worker's exit may be (master)."""
+    if not isinstance(it.exc_value, SystemExit):
+        logging.getLogger("stack").error(it.err_msg or "an exception was ignored", exc_info=it.exc_value)
 
 
 def restore_levels() -> None:

@@ -1,6 +1,9 @@
 """The log: what an operator reads, and what it must never contain."""
 
+import json
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,24 @@ def test_every_line_is_json_from_start_to_end(engine: FakeEngine, tmp_path: Path
         lines = gateway.log()  # raises if one isn't JSON
     assert all({"ts", "level", "msg"} <= set(line) for line in lines)
     assert {line["logger"] for line in lines if "logger" in line} >= {"gunicorn.error", "uvicorn.error"}
+
+
+@pytest.mark.parametrize(("raised", "lines"), [("ValueError('lost')", ["error"]), ("SystemExit(0)", [])])
+def test_an_exception_that_nobody_can_catch_is_a_line_like_any_other(raised: str, lines: list[str]) -> None:
+    program = f"""
+from gateway import logs
+class It:
+    def __del__(self):
+        raise {raised}
+logs.configure("INFO")
+It()
+logs.flush()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stderr == ""
+    assert [json.loads(line)["level"] for line in ran.stdout.splitlines()] == lines
 
 
 def test_nothing_private_is_logged(engine: FakeEngine, tmp_path: Path) -> None:
