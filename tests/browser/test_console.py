@@ -86,6 +86,7 @@ def test_the_keyboard_is_enough(browser: Browser, console: GatewayProcess) -> No
     """To sign in, to skip the navigation, and to reach the form of a new key."""
     with page(browser, console.url) as made:
         made.goto("/console")
+        expect(made.locator(":focus")).to_have_attribute("name", "key")
         made.keyboard.type(ADMIN)
         made.keyboard.press("Enter")
         expect(made.get_by_role("heading", name="Now")).to_be_visible()

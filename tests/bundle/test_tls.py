@@ -304,7 +304,7 @@ def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(lo
 
 def enter(person: Page, name: str, how: str) -> str:
     """Sign up or in at the chat window, and return the person's id."""
-    person.goto("/")
+    browser.visit(person, "/")
     fill_in(person, name, how)
     expect(person.get_by_role("status")).to_have_text(re.compile(r"^(admin|user) "))
     (cookie,) = person.context.cookies()
@@ -319,8 +319,7 @@ def fill_in(person: Page, name: str, button: str) -> None:
 
 
 def send(person: Page, tokens: int) -> None:
-    """Ask for an answer of that many tokens. It is always the same one, because a sampled one can come to nothing but
-    newlines."""
+    """Ask for an answer of that many tokens, which is always the same one."""
 
     def goes_on(route: Route) -> None:
         more = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0}
@@ -337,7 +336,7 @@ def test_two_people_chat_in_a_browser_and_have_usage_rows_of_their_own(local: Se
     assert f"Chat        {url} " in local.said
     refused = pytest.raises(Error, match="ERR_CERT_AUTHORITY_INVALID")
     with browser.chromium() as chromium, browser.page(chromium, url) as stranger, refused:
-        stranger.goto("/")
+        browser.visit(stranger, "/")
     browser.trust(local.tree.path / "tls-root.crt", tmp_path)
     with (
         browser.chromium(tmp_path) as chromium,

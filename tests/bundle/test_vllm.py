@@ -164,7 +164,7 @@ def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
     both = ("engine", "engine-org-other-1b")
     tree.run("docker", "compose", "exec", "engine", "touch", "/models/wait", **running)
     with running_up(tree, VLLM_GPU_SHARES="0.5,0.3", VLLM_TOOL_PARSER="auto,hermes", **settings) as up:
-        up.wait_said(f"==> stopping {' '.join(both)}, because")
+        up.wait_said(f"==> stopping {' '.join(both)}: ")
         # The last line, because the log of a container that is about to be replaced has the words too.
         turn = "waiting until another model is loaded\n"
         wait_for(lambda: any(log_of(tree, it, **running).endswith(turn) for it in both), deadline=60)

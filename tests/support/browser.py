@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 
 from tests.support.processes import ROOT
 
@@ -34,8 +34,21 @@ def chromium(home: Path | None = None) -> Iterator[Browser]:
 
 def _launch(playwright: Playwright, program: str, home: Path | None) -> Browser:
     options = ["--no-sandbox"] if os.getuid() == 0 else []  # root may not use it
+    options += ["--disable-http2"]  # Chromium ends HTTP/2 streams when Docker changes this machine's interfaces
     environment = os.environ | ({"HOME": str(home)} if home else {})
     return playwright.chromium.launch(executable_path=program, args=[*options, "--disable-gpu"], env={**environment})
+
+
+def visit(page: Page, path: str) -> None:
+    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up."""
+    while True:
+        try:
+            page.goto(path)
+        except Error as exc:
+            if "ERR_NETWORK_CHANGED" not in exc.message:
+                raise
+        else:
+            return
 
 
 def trust(root: Path, home: Path) -> None:
