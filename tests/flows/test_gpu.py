@@ -46,7 +46,7 @@ def test_alternating_requests_are_served_in_batches(pair: list[FakeEngine], gate
     check(*pair)
     with gateway.client() as http:
         assert http.get("/readyz").status_code == 200
-    loads = [it for it in gateway.log() if it["msg"] == "model_loaded"]
+    loads = gateway.told("model_loaded", wakes(*pair))
     assert len(loads) == wakes(*pair)
     assert {it["engine"] for it in loads} == {A, B}
 
@@ -107,7 +107,7 @@ def test_an_engine_that_does_not_wake_costs_another_one_swap(pair: list[FakeEngi
         entries = http.get("/v1/models").json()["data"]
         assert {it["id"]: it["loaded"] for it in entries} == {A: False, B: True}
     assert [path for path, _ in gpu(pair[1])["did"]] == ["/sleep", "/wake_up"]
-    (line,) = (it for it in gateway.log() if it["msg"] == "engine_swap_failed")
+    (line,) = gateway.told("engine_swap_failed")
     assert (line["engine"], line["reason"], line["level"]) == (A, "/wake_up: 500", "warning")
 
 
