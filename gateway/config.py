@@ -160,7 +160,14 @@ def load(settings: Settings) -> Config:
     if _exists(path, "Put a stack.yaml there, or remove it."):
         return _from_file(path)
     listed = models_file(settings)
-    return from_settings(settings, _listed(listed) if _exists(listed, "Remove it, and run 'make up'.") else ())
+    if not _exists(listed, "Remove it, and run 'make up'."):
+        return from_settings(settings)
+    models = _listed(listed)
+    try:
+        return from_settings(settings, models)
+    except ValidationError as exc:
+        reasons = "; ".join(it["msg"].removeprefix("Value error, ") for it in exc.errors())
+        raise SettingsError(f"{listed}: {reasons}. Run 'make up', which writes this file.") from None
 
 
 def models_file(settings: Settings) -> Path:

@@ -15,6 +15,8 @@ pytest.register_assert_rewrite("tests.support")  # a failed assertion there show
 from tests.support.processes import FakeEngine, GatewayProcess, fake_engine, running_gateway  # noqa: E402
 
 STACK = "tests/stack/"
+BUNDLE = "tests/bundle/"
+LONG = ("test_vllm.py", "test_tls.py", "test_chat.py", "test_models.py", "test_ollama.py", "test_monitoring_up.py")
 # On a busy machine, an example takes as long as it takes. Whether chance makes large examples is not what is tested.
 settings.register_profile(
     "stack", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -26,8 +28,13 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)  # type
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest tests first. Images are built (tests/bundle) after the real engine of tests/stack no longer needs
-    CPU, because it was silent for minutes beside a build."""
-    items.sort(key=lambda item: (not item.nodeid.startswith(STACK), item.nodeid.startswith("tests/bundle/")))
+    CPU, because it was silent for minutes beside a build. Of these, the files that take minutes come first, so that the
+    last ones to end are short."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(STACK), *_in_bundle(item.nodeid.partition("::")[0])))
+
+
+def _in_bundle(file: str) -> tuple[bool, bool]:
+    return file.startswith(BUNDLE), file.startswith(BUNDLE) and file.removeprefix(BUNDLE) not in LONG
 
 
 class Scheduling(LoadScopeScheduling):

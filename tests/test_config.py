@@ -47,6 +47,8 @@ def test_the_file_of_make_up_names_a_gpu(tmp_path: Any, monkeypatch: pytest.Monk
     )
     loaded = config.load(Settings(stack_config=tmp_path / "stack.yaml", llm_backend="vllm"))
     assert {name: it.gpu for name, it in loaded.engines.items()} == {"engine": "one", "second": "one", "third": None}
+    with pytest.raises(SettingsError, match=r"models\.yaml: engines\.engine: 'gpu' .* ollama cannot\. Run 'make up'"):
+        config.load(Settings(stack_config=tmp_path / "stack.yaml", llm_backend="ollama"))
 
 
 def test_a_directory_in_place_of_stack_yaml_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

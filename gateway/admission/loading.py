@@ -23,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.shared_memory import BusyError
 from gateway.store.postgres import LostError
 from gateway.upstream.client import Upstream
+from gateway.upstream.load import GpuState
 from gateway.upstream.model_names import canonical
 
 FRESH = 10.0  # seconds for which it is taken for known what an engine has loaded
@@ -117,6 +118,17 @@ class Loading:
         """Return whether the slots of this queue are those of the engine: it has no GPU in common with others, or is
         awake. Needs no lock."""
         return upstream.name not in self._gpus or number(upstream.name) in self._places.models.loads(engine).loaded
+
+    def gpu_state(self, upstream: Upstream, engine: int) -> GpuState:
+        """See Upstream.gpu_state. Needs no lock."""
+        if self.serves(upstream, engine):
+            return "awake"
+        if self._gpus[upstream.name].barred(upstream.name):
+            return "barred"
+        loads = self._places.models.loads(engine)
+        if loads.begun and loads.last == number(upstream.name):
+            return "waking"
+        return "asleep" if loads.loaded or loads.begun else "unknown"
 
     async def check(self, upstream: Upstream, engine: int) -> None:
         """Raise EngineAsleep if the engine did not wake lately, and is not awake now. Its requests would have the other

@@ -188,6 +188,12 @@ class Places:
                 self.models.keep(engine, seen.seen(after))
             return self._hand_over(engine)
 
+    def tell(self, engine: int, loads: Loads) -> Woken:
+        """Note what the database knows of the engine's models, by this clock. Returns the places that get a slot."""
+        with self.region.lock:
+            self.models.keep(engine, loads)
+            return self._hand_over(engine)
+
     # -- coming and going ---------------------------------------------------------------------------------------------
 
     def enter(

@@ -25,7 +25,7 @@ from gateway.store.postgres import AGAIN, BEAT, LOST, PATIENCE, Connection, Data
 
 LOOK = 1.0  # seconds between two looks for waiting requests that have a slot by now
 
-_ENTER = "SELECT * FROM stack_enter(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_ENTER = "SELECT * FROM stack_enter(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _HELD = """INSERT INTO queue_places (engine, owner, key_id, held, tag, cost, since, until)
     VALUES (%s, %s, %s, true, 0, 0, extract(epoch FROM clock_timestamp()), 0) RETURNING id"""
 _STAND = """SELECT id, held, place FROM (
@@ -54,7 +54,8 @@ class PostgresQueues:
     """Use the queues on behalf of one worker. Use it with `async with`.
 
     `woken` is called with each spot that gets a slot. `lost` is called when all waiting requests must wait elsewhere,
-    because the database is lost. `exclusive`: the queues whose models never fit together.
+    because the database is lost. `exclusive`: the queues whose models never fit together. `told` is called with what an
+    engine has loaded, by the host's clock (time.monotonic), whenever the database was asked for that.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class PostgresQueues:
         lost: Callable[[], None],
         limit: Limit = UNSET,
         exclusive: Collection[str] = (),
+        told: Callable[[str, Loads], None] = lambda _, __: None,
     ) -> None:
         self._database = Database(url, "-c synchronous_commit=off", spare=True)
         self._woken = woken
         self._on_lost = lost
         self._limit = limit
         self._exclusive = exclusive
+        self._told = told
         self._member = Member(self._database, "queues", self._joined, self._lost)
         self._spots: dict[int, Spot] = {}
         self._entering = 0  # requests that are entering: the database has not answered them yet
@@ -99,15 +102,19 @@ class PostgresQueues:
         """See Places.enter. Raises LostError."""
         owner = self._member.owner
         whose = it.account, f"{it.account} {it.mark}", it.priority
-        what = (engine, slots, owner, self._database.now(), PATIENCE, *whose)
-        asked = self._enter((*what, wait, queue, ahead, model), engine, it.key_id, owner)
-        found = await self._member.ask(asked, late=self._too_late)
-        if isinstance(found, Spot) and not found.holds:
+        what = (engine, slots, owner, self._database.now(), PATIENCE, *whose, wait, queue, ahead, model, *self._limit)
+        spot = Spot(engine, it.key_id, 0, owner, holds=False, model=model)
+        refused = await self._member.ask(self._enter(what, spot), late=lambda task: self._too_late(task, spot))
+        if refused:
+            if model:
+                await self.loads(engine)
+            return refused
+        if not spot.holds:
             if owner != self._member.owner:
                 raise LostError  # the spot waits under an owner that is gone, so it would never get a slot
             if model:
                 self._soon(self._decide(engine))
-        return found
+        return spot
 
     async def again(self, engine: str, it: Exchange) -> float:
         """See Places.again. Raises LostError."""
@@ -131,7 +138,7 @@ class PostgresQueues:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _enter(self, what: tuple[Any, ...], engine: str, key_id: str, owner: str) -> Spot | Refusal:
+    async def _enter(self, what: tuple[Any, ...], spot: Spot) -> Refusal | None:
         self._entering += 1
         try:
             cursor = await self._database.connection().execute(_ENTER, what)
@@ -143,10 +150,10 @@ class PostgresQueues:
                 self._early.clear()
         if place is None:
             return Refusal(cast("Reason", reason), after)
-        spot = Spot(engine, key_id, place, owner, has_slot, what[-1])
-        if owner == self._member.owner:
+        spot.id, spot.holds = place, has_slot
+        if spot.owner == self._member.owner:
             self._spots[place] = spot
-        return spot
+        return None
 
     async def _leave(self, spot: Spot, *, served: bool) -> None:
         what = (spot.id, self._database.now(), PATIENCE, served)
@@ -158,16 +165,18 @@ class PostgresQueues:
     async def _run(self, query: LiteralString, what: tuple[Any, ...]) -> None:
         await self._database.connection().execute(query, what)
 
-    def _too_late(self, task: asyncio.Task[Spot | Refusal]) -> None:
+    def _too_late(self, task: asyncio.Task[Refusal | None], spot: Spot) -> None:
         """Give back a spot for which the request no longer waits."""
-        if not task.cancelled() and task.exception() is None and isinstance(spot := task.result(), Spot):
+        if not task.cancelled() and task.exception() is None and task.result() is None:
             self.leave(spot)
 
     # -- models that are loaded ---------------------------------------------------------------------------------------
 
     async def loads(self, engine: str) -> Loads:
         """Return what the engine has loaded. Raises LostError."""
-        return (await self._member.ask(self._loads(engine)))[0]
+        loads, now, _ = await self._member.ask(self._loads(engine))
+        self._tell(engine, loads, now)
+        return loads
 
     async def loaded(
         self, engine: str, model: int, there: Collection[int], after: Collection[int], took: float
@@ -195,6 +204,9 @@ class PostgresQueues:
             changed = (await self._database.connection().execute(_KEEP, what)).rowcount
         await self._hand_over(engine)
 
+    def _tell(self, engine: str, loads: Loads, now: float) -> None:
+        self._told(engine, loads.moved(time.monotonic() - now))
+
     async def _decide(self, engine: str) -> None:
         with contextlib.suppress(LostError):
             await self._member.ask(self._hand_over(engine))
@@ -206,6 +218,7 @@ class PostgresQueues:
             stored, now, virtual, pace, busy, wanted = row
             loads, waiting = Loads.parse(orjson.loads(stored)), [Waiting(*it) for it in wanted]
             how = {"busy": busy, "virtual": virtual, "pace": pace or UNKNOWN, "limit": self._limit}
+            self._tell(engine, loads, float(now))
             target = swaps.decide(loads, waiting, float(now), **how)
             await self._database.connection().execute(_TARGET, (target, engine, stored, target))
         await self._database.connection().execute(_HAND_OVER, (engine, self._database.now(), PATIENCE))

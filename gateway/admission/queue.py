@@ -23,7 +23,7 @@ from gateway.admission.loading import Loading, several
 from gateway.admission.memory import NOWHERE, PLACES, Places, Reason, Refusal, Woken
 from gateway.admission.postgres import PostgresQueues
 from gateway.admission.queue_errors import refusal
-from gateway.admission.swaps import Limit
+from gateway.admission.swaps import Limit, Loads
 from gateway.admission.visit import Spot, Visit
 from gateway.config import Config, names_no_models
 from gateway.dialects.asking import AskSlots
@@ -68,7 +68,7 @@ class Admission:
         self._gpus = gpus(config, upstreams, places.models, settings.stack_resume_wait)
         self._names = {name: (self._gpus.get(name) or it).known_as for name, it in upstreams.items()}
         shared = {it.known_as for it in self._gpus.values()}
-        self._far = PostgresQueues(url, self._arrived, self._lost, self._limit, shared) if url else None
+        self._far = PostgresQueues(url, self._arrived, self._lost, self._limit, shared, self._told) if url else None
         swapping = several(config, any_model=names_no_models(settings))
         self._loading = Loading(places, self._far, swapping, self._gpus, self._wake, metrics)
         self._ranks: dict[int, tuple[float, dict[int, int]]] = {}
@@ -90,7 +90,7 @@ class Admission:
                 self._places.models.share(engine)
             upstream.wait = partial(self._loading.wait, upstream, engine)
             upstream.load = partial(self._places.load, engine)
-            upstream.awake = partial(self._loading.serves, upstream, engine)
+            upstream.gpu_state = partial(self._loading.gpu_state, upstream, engine)
             self._places.models.waits[engine], self._places.models.mosts[engine] = self._limit
             if (number := self._set[upstream.name]) or not self._places.slots[own]:
                 self._has(upstream, number or upstream.dialect.slots)
@@ -283,6 +283,12 @@ class Admission:
         for place, future in self._waiting.items():
             if isinstance(place, Spot) and not future.done():
                 future.set_exception(LostError)
+
+    def _told(self, known_as: str, loads: Loads) -> None:
+        """Have the host's memory know what the database knows of an engine's models."""
+        engine = next(self._engines[name] for name, it in self._names.items() if it == known_as)
+        with contextlib.suppress(BusyError):
+            self._wake(self._places.tell(engine, loads))
 
     async def _look(self) -> None:
         """Find slots whose datagram was lost, learn the number of slots, and update the metrics."""

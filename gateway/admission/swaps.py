@@ -70,6 +70,12 @@ class Loads:
             told[name] = {int(model): float(value) for model, value in told[name].items()}
         return cls(**{**told, "loaded": frozenset(told["loaded"])})
 
+    def moved(self, seconds: float) -> "Loads":
+        """Return the same by a clock that is that far ahead."""
+        ends = {model: it + seconds for model, it in self.ends.items()}
+        begun = self.begun + seconds if self.begun else 0.0
+        return replace(self, ends=ends, since=self.since + seconds, begun=begun)
+
     def cost(self, model: int) -> float:
         """Return the seconds that a load of the model takes, or a guess."""
         return self.costs.get(model) or max(self.costs.values(), default=GUESS)

@@ -20,6 +20,7 @@ from gateway.recent.recent import Recent
 from gateway.routing.health import Health
 from gateway.settings import Settings
 from gateway.upstream.client import Upstream
+from gateway.upstream.load import GpuState
 from gateway.upstream.progress import Progress
 from gateway.usage import running
 from gateway.usage.rows import LISTED
@@ -30,6 +31,11 @@ ENGINES = 64  # engines that are told
 MODELS = 20  # models of an engine that are told by name
 TEXT = 200  # characters of a name
 _STATES = {"open": "away", "half-open": "on trial"}  # of its breaker, in words
+_GPU: dict[GpuState, str] = {
+    "waking": "It gets the GPU now.",
+    "asleep": "Another engine has the GPU.",
+    "barred": "It did not wake, and its requests are rejected for some minutes.",
+}
 MINUTE, FIVE = 60, 300  # seconds
 
 
@@ -91,18 +97,20 @@ class Now:
         }
 
     def _engine(self, name: str, state: str, trouble: StackError | None) -> dict[str, Any]:
-        load = self._upstreams[name].load()
-        models = self._models.get(name, [])
+        upstream, models, message = self._upstreams[name], self._models.get(name, []), ""
         if trouble is not None:
             trouble = self._progress.explain(trouble, *models)
             state = str(trouble.code) if state not in _STATES or isinstance(trouble, ModelLoading) else state
+            message = trouble.message
+        elif (gpu_state := upstream.gpu_state()) in _GPU:
+            state, message = gpu_state, _GPU[gpu_state]
         return {
             "name": name,
             "dialect": self._config.engines[name].dialect,
             "state": _STATES.get(state, state),
-            "message": trouble.message if trouble is not None else "",
+            "message": message,
             "models": [it[:TEXT] for it in models[:MODELS]],
-            **load._asdict(),
+            **upstream.load()._asdict(),
         }
 
     def _called(self, ids: set[str]) -> dict[str, tuple[str, str]]:

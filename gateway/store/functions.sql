@@ -125,6 +125,35 @@ BEGIN
 END $$ LANGUAGE plpgsql;
 
 
+-- In about how many seconds a new request for the model may get a slot as far as its model is concerned: Loads.turn. The
+-- last two are swaps.Limit.
+CREATE OR REPLACE FUNCTION stack_turn(
+    loads jsonb, its_model bigint, instant double precision, swap_wait double precision, swap_most double precision
+) RETURNS double precision AS $$
+DECLARE
+    last bigint := loads->>'last';
+    begun double precision := loads->>'begun';
+    guessed double precision; its_cost double precision; last_cost double precision;
+    guess constant double precision := 5;  -- gateway.admission.swaps.GUESS
+    late constant double precision := 5;  -- gateway.admission.swaps.LATE
+BEGIN
+    IF loads IS NULL OR NOT (loads->>'scarce')::boolean OR its_model = 0 OR loads->'loaded' @> to_jsonb(its_model) THEN
+        RETURN 0;
+    END IF;
+    SELECT coalesce(max(value::double precision), guess) INTO guessed FROM jsonb_each_text(loads->'costs');
+    its_cost := coalesce((loads->'costs'->>its_model::text)::double precision, guessed);
+    last_cost := coalesce((loads->'costs'->>last::text)::double precision, guessed);
+    IF last = its_model AND begun > 0 AND instant < begun + 2 * last_cost + late THEN
+        RETURN greatest(begun + its_cost - instant, 0);
+    END IF;
+    IF jsonb_array_length(loads->'loaded') = 0 THEN
+        RETURN 0;
+    END IF;
+    RETURN greatest(greatest(instant, (loads->>'since')::double precision)
+        + coalesce(nullif(swap_wait, 0), least(2 * (its_cost + last_cost), swap_most)) - instant, 0);
+END $$ LANGUAGE plpgsql;
+
+
 -- Give free slots to requests that wait, and notify their owners. Moments of the queues are the database's own, in
 -- seconds since 1970, because all of them are short.
 CREATE OR REPLACE FUNCTION stack_hand_over(which text, moment double precision, patience double precision)
@@ -191,10 +220,11 @@ END $$ LANGUAGE plpgsql;
 
 
 -- Let a request in: Places.enter. It returns the place and whether that has a slot; otherwise a reason and the seconds
--- after which the request may return. `key` is `key` or `key/user`.
+-- after which the request may return. `key` is `key` or `key/user`. Gateways of an older version do not tell the last two.
 CREATE OR REPLACE FUNCTION stack_enter(
     which text, its_slots integer, me text, moment double precision, patience double precision,
     key text, its_mark text, weight integer, wait double precision, queue integer, ahead boolean, its_model bigint,
+    swap_wait double precision DEFAULT 0, swap_most double precision DEFAULT 30,
     OUT place bigint, OUT has_slot boolean, OUT reason text, OUT after double precision
 ) AS $$
 DECLARE
@@ -206,7 +236,7 @@ DECLARE
     its_tag double precision;
     its_cost double precision := 0;
     taken bigint; waiting bigint; own bigint; users bigint; behind bigint; before bigint; weights double precision;
-    turns double precision; expected double precision;
+    turns double precision; its_due double precision; expected double precision;
     lined bigint;
     kept boolean := false;
     grace constant double precision := 5;  -- gateway.admission.retry_after.GRACE
@@ -249,7 +279,9 @@ BEGIN
                 WHERE engine = which AND NOT held AND cost > 0 AND key_id <> key GROUP BY key_id) other;
         turns := greatest(before + 1, (own - behind + 1) * weights / weight);
         SELECT count(*) INTO lined FROM queue_keys WHERE engine = which AND line > instant;
-        expected := CASE WHEN kept THEN before + 1 ELSE turns END * it.seconds / its_slots;
+        its_due := CASE WHEN taken + waiting = 0 THEN 0  -- the gateway decides about a swap as soon as the request waits
+            ELSE stack_turn(it.loads, its_model, instant, swap_wait, swap_most) END;
+        expected := its_due + CASE WHEN kept THEN before + 1 ELSE turns END * it.seconds / its_slots;
         reason := CASE
             WHEN waiting >= queue AND NOT kept THEN 'full'
             WHEN own + users >= queue - waiting AND NOT kept THEN 'share'
@@ -258,7 +290,7 @@ BEGIN
     END IF;
     IF reason IS NOT NULL THEN
         after := stack_promise(which, key, its_mark, weight, instant,
-            instant + CASE reason WHEN 'deadline' THEN greatest(expected - leeway * wait, 0) ELSE 0 END);
+            instant + CASE reason WHEN 'deadline' THEN greatest(expected - leeway * wait, 0) ELSE its_due END);
         RETURN;
     END IF;
     IF has_slot THEN

@@ -31,7 +31,7 @@ from gateway.multipart import CONTENT_TYPE
 from gateway.upstream.breaker import Breaker
 from gateway.upstream.engine_errors import refusal
 from gateway.upstream.http1 import BrokenError, Connection, Pool, Target
-from gateway.upstream.load import Load
+from gateway.upstream.load import GpuState, Load
 from gateway.upstream.wishes import Unwelcome
 
 _JSON = "application/json"
@@ -125,7 +125,7 @@ class Upstream:
         # About how many seconds until it could begin a new request for a model
         self.wait: Callable[[str], float] = lambda _: 0.0
         self.load: Callable[[], Load] = Load  # of its slots and queue
-        self.awake: Callable[[], bool] = lambda: True  # whether it may be using its GPU, as far as is known
+        self.gpu_state: Callable[[], GpuState] = lambda: "awake"  # as far as is known
         # When a request first waited for it, time.monotonic(); None: it is not down
         self.down_since: float | None = None
         self._awaited = 0  # requests that wait for it

@@ -1,6 +1,9 @@
 """Load: how busy an engine is."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+# Whether an engine has its GPU, which others may share. "barred": it did not wake, and its requests are rejected.
+GpuState = Literal["awake", "waking", "asleep", "barred", "unknown"]
 
 
 class Load(NamedTuple):

@@ -55,7 +55,7 @@ class ModelFacts:
         facts = known.get(canonical(upstream.dialect.name, model)) or known.get(ANY)
         if facts is None:
             return Facts()
-        if facts.loaded and not upstream.awake():
+        if facts.loaded and upstream.gpu_state() != "awake":
             facts = replace(facts, loaded=False)
         if facts.context is None and upstream.context is not None:
             return replace(facts, context=min(upstream.context, facts.trained or upstream.context))

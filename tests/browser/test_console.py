@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import PHONE, chromium, page, sign_in
+from tests.support.browser import PHONE, chromium, page, sign_in, visit
 from tests.support.console import console_gateway
 from tests.support.keys import ADMIN, admin
 from tests.support.processes import KEY, FakeEngine, GatewayProcess, wait_for
@@ -46,7 +46,7 @@ def message(gate: str) -> str:
 
 
 def test_now_says_so_when_the_gateway_is_away(operator: Page) -> None:
-    operator.goto("/console/now")
+    visit(operator, "/console/now")
     operator.route("**/now.json", lambda route: route.abort())
     expect(operator.locator("#stale")).to_be_visible()
     operator.unroute("**/now.json")
@@ -54,7 +54,7 @@ def test_now_says_so_when_the_gateway_is_away(operator: Page) -> None:
 
 
 def test_the_playground_shows_errors_and_the_same_request_for_other_programs(operator: Page) -> None:
-    operator.goto("/console/try")
+    visit(operator, "/console/try")
     operator.get_by_label("API key").fill("wrong-key")
     operator.get_by_label("Message", exact=True).fill("It's <b>here</b>")
     for program, words in (
@@ -71,7 +71,7 @@ def test_the_playground_shows_errors_and_the_same_request_for_other_programs(ope
 
 def test_a_running_answer_is_stopped(operator: Page, engine: FakeEngine) -> None:
     gate = uuid4().hex
-    operator.goto("/console/try")
+    visit(operator, "/console/try")
     operator.get_by_label("API key").fill(KEY)
     operator.get_by_label("Message", exact=True).fill(message(gate))
     operator.get_by_role("button", name="Send").click()
@@ -85,12 +85,12 @@ def test_a_running_answer_is_stopped(operator: Page, engine: FakeEngine) -> None
 def test_the_keyboard_is_enough(browser: Browser, console: GatewayProcess) -> None:
     """To sign in, to skip the navigation, and to reach the form of a new key."""
     with page(browser, console.url) as made:
-        made.goto("/console")
+        visit(made, "/console")
         expect(made.locator(":focus")).to_have_attribute("name", "key")
         made.keyboard.type(ADMIN)
         made.keyboard.press("Enter")
         expect(made.get_by_role("heading", name="Now")).to_be_visible()
-        made.goto("/console/keys/new")
+        visit(made, "/console/keys/new")
         made.keyboard.press("Tab")
         expect(made.locator(":focus")).to_have_text("Skip to the content")
         made.keyboard.press("Enter")
@@ -113,7 +113,7 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(browser: Bro
             "requests",
             "try",
         ):
-            made.goto(f"/console/{where}")
+            visit(made, f"/console/{where}")
             wide = made.evaluate("document.documentElement.scrollWidth")
             assert wide <= PHONE[0], f"{where} is {wide} pixels wide"
             nameless = made.evaluate(

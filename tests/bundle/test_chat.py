@@ -154,13 +154,15 @@ def cookie(answer: httpx.Response) -> str:
 
 
 def chat(client: httpx.Client) -> int:
-    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
     return client.post("/api/chat/completions", json=body).status_code
 
 
 def usage(tree: Tree, key: str) -> list[Any]:
-    rows = json.loads(tree.run("scripts/stack", "usage", "--by", "key,user", "--key", key, "--json").stdout)
-    return sorted(it["requests"] for it in rows if it["user"])
+    """The requests of each user for each model, the user with the fewest ones first."""
+    rows = json.loads(tree.run("scripts/stack", "usage", "--by", "user,model", "--key", key, "--json").stdout)
+    users = {it["user"] for it in rows if it["user"]}
+    return sorted([sorted((it["model"], it["requests"]) for it in rows if it["user"] == user) for user in users])
 
 
 def key_of(text: str) -> str:
@@ -169,11 +171,23 @@ def key_of(text: str) -> str:
     return found[1]
 
 
+CONFIG = """
+engines: { engine: { dialect: llamacpp, base_url: "http://engine:8080/v1" } }
+models:
+  chat: { targets: [{ engine: engine, model: SmolLM2-135M-Instruct }] }
+  small: { targets: [{ engine: engine, model: SmolLM2-135M-Instruct }] }
+default_model: chat
+"""
+
+
 def test_make_up_gives_it_a_key_that_tells_its_users_apart(tree: Tree, python_image: str) -> None:
+    """Its own questions go to the small model, in the name of the user whose chat they are about."""
     build("chat", "tests/bundle/chat")
+    (tree.path / "config/stack.yaml").write_text(CONFIG)
     tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml:compose.tiny.yaml:compose.chat.yaml\n"
                            f"PYTHON_IMAGE={python_image}\nCHAT_IMAGE=stack-test-chat\n"
-                           "STACK_PUBLISH=127.0.0.1:0\nCHAT_PUBLISH=127.0.0.1:0\n")  # fmt: skip
+                           "STACK_PUBLISH=127.0.0.1:0\nCHAT_PUBLISH=127.0.0.1:0\n"
+                           "CHAT_TASK_MODEL=small\n")  # fmt: skip
     up = tree.run("scripts/up")
     assert up.returncode == 0, up.stdout
     file = tree.path / ".secrets/chat"
@@ -188,6 +202,8 @@ def test_make_up_gives_it_a_key_that_tells_its_users_apart(tree: Tree, python_im
         bob = cookie(account(nobody, "signin", "bob"))
     with window(up.stdout, bob) as client:
         assert chat(client) == 200
+    bobs, anns = [("chat", 1), ("small", 3)], [("chat", 2), ("small", 6)]
+    wait_for(lambda: usage(tree, key_of(text)) == [bobs, anns])
     container = tree.run("docker", "compose", "ps", "--quiet", "chat").stdout.strip()
     inspected = tree.run("docker", "inspect", container).stdout
     assert not any(line.partition("=")[2] in inspected for line in text.splitlines())
@@ -199,4 +215,4 @@ def test_make_up_gives_it_a_key_that_tells_its_users_apart(tree: Tree, python_im
     assert key_of(renewed) != key_of(text)
     with window(again.stdout, bob) as client:  # he is still signed in
         assert chat(client) == 200
-    assert usage(tree, key_of(text)) == [1, 2]
+    wait_for(lambda: usage(tree, key_of(renewed)) == [bobs])

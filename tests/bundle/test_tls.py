@@ -296,7 +296,8 @@ def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(lo
     assert answer.status_code == 200
     said = local.tree.run("scripts/doctor", **local.settings).stdout
     assert "    ok: certificate: the certificate for localhost ends in 1" in said, said
-    assert f"    ok: published: only caddy at 127.0.0.1:{local.port}, {local.chat}\n" in said, said
+    published = f"only caddy at 127.0.0.1:{local.port}; the chat window by TLS at {local.chat}"
+    assert f"    ok: published: {published}\n" in said, said
     assert "strict-transport-security" not in answer.headers  # it would hold for every port of localhost
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(url + "/health")

@@ -1,9 +1,12 @@
 """TLS: what TLS=on changes in the stack, and which settings are refused before anything is changed."""
 
+import json
 import re
 
 import pytest
 
+from gateway.cli.doctor import walls
+from gateway.settings import Settings
 from tests.support.clone import OVERRIDES, Config, Tree, clone, merged, refuses
 
 
@@ -31,6 +34,25 @@ def test_caddy_has_the_address_and_the_gateway_none() -> None:
     assert services["gateway"]["environment"]["STACK_PUBLISH"] == "0.0.0.0:443"  # so weak keys are refused
     (port,) = with_tls()["services"]["caddy"]["ports"]
     assert (port["host_ip"], port["published"]) == ("127.0.0.1", "9000")
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "state", "finding"),
+    [
+        ("caddy", "8444/tcp", "ok", "only caddy at 127.0.0.1:443; the chat window by TLS at 0.0.0.0:3001"),
+        ("caddy", "8443/tcp", "failed", "caddy is published at 0.0.0.0:3001, and STACK_PUBLISH says only this machine"),
+        ("chat", "8080/tcp", "failed", "chat is published at 0.0.0.0:3001"),
+    ],
+)
+def test_doctor_tells_the_chat_window_behind_caddy_from_other_published_ports(
+    service: str, port: str, state: str, finding: str
+) -> None:
+    ports = {"caddy": {"8443/tcp": [{"HostIp": "127.0.0.1", "HostPort": "443"}]}}
+    ports.setdefault(service, {}).setdefault(port, []).append({"HostIp": "0.0.0.0", "HostPort": "3001"})
+    shared = {"hash": "", "mode": "edge", "networks": {"edge": {}}}
+    lines = [json.dumps({"container": shared | {"service": it, "ports": its}}) for it, its in ports.items()]
+    found = walls.published(walls.read(lines), Settings(stack_publish="127.0.0.1:443"))
+    assert (found.state, found.finding) == (state, finding)
 
 
 def test_caddy_is_the_gateways_only_neighbour_on_a_network_without_a_route_out() -> None:

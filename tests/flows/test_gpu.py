@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.console import visiting
+from tests.support.keys import ADMIN
 from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, free_port, scrape, wait_for
 from tests.support.shared_gpu import SLOW, before, check, engines, gpu, wakes
-from tests.support.two_models import CHAT, A, B, ask, client
+from tests.support.two_models import CHAT, HELD, A, B, ask, client
 
 METRICS = free_port()
-HELD = [["role"], ["token", "x"], ["gate", "go"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
 LOADING = re.compile(r": loading the model, about (\d+) s\n")
 
 
@@ -25,8 +26,14 @@ def pair(tmp_path: Path) -> Iterator[list[FakeEngine]]:
 
 @pytest.fixture
 def gateway(pair: list[FakeEngine], tmp_path: Path) -> Iterator[GatewayProcess]:
-    with before(pair, tmp_path, (3, 1), STACK_SWAP_WAIT="1") as gateway:
+    with before(pair, tmp_path, (3, 1), STACK_SWAP_WAIT="1", STACK_ADMIN_KEYS=ADMIN) as gateway:
         yield gateway
+
+
+def states(gateway: GatewayProcess) -> dict[str, str]:
+    """Each engine's state, as the console tells it."""
+    with visiting(gateway) as operator:
+        return {it["name"]: it["state"] for it in operator.get("/console/now.json").json()["engines"]}
 
 
 def test_alternating_requests_are_served_in_batches(pair: list[FakeEngine], gateway: GatewayProcess) -> None:
@@ -46,6 +53,7 @@ def test_alternating_requests_are_served_in_batches(pair: list[FakeEngine], gate
     check(*pair)
     with gateway.client() as http:
         assert http.get("/readyz").status_code == 200
+    assert states(gateway) == ({A: "ok", B: "asleep"} if gpu(pair[0])["awake"] else {A: "asleep", B: "ok"})
     loads = gateway.told("model_loaded", wakes(*pair))
     assert len(loads) == wakes(*pair)
     assert {it["engine"] for it in loads} == {A, B}
@@ -106,6 +114,7 @@ def test_an_engine_that_does_not_wake_costs_another_one_swap(pair: list[FakeEngi
         assert answer(A) == (503, "engine_asleep")
         entries = http.get("/v1/models").json()["data"]
         assert {it["id"]: it["loaded"] for it in entries} == {A: False, B: True}
+    assert states(gateway) == {A: "barred", B: "ok"}
     assert [path for path, _ in gpu(pair[1])["did"]] == ["/sleep", "/wake_up"]
     (line,) = gateway.told("engine_swap_failed")
     assert (line["engine"], line["reason"], line["level"]) == (A, "/wake_up: 500", "warning")

@@ -19,6 +19,7 @@ from tests.support.processes import (
     MESSAGES,
     FakeEngine,
     GatewayProcess,
+    descriptors,
     events,
     post,
     running_gateway,
@@ -217,8 +218,6 @@ def test_idle_connections_to_the_engine_do_not_pile_up(engine: FakeEngine, tmp_p
 
         def few() -> bool:
             httpx.post(gateway.url + CHAT, json={"messages": MESSAGES}, headers=AUTH).raise_for_status()
-            fds = Path(f"/proc/{worker}/fd")
-            sockets = [fd for fd in fds.iterdir() if fd.exists() and "socket" in str(fd.readlink())]
-            return len(sockets) < 15
+            return sum("socket" in it for it in descriptors(worker)) < 15
 
         wait_for(few, deadline=60)

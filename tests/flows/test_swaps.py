@@ -2,7 +2,6 @@
 Two workers. The engine is scripted: it loads a model when it is asked for it, and counts that."""
 
 import asyncio
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, free_port, scrape, wait_for
-from tests.support.two_models import CHAT, A, B, ask, before, client, learn, memory, small_engine
+from tests.support.two_models import CHAT, HELD, LOADING, A, B, ask, before, client, learn, memory, small_engine
 
 METRICS = free_port()
-HELD = [["role"], ["token", "x"], ["gate", "go"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
-LOADING = re.compile(r": loading the model, about (\d+) s\n")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.support.browser import DESK, chromium, page, picture, sign_in
+from tests.support.browser import DESK, chromium, page, picture, sign_in, visit
 from tests.support.keys import ADMIN, admin, ask
 from tests.support.processes import KEY, wait_for
 from tests.support.stack import LONG, Stack, Stream
@@ -43,7 +43,7 @@ def status(stack: Stack, key: str) -> int:
 
 def shows(page: Page, where: str, text: str) -> bool:
     """Whether a page shows that text, in itself or in a field."""
-    page.goto(f"/console/{where}")
+    visit(page, f"/console/{where}")
     return text in page.locator("main").inner_text() or page.locator(f"input[value*='{text}']").count() > 0
 
 
@@ -54,10 +54,10 @@ def goes_on(route: Route) -> None:
 
 def test_now_moves_while_an_answer_streams(operator: Page) -> None:
     """The playground streams in one tab, and the other one shows it, until it is over."""
-    operator.goto("/console/now")
+    visit(operator, "/console/now")
     expect(operator.locator("#running")).to_contain_text("No request is running.")
     other = operator.context.new_page()
-    other.goto("/console/try")
+    visit(other, "/console/try")
     other.get_by_label("API key").fill(KEY)
     other.get_by_label("Message", exact=True).fill(LONG["messages"][0]["content"])
     other.get_by_label("Most tokens").fill("3000")
@@ -103,13 +103,13 @@ def test_a_key_is_made_used_and_revoked(operator: Page, stack: Stack) -> None:
 def test_a_plot_changes_with_the_usage(operator: Page, stack: Stack) -> None:
     made = make_key(stack, "plotted")
     address = "/console/usage?by=key"
-    operator.goto(address)
+    visit(operator, address)
     assert "plotted" not in operator.locator("main").inner_text()
     before = operator.locator("svg.plot").first.inner_html()
     assert status(stack, made["secret"]) == 200
 
     def plotted() -> bool:
-        operator.goto(address)
+        visit(operator, address)
         return "plotted" in operator.locator("main").inner_text()
 
     wait_for(plotted)
@@ -124,7 +124,7 @@ def test_a_wrong_key_stays_outside(browser: Browser, stack: Stack) -> None:
     with page(browser, stack.url) as made:
         sign_in(made, "wrong")
         expect(made.get_by_role("alert")).to_contain_text("neither an admin key nor a valid API key")
-        made.goto("/console/keys")
+        visit(made, "/console/keys")
         assert made.url.endswith("/console/sign-in")
 
 
@@ -151,9 +151,9 @@ def other_site() -> Iterator[str]:
 
 def test_a_page_of_another_site_cannot_send_our_forms(operator: Page, stack: Stack, other_site: str) -> None:
     """Not even with a token: the cookie does not come along, and the origin is another."""
-    operator.goto("/console/keys/new")
+    visit(operator, "/console/keys/new")
     token = operator.locator("input[name=form_token]").first.input_value()
-    operator.goto(other_site)
+    visit(operator, other_site)
     with operator.expect_response("**/console/keys") as answer:
         operator.evaluate(
             """([url, token]) => {
@@ -177,9 +177,9 @@ def test_markup_in_names_never_runs(operator: Page, stack: Stack) -> None:
     made = make_key(stack, "N" + MARKUP, owner="O" + MARKUP, models=[MODEL, MARKUP])
     stream = Stream(stack, 3000, key=made["secret"])
     with closing(stream):
-        operator.goto("/console/now")
+        visit(operator, "/console/now")
         expect(operator.locator("#running")).to_contain_text("N" + MARKUP)
-        operator.goto(f"/console/requests/{stream.request_id}")
+        visit(operator, f"/console/requests/{stream.request_id}")
         expect(operator.locator("main")).to_contain_text("N" + MARKUP)
     key_id = made["key"]["id"]
     pages = (f"keys/{key_id}", "keys", "usage?by=owner", "usage?by=key", "requests", f"requests/{stream.request_id}")
@@ -196,7 +196,7 @@ def test_an_owner_sees_the_own_usage_and_limits(browser: Browser, stack: Stack) 
         expect(owner.get_by_role("heading", name="mine")).to_be_visible()
         expect(owner.get_by_role("row", name="Requests per minute")).to_contain_text("77")
         expect(owner.get_by_role("navigation").get_by_role("link")).to_have_text(["My usage", "Try it"])
-        owner.goto("/console/keys")
+        visit(owner, "/console/keys")
         expect(owner.get_by_role("alert")).to_contain_text("for operators")
         owner.get_by_role("button", name="Sign out").click()
         expect(owner.get_by_role("heading", name="Sign in")).to_be_visible()
@@ -213,11 +213,11 @@ def test_pictures_of_each_page_are_kept(browser: Browser, stack: Stack) -> None:
     }  # fmt: skip
     for theme, colour in (("light", "rgb(246, 247, 249)"), ("dark", "rgb(20, 23, 28)")):
         with page(browser, stack.url, dark=theme == "dark", size=DESK) as made:
-            made.goto("/console/sign-in")
+            visit(made, "/console/sign-in")
             assert picture(made, f"sign-in-{theme}").stat().st_size > 5000
             sign_in(made, ADMIN)
             for name, where in pages.items():
-                made.goto(f"/console/{where}")
+                visit(made, f"/console/{where}")
                 assert picture(made, f"{name}-{theme}").stat().st_size > 5000
             assert made.evaluate("getComputedStyle(document.body).backgroundColor") == colour
             made.get_by_role("button", name="Sign out").click()

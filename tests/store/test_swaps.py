@@ -9,8 +9,8 @@ import pytest
 
 from tests.support import shared_gpu
 from tests.support.containers import Postgres
-from tests.support.processes import FakeEngine, GatewayProcess
-from tests.support.two_models import A, B, ask, before, client, learn, memory, small_engine
+from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess
+from tests.support.two_models import CHAT, HELD, LOADING, A, B, ask, before, client, learn, memory, small_engine
 
 
 @pytest.fixture
@@ -38,6 +38,32 @@ def test_two_gateways_swap_together(engine: FakeEngine, pair: list[GatewayProces
 
     asyncio.run(crowd())
     assert len(memory(engine)["loads"]) - loads <= 15
+
+
+def test_a_gateway_tells_its_clients_of_the_other_ones_loads(engine: FakeEngine, pair: list[GatewayProcess]) -> None:
+    learn(pair[0])
+    held = {"model": B, "messages": MESSAGES, "user": "held", "stream": True, "script": HELD}
+    with pair[0].client() as one, pair[1].client() as two:
+        with one.stream("POST", CHAT, json=held) as stream:
+            engine.wait_seen("held")
+            answer = two.post(CHAT, json={"model": A, "messages": MESSAGES}, headers={"x-stack-queue-timeout": "0.3"})
+            assert answer.status_code == 503
+            message = "The model is not loaded, and the engine serves another model first."
+            assert answer.json()["error"]["message"].startswith(message)
+            assert int(answer.headers["retry-after-ms"]) >= 500, "a stay lasts twice the swap and the way back"
+            engine.release("go")
+            assert "[DONE]" in stream.read().decode()
+        engine.set(seconds=600)
+        body = {"model": A, "messages": MESSAGES, "stream": True}
+        with one.stream("POST", CHAT, json=body) as loads, two.stream("POST", CHAT, json=body) as waits:
+            assert int(loads.headers["x-stack-loading"]) >= 0
+            text, said = waits.iter_text(), ""
+            while not LOADING.search(said):
+                said += next(text)
+            engine.set(seconds=0)
+            assert "[DONE]" in "".join(text)
+            assert "[DONE]" in loads.read().decode()
+    assert memory(engine)["loads"] == [A, B, A]
 
 
 def test_two_gateways_wake_the_engines_of_a_gpu_together(postgres: Postgres, tmp_path: Path) -> None:

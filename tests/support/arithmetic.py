@@ -562,6 +562,28 @@ QUEUES: Mapping[str, tuple[int, Sequence[QueueStep]]] = {
         2,
         [*_SCARCE, Queue("a", "slot", model=2), Queue("b", "slot"), Queue("c"), Queue("d", model=1), Leave(0, "c")],
     ),
+    "a request is told of the stay and the load before it": (
+        1,
+        [
+            *_SCARCE,
+            Queue("a", "slot", model=2),
+            Queue("b", "deadline 27.75", wait=5, model=1),
+            *(Queue(str(number), model=2) for number in range(WAITING)),
+            Queue("c", "full 42.5", model=1),
+        ],
+    ),
+    "a request is told how long its model's load still takes": (
+        1,
+        [
+            *_SCARCE,
+            Queue("a", "slot", wait=5, model=1),  # the engine is idle, so its load begins
+            Pass(4),
+            Queue("b", "deadline 3.75", wait=5, model=1),
+            Pass(4),
+            Queue("b", wait=5, model=1),
+            Queue("c", "waits", wait=5, model=2),  # it is not known when the other model has to go
+        ],
+    ),
     "models that fit are served in turn": (
         1,
         [Loaded(1), Loaded(2), Queue("a", "slot", model=1), Queue("b", model=2), Queue("c", model=1), Leave(0, "b")],

@@ -1,6 +1,7 @@
 """Chromium, driven by Playwright: one browser for a session, and a fresh profile for each test."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -40,12 +41,13 @@ def _launch(playwright: Playwright, program: str, home: Path | None) -> Browser:
 
 
 def visit(page: Page, path: str) -> None:
-    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up."""
+    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up, and
+    loads a page of its own, which interrupts the next attempt."""
     while True:
         try:
             page.goto(path)
         except Error as exc:
-            if "ERR_NETWORK_CHANGED" not in exc.message:
+            if not re.search("ERR_NETWORK_CHANGED|chrome-error:", exc.message):
                 raise
         else:
             return
@@ -84,7 +86,7 @@ def page(browser: Browser, url: str, *, dark: bool = False, size: tuple[int, int
 
 def sign_in(page: Page, key: str) -> None:
     """Sign in at the console with that key, whether it is valid or not."""
-    page.goto("/console")
+    visit(page, "/console")
     page.get_by_label("Key", exact=True).fill(key)
     page.get_by_role("button", name="Sign in").click()
 

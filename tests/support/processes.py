@@ -61,6 +61,15 @@ def wait_read(raw: socket.socket) -> None:
     wait_for(lambda: int(unread(), 16) == 0)
 
 
+def descriptors(pid: int) -> list[str]:
+    """Return what the open files of a process are. One that is closed meanwhile is left out."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(fd.readlink()))
+    return found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

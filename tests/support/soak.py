@@ -30,6 +30,7 @@ from tests.support.processes import (
     MESSAGES,
     FakeEngine,
     GatewayProcess,
+    descriptors,
     events,
     fake_engine,
     free_port,
@@ -284,7 +285,7 @@ class Soak:
 
     def _sample(self) -> Sample:
         rss = [_rss(pid) for pid in self._workers]
-        return Sample(self._done, rss, [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self._workers])
+        return Sample(self._done, rss, [len(descriptors(pid)) for pid in self._workers])
 
     def check(self) -> dict[str, Any]:
         """Wait until the gateway is idle, compare everything, and return the figures."""

@@ -1,5 +1,6 @@
 """An Ollama with two models behind a gateway: what the tests of swaps share."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from tests.support.processes import AUTH, MESSAGES, FakeEngine, GatewayProcess, 
 
 CHAT = "/v1/chat/completions"
 A, B = "small", "own-system"
+HELD = [["role"], ["token", "x"], ["gate", "go"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
+LOADING = re.compile(r": loading the model, about (\d+) s\n")
 
 
 @contextmanager

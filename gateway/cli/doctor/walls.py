@@ -11,18 +11,20 @@ from gateway.cli.doctor.check import Check
 from gateway.settings import MIN_KEY_LENGTH, PLACEHOLDER_KEY, Settings
 
 FRONTS = ("gateway", "caddy")  # the services that callers use
+WINDOW = "8444/tcp"  # where Caddy serves the chat window, which signs its users in (compose.chat-tls.yaml)
 ONE_SHOT = "provision"  # it fetches the models and ends
 CLOSED = "com.docker.network.bridge.inhibit_ipv4"
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A running container of the stack. `ports` are the addresses at which it is published, and `networks` the names
-    of its networks."""
+    """A running container of the stack. `ports` are the addresses at which it is published, and `window` those of the
+    chat window, if it is Caddy. `networks` are the names of its networks."""
 
     service: str
     ports: tuple[str, ...]
     networks: tuple[str, ...]
+    window: tuple[str, ...] = ()
 
     @property
     def is_engine(self) -> bool:
@@ -56,7 +58,7 @@ def read(lines: Iterable[str]) -> Facts:
     for line in lines:
         match json.loads(line):
             case {"container": dict(it)}:
-                facts.containers.append(Container(it["service"], tuple(_published(it)), tuple(it["networks"] or ())))
+                facts.containers.append(_container(it))
                 running[it["service"]] = it["hash"]
             case {"network": dict(it)}:
                 facts.leaks[it["name"]] = _leak(it)
@@ -72,13 +74,19 @@ def read(lines: Iterable[str]) -> Facts:
     return facts
 
 
-def _published(container: dict[str, Any]) -> Iterator[str]:
-    if container["mode"] == "host":
-        yield "0.0.0.0:*"
-    for bindings in (container["ports"] or {}).values():
-        for it in bindings or ():
-            host = f"[{it['HostIp']}]" if ":" in it["HostIp"] else it["HostIp"] or "0.0.0.0"
-            yield f"{host}:{it['HostPort']}"
+def _container(it: dict[str, Any]) -> Container:
+    ports = dict(it["ports"] or {})
+    window = _published(ports.pop(WINDOW, None)) if it["service"] == "caddy" else ()
+    published = [address for bindings in ports.values() for address in _published(bindings)]
+    if it["mode"] == "host":
+        published.append("0.0.0.0:*")
+    return Container(it["service"], tuple(published), tuple(it["networks"] or ()), tuple(window))
+
+
+def _published(bindings: list[dict[str, str]] | None) -> Iterator[str]:
+    for it in bindings or ():
+        host = f"[{it['HostIp']}]" if ":" in it["HostIp"] else it["HostIp"] or "0.0.0.0"
+        yield f"{host}:{it['HostPort']}"
 
 
 def _leak(network: dict[str, Any]) -> str:
@@ -92,8 +100,8 @@ def on_loopback(address: str) -> bool:
 
 
 def published(facts: Facts, settings: Settings) -> Check:
-    """Check that nothing but the gateway can be reached from other machines, and the gateway only as the settings
-    say."""
+    """Check that nothing but the gateway, and the chat window by TLS, can be reached from other machines, and the
+    gateway only as the settings say."""
     faults, beside = [], []
     for it in facts.containers:
         if it.service in FRONTS:
@@ -110,7 +118,9 @@ def published(facts: Facts, settings: Settings) -> Check:
         return Check("failed", "published", "; ".join(faults), advice + "at STACK_PUBLISH; then 'make up'")
     fronts = [f"{it.service} at {', '.join(it.ports)}" for it in facts.containers if it.ports and it.service in FRONTS]
     told = f"; on loopback besides: {', '.join(beside)}" if beside else ""
-    return Check("ok", "published", f"only {', '.join(fronts) or 'nothing'}{told}")
+    windows = [address for it in facts.containers for address in it.window]
+    window = f"; the chat window by TLS at {', '.join(windows)}" if windows else ""
+    return Check("ok", "published", f"only {', '.join(fronts) or 'nothing'}{window}{told}")
 
 
 def keys(facts: Facts, settings: Settings) -> Check:

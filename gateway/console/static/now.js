@@ -23,7 +23,7 @@ function engine(it) {
   const name = cell("th", it.name + " ");
   name.append(cell("small", it.dialect));
   const state = cell("td", "");
-  state.append(cell("span", it.state, "state state-" + (it.state === "ok" ? "ok" : "bad")), " " + it.message);
+  state.append(cell("span", it.state, "state state-" + (["ok", "waking", "asleep"].includes(it.state) ? "ok" : "bad")), " " + it.message);
   const slots = cell("td", "");
   const meter = document.createElement("meter");
   meter.max = it.slots || 1;

@@ -1,8 +1,9 @@
 """A stand-in for Open WebUI 0.12.4 where its image cannot be had.
 
 It takes the same settings from the same places, and asks the gateway as `utils/headers.py` and `routers/openai.py` do
-there. The paths of its accounts, and who may add one, are those of `routers/auths.py`. It has the standard library
-only, and a page of its own.
+there, and after each answer its own questions as `utils/middleware.py` and `routers/tasks.py` do. The paths of its
+accounts, and who may add one, are those of `routers/auths.py`. It has the standard library only, a page of its own, and
+short questions. Open WebUI tells its pages of titles by a socket, which this program does not have.
 """
 
 import base64
@@ -10,6 +11,7 @@ import hmac
 import json
 import os
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +28,10 @@ FORWARDS, SIGN_UP, SECURE = (
     for it in ("ENABLE_FORWARD_USER_INFO_HEADERS", "ENABLE_SIGNUP", "WEBUI_AUTH_COOKIE_SECURE")
 )
 ORIGINS = os.environ["CORS_ALLOW_ORIGIN"].split(";")
+TASK_MODEL = os.environ.get("TASK_MODEL_EXTERNAL")
+QUESTIONS = [
+    it for it in ("FOLLOW_UP", "TITLE", "TAGS") if os.environ.get(f"ENABLE_{it}_GENERATION", "True").lower() == "true"
+]
 FILE = Path("/app/backend/data/accounts.json")
 ACCOUNTS: dict[str, dict[str, str]] = json.loads(FILE.read_text()) if FILE.exists() else {}
 
@@ -45,6 +51,23 @@ def signed(account: dict[str, str]) -> str:
     now, (person, email) = int(time.time()), (account["id"], account["email"])
     user = {"sub": person, "email": email, "name": email, "role": account["role"]}
     return jwt(user | {"iss": "open-webui", "iat": now, "exp": now + 300}, SECRET)
+
+
+def open_gateway(path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
+    own = {"authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "content-type": "application/json"}
+    url = os.environ["OPENAI_API_BASE_URL"] + path
+    return urllib.request.urlopen(urllib.request.Request(url, body, own | (headers or {})))
+
+
+def ask_more(chat: dict[str, Any], headers: dict[str, str]) -> None:
+    """Ask for follow-ups, a title and tags, if these are switched on."""
+    with open_gateway("/models") as answer:
+        models = [it["id"] for it in json.load(answer)["data"]]
+    model = TASK_MODEL if TASK_MODEL in models else chat.get("model", models[0])
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": f"Suggest: {question}"}]
+        body = {"model": model, "messages": messages, "stream": False, "max_tokens": 3}
+        open_gateway("/chat/completions", json.dumps(body).encode(), headers).close()
 
 
 class Window(BaseHTTPRequestHandler):
@@ -71,7 +94,9 @@ class Window(BaseHTTPRequestHandler):
         if self.headers.get("origin", ORIGINS[0]) not in ORIGINS:  # there, the socket for the answers is refused
             self.refuse(400)
         elif self.path == "/api/chat/completions" and account:
-            self.ask("/chat/completions", body, {"X-OpenWebUI-User-Jwt": signed(account)} if FORWARDS else {})
+            headers = {"X-OpenWebUI-User-Jwt": signed(account)} if FORWARDS else {}
+            if self.ask("/chat/completions", body, headers):
+                threading.Thread(target=ask_more, args=(json.loads(body), headers)).start()
         elif action == "signup":
             self.enter(self.added(body) if SIGN_UP or not ACCOUNTS else None)
         elif action == "signin":
@@ -95,21 +120,22 @@ class Window(BaseHTTPRequestHandler):
         cookie = f"token={session(account)}; Path=/; HttpOnly; SameSite=lax" + "; Secure" * SECURE
         return self.tell(200, account, {"set-cookie": cookie})
 
-    def ask(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> None:
-        """Pass on the gateway's answer as it comes. If the browser goes away, leave the gateway."""
-        own = {"authorization": f"Bearer {os.environ['OPENAI_API_KEY']}", "content-type": "application/json"}
-        request = urllib.request.Request(os.environ["OPENAI_API_BASE_URL"] + path, body, own | (headers or {}))
+    def ask(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bool:
+        """Pass on the gateway's answer as it comes, and return whether it came whole. If the browser goes away, leave
+        the gateway."""
         try:
-            with urllib.request.urlopen(request) as answer:
+            with open_gateway(path, body, headers) as answer:
                 self.begin(answer.status, answer.headers["content-type"])
                 while piece := answer.read1():
                     self.wfile.write(piece)
+                return True
         except urllib.error.HTTPError as error:
             with error:
                 self.begin(error.code, "application/json")
                 self.wfile.write(error.read())
         except ConnectionError:
             pass
+        return False
 
     def refuse(self, status: int) -> None:
         self.tell(status, {"detail": f"refused with {status}"})

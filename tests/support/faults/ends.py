@@ -9,7 +9,7 @@ import httpx
 from tests.support.faults.event import event, status, under_way
 from tests.support.faults.outcome import BROKEN, FAILED, LOST, UNREACHABLE, WHOLE, Outcome, cut, error
 from tests.support.faults.scene import Scene
-from tests.support.processes import fake_engine, scrape, wait_for
+from tests.support.processes import descriptors, fake_engine, scrape, wait_for
 
 
 @event(
@@ -57,7 +57,7 @@ def kill_a_worker(here: Scene, number: int) -> list[Outcome]:
     """Just its own requests are lost. The key may have ten at a time: those that were lost count no more."""
     gate = under_way(here)
     (victim, _) = before = here.gateway.workers()
-    its = sockets_of(victim)
+    its = descriptors(victim)
     lost = [socket_to(here.gateway.port, call.from_port) in its for call, _ in here.calls]
     os.kill(victim, number)
     wait_for(lambda: len(here.gateway.workers()) == 2 and victim not in here.gateway.workers())
@@ -67,10 +67,6 @@ def kill_a_worker(here: Scene, number: int) -> list[Outcome]:
     wait_for(lambda: scrape(here.metrics).total("stack_requests_in_flight") == 0)
     here.engine.release(under_way(here))
     return here.settle()
-
-
-def sockets_of(pid: int) -> set[str]:
-    return {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
 
 
 def socket_to(port: int, from_port: int) -> str:

@@ -1,18 +1,21 @@
 """Events of the machine: its log, its clock and its file descriptors (31, 32, 36)."""
 
 import json
+import os
 import resource
+import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.faults.callers import Call
 from tests.support.faults.event import event, under_way
 from tests.support.faults.outcome import OVERLOADED, SILENT, WHOLE, Outcome, error
 from tests.support.faults.scene import Scene
-from tests.support.processes import scrape, wait_for
+from tests.support.processes import descriptors, scrape, wait_for
 
 
 @event(
@@ -86,34 +89,37 @@ def clock_jumps(here: Scene) -> list[Outcome]:
 
 
 @event(36, "file descriptors exhausted", streaming={WHOLE}, blocking={WHOLE, OVERLOADED}, STACK_READ_TIMEOUT="60")
-def descriptors(here: Scene) -> list[Outcome]:
+def descriptors_exhausted(here: Scene) -> list[Outcome]:
     """What is under way goes on; what needs a new connection to the engine is told so; and all is well again after."""
     gate = under_way(here)
     workers = here.gateway.workers()
-    exhausted = threading.Event()
+    exhausted, callers = threading.Event(), set[int]()
 
     def connects_in_time(call: Call, raw: socket.socket) -> None:
         raw.connect(("127.0.0.1", call.port))
+        callers.add(raw.getsockname()[1])
         exhausted.wait(60)
         raw.sendall(call.head + call.body)
         call.read(raw)
 
-    before, most = sum(map(descriptors_of, workers)), 100
+    most = 100
     calls = [here.ask(stream=False, caller=connects_in_time) for _ in range(20)]
-    wait_for(lambda: sum(map(descriptors_of, workers)) >= before + 20)
+    wait_for(lambda: len(callers & accepted_by(here.gateway.port)) == len(calls))
     for pid in workers:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as held:
+        for full, other in (workers, workers[::-1]):
+            with stopped(other):  # otherwise one that is exhausted could go on accepting all, and hanging up
 
-        def both_exhausted() -> bool:
-            held.enter_context(socket.create_connection(("127.0.0.1", here.gateway.port)))
-            return min(map(descriptors_of, workers)) >= most - 4
+                def is_exhausted(worker: int = full) -> bool:
+                    held.enter_context(socket.create_connection(("127.0.0.1", here.gateway.port)))
+                    return len(descriptors(worker)) >= most - 4
 
-        wait_for(both_exhausted)
+                wait_for(is_exhausted)
         exhausted.set()
         assert OVERLOADED in {call.outcome() for call in calls}
     # Until then libuv accepts whoever comes and hangs up, to get rid of them.
-    wait_for(lambda: max(map(descriptors_of, workers)) < most - 16)
+    wait_for(lambda: max(len(descriptors(it)) for it in workers) < most - 16)
     here.engine.release(gate)
     for stream in (True, False) * 5:
         wait_for(lambda stream=stream: here.ask(stream=stream).outcome() == WHOLE)
@@ -123,8 +129,19 @@ def descriptors(here: Scene) -> list[Outcome]:
     return here.settle()
 
 
-def descriptors_of(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
-EVENTS = (log_blocked, log_full, clock_jumps, descriptors)
+def accepted_by(port: int) -> set[int]:
+    """Return the ports of the clients whose connections to this port were accepted: only then they have an inode."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return {int(row[2][-4:], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[9] != "0"}
+
+
+EVENTS = (log_blocked, log_full, clock_jumps, descriptors_exhausted)
