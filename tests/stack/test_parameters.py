@@ -3,6 +3,7 @@ that is too long comes back with the numbers that the engine itself tells."""
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -203,11 +204,9 @@ def test_a_prompt_that_just_fits_is_not_refused(stack: Stack, http: httpx.Client
     """One token more is, at once. This one takes its time, so it is left once the engine is at work on it."""
     limit = engine(stack, "/props")["default_generation_settings"]["n_ctx"]
     messages = words(stack, limit - 1)
-    try:
-        answer = http.post(PATHS["chat"], json={"messages": messages, "stream": stream}, timeout=2)
+    body = {"messages": messages, "stream": stream}
+    with suppress(httpx.ReadTimeout), http.stream("POST", PATHS["chat"], json=body, timeout=2) as answer:
         assert answer.status_code == 200
-    except httpx.ReadTimeout:
-        pass
     wait_for(lambda: stack.python("engine", BUSY) == "0", deadline=120)  # it looks up between two parts of a prompt
     refused = http.post(PATHS["chat"], json={"messages": words(stack, limit), "stream": stream})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
