@@ -7,7 +7,7 @@ override export Q := $(value Q)
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny|outside, and MONITORING, TLS and CHAT=on|off)
+up: ## start the stack and print how to use it (ENGINE=ollama|vllm|tiny|outside, and MONITORING, TLS and CHAT=on|off, or WITH=chat,tls,monitoring)
 doctor: ## check whether this machine can run the stack, and the stack itself if it runs (JSON=1 prints JSON)
 	@scripts/doctor $(if $(JSON),--json)
 down: ## stop the stack and keep the fetched models

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The parts that may run beside the stack. Each is a compose file of its own, compose.NAME.yaml, which NAME=on adds and NAME=off
-# removes, with the name in capitals: `MONITORING=on make up`.
+# removes, with the name in capitals: `MONITORING=on make up`. `WITH=chat,tls make up` adds several.
 parts=(monitoring tls chat)
 
 # Prints the settings that name the images of part $1. Each is the name of a service, in capitals, and _IMAGE.
@@ -15,10 +15,15 @@ images_of() {
 # Prints the compose files $1 with each part as the user chose it. Otherwise it stays as it is in the files $2, those of the
 # earlier choice. compose.chat-tls.yaml is there if the chat window is behind Caddy.
 with_parts() {
-  local files=:$1: part file switch choice
+  local files=:$1: with=${WITH:-} part file switch choice wanted
+  read -ra wanted <<<"${with//,/ }"
+  for part in ${wanted[@]+"${wanted[@]}"}; do
+    case " ${parts[*]} " in *" $part "*) ;; *) die "WITH=$with: '$part' is not known: use ${parts[*]}, with commas between them." ;; esac
+  done
   for part in "${parts[@]}"; do
     file=compose.$part.yaml switch=$(switch_of "$part")
     choice=${!switch:-}
+    case " ${wanted[*]-} " in *" $part "*) choice=${choice:-on} ;; esac
     [ -n "$choice" ] || case :$2: in *:$file:*) choice=on ;; *) choice=off ;; esac
     files=${files//:$file:/:}
     case $choice in

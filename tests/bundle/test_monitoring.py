@@ -145,6 +145,9 @@ echo "$COMPOSE_FILE"
 """
 
 
+BOTH = "compose.yaml:compose.monitoring.yaml:compose.chat.yaml"
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     return clone(tmp_path_factory.mktemp("clone"))
@@ -159,6 +162,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         ("compose.yaml:compose.monitoring.yaml", {}, "compose.yaml:compose.monitoring.yaml"),
         ("compose.yaml:compose.monitoring.yaml", {"MONITORING": "on"}, "compose.yaml:compose.monitoring.yaml"),
         ("compose.yaml:compose.monitoring.yaml", {"MONITORING": "off"}, "compose.yaml"),
+        ("", {"WITH": "chat,monitoring"}, BOTH),
+        ("compose.yaml:compose.chat.yaml", {"WITH": "monitoring"}, BOTH),
+        (BOTH, {"WITH": "chat", "MONITORING": "off"}, "compose.yaml:compose.chat.yaml"),
         (
             "compose.yaml:compose.monitoring.yaml",
             {"ENGINE": "tiny"},
@@ -184,6 +190,9 @@ def test_another_word_is_refused(tree: Tree) -> None:
     ran = tree.run("bash", "-euc", FILES, MONITORING="yes")
     assert ran.returncode == 1
     assert "MONITORING=yes is not known: use on or off." in ran.stdout
+    ran = tree.run("bash", "-euc", FILES, WITH="chat,grafana")
+    assert ran.returncode == 1
+    assert "WITH=chat,grafana: 'grafana' is not known: use monitoring tls chat, with commas" in ran.stdout
 
 
 def test_a_registry_that_does_not_answer_is_told_before_anything_is_changed(tree: Tree) -> None:

@@ -1,4 +1,4 @@
-"""TLS=on: Caddy before the tiny stack and its chat window, with the tests' own authority and with Caddy's own."""
+"""WITH=tls,chat: Caddy before the tiny stack and its chat window, with the tests' own authority and Caddy's own."""
 
 import json
 import re
@@ -89,8 +89,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, python_image: str, caddy: s
         (tree.path / file).chmod(0o644)
     port = free_port()
     settings = {
-        "ENGINE": "tiny", "TLS": "on", "CADDY_IMAGE": caddy, "PYTHON_IMAGE": python_image,
-        "CHAT": "on", "CHAT_IMAGE": "stack-test-chat",
+        "ENGINE": "tiny", "WITH": "tls,chat", "CADDY_IMAGE": caddy, "PYTHON_IMAGE": python_image,
+        "CHAT_IMAGE": "stack-test-chat",
         "CHAT_PUBLISH": f"127.0.0.1:{port}", "CHAT_ORIGIN": f"https://localhost:{port}",
         "STACK_PUBLISH": "127.0.0.1:0", "STACK_ADMIN_KEYS": ADMIN, "STACK_DRAIN_DELAY": "0", "STACK_GRACE": "1",
     }  # fmt: skip
