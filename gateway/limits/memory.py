@@ -101,7 +101,7 @@ class Accounts:
 
 class SharedBook:
     """Use the accounts as one worker. `clock` gives the day, and `recorded` is called once for each key to read its
-    usage.
+    usage. `skew`: see rules.refusal.
     """
 
     def __init__(
@@ -111,8 +111,10 @@ class SharedBook:
         recorded: Recorded,
         clock: Callable[[], float] = time.time,
         near: Near | None = None,
+        skew: float = 0.0,
     ) -> None:
         self.memory = accounts.name
+        self._skew = skew
         self._accounts = accounts
         self._seat = seat
         self._recorded = recorded
@@ -159,7 +161,7 @@ class SharedBook:
             now = self._times[at + _TOUCHED] = state.now
             if not (known or self._integers[at + _KNOWN]) and now >= self._ask_from:
                 return None
-            error = refusal(asked, state, 1, seconds)
+            error = refusal(asked, state, 1, seconds, skew=self._skew)
             if error is None:
                 if counted:
                     self._active[self._seat * CELLS + cell] += 1
@@ -177,7 +179,8 @@ class SharedBook:
         at = cell * _WIDTH
         with self._accounts.region.lock:
             state = self._state(cell)
-            if (error := refusal(limits, state, tokens, lease.seconds, entered=lease.counted)) is not None:
+            error = refusal(limits, state, tokens, lease.seconds, entered=lease.counted, skew=self._skew)
+            if error is not None:
                 raise error
             self._times[at + _TOKENS] = charge(limits.tokens_per_minute, state.tokens_full, tokens, state.now)
             lease.period = self._period(at)  # the day may have ended while its body was read

@@ -30,6 +30,7 @@ from gateway.limits.rules import MINUTE, TURN, Headers, Lease, Period, State, he
 from gateway.store.postgres import AGAIN, BEAT, PATIENCE, WAIT, Database, LostError, Member
 
 REMEMBERED = 4096  # keys whose state a worker keeps, for headers
+SKEW = 0.05  # seconds by which a worker's clock may be behind another one's, because each hears of the other's late
 REFUSED = 1.0  # seconds for which a key that has nothing left is refused
 
 _CHARGE = "SELECT * FROM stack_charge(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
@@ -45,7 +46,7 @@ class PostgresBook:
 
     def __init__(self, url: str, accounts: Accounts, seat: int, near: Near | None = None) -> None:
         self._database = Database(url)
-        self._local = SharedBook(accounts, seat, _nothing, near=near)
+        self._local = SharedBook(accounts, seat, _nothing, near=near, skew=SKEW)
         self._member = Member(self._database, "limits", self._joined, self._lost)
         self._beat_at = float("-inf")
         self._active: Counter[str] = Counter()  # running requests by key, as far as the database knows of them
@@ -85,7 +86,7 @@ class PostgresBook:
         if state is None:
             return None
         now = self._database.now()
-        error = refusal(key.limits, state._replace(now=now), 1) if now < state.now + REFUSED else None
+        error = refusal(key.limits, state._replace(now=now), 1, skew=SKEW) if now < state.now + REFUSED else None
         if error is None:
             del self._exhausted[key.id]
         return error
@@ -115,7 +116,7 @@ class PostgresBook:
         if not admitted:
             if not state.active and refusal(limits, state, 1) is not None:
                 _keep(self._exhausted, key.id, state)
-            raise refusal(limits, state, estimate.tokens) or GatewayBusy(
+            raise refusal(limits, state, estimate.tokens, skew=SKEW) or GatewayBusy(
                 "The limits could not be read. Try again shortly."
             )
         counted = owner == self._member.owner  # otherwise the database, and with it the owner, was lost meanwhile

@@ -168,10 +168,11 @@ class Book(Protocol):
 
 
 def refusal(
-    limits: Limits, state: State, tokens: int, seconds: float = TURN, *, entered: bool = False
+    limits: Limits, state: State, tokens: int, seconds: float = TURN, *, entered: bool = False, skew: float = 0.0
 ) -> StackError | None:
     """Return why a key in that state cannot have a request of so many tokens; None if it can. `seconds` is how long its
-    requests take. `entered`: the request is one of the running ones, and only its tokens are checked."""
+    requests take. `entered`: the request is one of the running ones, and only its tokens are checked. `skew`: by how
+    many seconds the clock that will judge a returning client may be behind."""
     active = state.active - entered
     waits: dict[str, tuple[float, str]] = {}  # by the limit: the seconds, and what it is
     if (quota := limits.tokens_per_day) is not None and state.day_tokens >= quota:
@@ -198,6 +199,7 @@ def refusal(
         return None
     which = max(waits, key=lambda it: waits[it][0])
     wait, what = waits[which]
+    wait += skew
     message = f"This key is limited to {what}. Retry after the time in Retry-After."
     return RateLimited(message, wait, _told(limits, state), which)
 

@@ -19,7 +19,7 @@ from gateway.keys.known import Key
 from gateway.keys.limit_fields import LimitName, Limits
 from gateway.limits.estimates import Estimate
 from gateway.limits.memory import Accounts, SharedBook
-from gateway.limits.postgres import PostgresBook
+from gateway.limits.postgres import SKEW, PostgresBook
 from gateway.limits.rules import Lease
 from gateway.settings import Settings
 from gateway.store.store import open_store, prepare
@@ -48,6 +48,7 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.random", lambda: 0.5)
+    monkeypatch.setattr("gateway.limits.postgres.SKEW", 0.0)
 
 
 class Databases:
@@ -175,6 +176,30 @@ async def test_every_limit_is_enforced_in_either_database(databases: Databases, 
             await first.set_aside(estimate)
             with pytest.raises((RateLimited, QuotaSpent)):
                 await (await there.enter(key)).set_aside(estimate)
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+async def test_a_client_that_returns_as_told_is_admitted_by_another_worker(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch, name: LimitName
+) -> None:
+    """With PostgreSQL, that worker's clock is behind, as it is when it heard of the first one's late."""
+    monkeypatch.setattr("gateway.limits.postgres.SKEW", SKEW)
+    with closing(open_store(databases.settings)) as store, databases.clock() as clock:
+        usage, wall = UsageBook(store), Wall(clock)
+        async with opened(databases, clock, wall, usage) as (here, _), opened(databases, clock, wall, usage) as (it, _):
+            there, key, estimate = (
+                it if databases.url else here,
+                Key("k", limits=Limits(**{name: 60})),
+                Estimate(10, 1),
+            )
+            for _ in range(60):
+                await (await here.enter(key)).set_aside(estimate)
+            with pytest.raises(RateLimited) as refused:
+                await (await here.enter(key)).set_aside(estimate)
+            clock.advance(int(refused.value.headers["retry-after-ms"]) / 1000)
+            if databases.url:
+                there._database.now = lambda: clock() - 0.9 * SKEW
+            await (await there.enter(key)).set_aside(estimate)
 
 
 class LimitScene:
