@@ -139,7 +139,7 @@ def test_an_unreachable_registry_is_reported(tree: Tree, host: str, request: pyt
     address: str = request.getfixturevalue(host)
     began = time.monotonic()
     assert "nobody answers" in fetch(tree, f"{address}/team/image:1").stdout
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50
 
 
 @pytest.mark.parametrize(

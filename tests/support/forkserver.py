@@ -209,19 +209,23 @@ def _main(program: str) -> int:
 def _warm_up() -> None:
     """Do once what every gateway does when it starts, because that imports modules and fills caches."""
     with tempfile.TemporaryDirectory() as data:
-        settings = Settings(stack_api_keys="sk-test-0123456789abcdef", stack_data_dir=Path(data))
+        settings = Settings(
+            stack_api_keys="sk-test-0123456789abcdef",
+            stack_admin_keys="sk-admin-0123456789abcdef",
+            stack_data_dir=Path(data),
+        )
         prepare(settings)
-    FastAPI().add_api_route("/", lambda: "", response_model=str)
+        server = Server(settings, from_settings(settings))
+        server.load()
     tempfile.tempdir = None  # a process that is forked later has a TMPDIR of its own
 
 
 if __name__ == "__main__":
     import gc
 
-    from fastapi import FastAPI
-
-    import gateway.app  # noqa: F401
     from gateway.cli.main import main as stack
+    from gateway.config import from_settings
+    from gateway.server.master import Server
     from gateway.server.master import main as serve
     from gateway.settings import Settings
     from gateway.store.store import prepare
