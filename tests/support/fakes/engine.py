@@ -66,6 +66,7 @@ class Engine:
         if self.dialect and gpu:
             self.dialect.gpu = Gpu(gpu)
         self.seen: deque[dict[str, Any]] = deque(maxlen=20_000)
+        self.users: Counter[str] = Counter()  # requests so far, by their `user`
         self.running = self.peak = 0
         self.taken = 0  # slots
         self.tried: Counter[str] = Counter()  # requests with `tries`, by their `mark`
@@ -128,6 +129,7 @@ class Engine:
             "made": 0,
         }
         self.seen.append(record)
+        self.users[str(request.get("user"))] += 1
         script = paced(self.script(path, request), request.get("pace") or said_pace(request))
         play = asyncio.create_task(connection.play(self, script, request, record))
         listen = asyncio.create_task(connection.reader.read(1))
@@ -194,7 +196,7 @@ class Engine:
             return tried(request, self.tried[request["mark"]])
         script = (request.get("script_for") or {}).get(request.get("model")) or request.get("script")
         script = script or said_script(request)
-        number = sum(it["body"].get("user") == request.get("user") for it in self.seen) - 1
+        number = self.users[str(request.get("user"))] - 1
         if path == "/api/generate" and request.get("raw"):
             if script and script[0][0] == "write":
                 return write_raw(script[0][1], request, number=number)
