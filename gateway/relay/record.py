@@ -89,12 +89,17 @@ class Record:
         past = self._trail.past if self._trail is not None else None
         if past is not None and past.row:
             self._row = past.row | {"outcome": LOST}  # it had this row, and ends otherwise
+            self._note_row(self._row)
         else:
-            self._row = self._services.recorder.started(it, route.name, route.arm, self._lease.estimate.prompt)
-        if self._trail is not None:
-            self._trail.note({"row": self._row})
+            what = it, route.name, route.arm, self._lease.estimate.prompt
+            # Noted first. If this process is killed between the two, whoever continues the answer writes this row.
+            self._row = self._services.recorder.started(*what, first=self._note_row)
         self._ends.append(self._write_down)
         self._log_begin()
+
+    def _note_row(self, row: dict[str, Any]) -> None:
+        if self._trail is not None:
+            self._trail.note({"row": row})
 
     def ends_attempt(self) -> None:
         """Note that the attempt is over. Call it in a `finally`: the exception under way, if any, is why it failed."""

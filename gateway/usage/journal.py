@@ -53,11 +53,13 @@ class Journal:
         self._open: dict[str, bytes] = {}  # lines of records that have begun and not ended, by id
         self._full: list[Path] = []  # earlier files that are not saved yet
 
-    def begin(self, record: Record) -> None:
-        """Write a record that begins, and give it its `id`. A record that is dropped gets no `id`."""
+    def begin(self, record: Record, first: Callable[[Record], object] = lambda _: None) -> None:
+        """Write a record that begins, and give it its `id`. A record that is dropped gets no `id`. `first` is called
+        with the record before it is written."""
         self._count += 1
         name = f"{self._name}-{self._count:x}"
         record["id"] = name
+        first(record)
         line = orjson.dumps(record) + b"\n"
         with self._lock:
             if self._file is not None and self._file.size < self._limit and self._file.write(line):

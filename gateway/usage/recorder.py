@@ -67,9 +67,16 @@ class Recorder:
         self._stopping.set()
         await asyncio.to_thread(self._thread.join, FAREWELL)
 
-    def started(self, exchange: Exchange, route: str, arm: str | None, estimated: int) -> Record:
-        """Record that an exchange with an engine begins. `estimated` is the estimate of its prompt, in tokens. Returns
-        the record for `finished`, which the caller must call."""
+    def started(
+        self,
+        exchange: Exchange,
+        route: str,
+        arm: str | None,
+        estimated: int,
+        first: Callable[[Record], object] = lambda _: None,
+    ) -> Record:
+        """Record that an exchange with an engine begins. `estimated` is the estimate of its prompt, in tokens. `first`:
+        see Journal.begin. Returns the record for `finished`, which the caller must call."""
         record: Record = {
             "at": time.time_ns() // 1_000_000,
             "request_id": exchange.request_id,
@@ -84,7 +91,7 @@ class Recorder:
             "documents": exchange.size if exchange.endpoint.unit == "documents" else None,
             "tokens_in": estimated,
         }
-        self._journal.begin(record)
+        self._journal.begin(record, first)
         return record
 
     def finished(self, record: Record, ending: Ending) -> None:

@@ -54,6 +54,26 @@ def end(journal: Journal, *records: Record) -> None:
         journal.end(record)
 
 
+def test_whoever_is_told_first_can_write_the_record_if_this_process_dies_then(
+    journal: Journal, tmp_path: Path, saved: Saved
+) -> None:
+    noted: list[Record] = []
+
+    def note(record: Record) -> None:
+        noted.append(dict(record))
+        raise KeyboardInterrupt  # the process is killed
+
+    with pytest.raises(KeyboardInterrupt):
+        journal.begin({"name": "a"}, note)
+    adopt(tmp_path / "journal", saved)
+    assert saved.names == []
+    other = Journal(tmp_path / "journal", limit=2000)
+    other.open()
+    end(other, noted[0])
+    other.drain(saved)
+    assert list(saved.records.values()) == [noted[0]]
+
+
 def test_records_that_have_ended_are_saved_and_the_others_stay(journal: Journal, saved: Saved) -> None:
     long = begin(journal, "long")
     end(journal, begin(journal, "a"), begin(journal, "b"))
