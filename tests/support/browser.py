@@ -41,13 +41,13 @@ def _launch(playwright: Playwright, program: str, home: Path | None) -> Browser:
 
 
 def visit(page: Page, path: str) -> None:
-    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up, and
-    loads a page of its own, which interrupts the next attempt."""
+    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up, shows a
+    page of its own, and loads the wanted one again by itself. Both interrupt the next attempt."""
     while True:
         try:
             page.goto(path)
         except Error as exc:
-            if not re.search("ERR_NETWORK_CHANGED|chrome-error:", exc.message):
+            if not re.search("ERR_NETWORK_CHANGED|interrupted by another navigation", exc.message):
                 raise
         else:
             return
