@@ -41,8 +41,8 @@ def _launch(playwright: Playwright, program: str, home: Path | None) -> Browser:
 
 
 def visit(page: Page, path: str) -> None:
-    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up, shows a
-    page of its own, and loads the wanted one again by itself. Both interrupt the next attempt."""
+    """Load a page, and do so again if Docker has just changed this machine's interfaces: Chromium then gives up, shows
+    a page of its own, and loads the wanted one again by itself. Both interrupt the next attempt."""
     while True:
         try:
             page.goto(path)
