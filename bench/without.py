@@ -12,7 +12,7 @@ async def _enter(*_: Any, **__: Any) -> Lease:
     return Lease()
 
 
-def _nothing(*_: Any) -> dict[str, Any]:
+def _nothing(*_: Any, **__: Any) -> dict[str, Any]:
     return {}
 
 
