@@ -2,7 +2,6 @@
 are scripted. The GPU's memory is a lock that only one of them can hold."""
 
 import asyncio
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from tests.support.console import visiting
 from tests.support.keys import ADMIN
 from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, free_port, scrape, wait_for
 from tests.support.shared_gpu import SLOW, before, check, engines, gpu, wakes
-from tests.support.two_models import CHAT, HELD, A, B, ask, client
+from tests.support.two_models import CHAT, HELD, LOADING, A, B, ask, client
 
 METRICS = free_port()
-LOADING = re.compile(r": loading the model, about (\d+) s\n")
 
 
 @pytest.fixture
