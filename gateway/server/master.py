@@ -13,6 +13,7 @@ import contextlib
 import functools
 import gc
 import logging
+import resource
 import signal
 import sys
 import time
@@ -48,6 +49,7 @@ log = logging.getLogger("stack")
 
 HEARTBEAT = 30  # seconds without a heartbeat after which gunicorn replaces a worker
 COLLECT_AFTER = 20_000  # allocations between two looks for cyclic garbage, instead of 700: a tenth of the relay's cost
+MOST_FILES = 65_536  # open files and connections of a process, if the system allows so many
 CUT_MARGIN = 2.0  # seconds between the error events and the end of a worker
 
 
@@ -323,6 +325,15 @@ class Server(BaseApplication):  # type: ignore[misc]
             self._board.remove()
 
 
+def _allow_files() -> None:
+    """Raise the number of files and connections that each process may have open. Systems give 1,024 at first, and let
+    a process raise that to the hard limit by itself. 512 clients and their connections to engines would reach 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Run until told to stop. Exits 1 with a sentence for each mistake if the settings are invalid."""
     try:
@@ -344,4 +355,5 @@ def main() -> None:
         },
     )
     recover(settings)
+    _allow_files()
     Server(settings, config).run()

@@ -1,14 +1,26 @@
 """Invalid settings stop the start with a message, and valid ones take effect."""
 
 import os
+import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support import forkserver
-from tests.support.processes import KEY, ROOT, FakeEngine, environment, free_port, running_gateway, wait_for
+from tests.support.processes import (
+    KEY,
+    MESSAGES,
+    ROOT,
+    FakeEngine,
+    descriptors,
+    environment,
+    free_port,
+    running_gateway,
+    wait_for,
+)
 
 REFUSED = [
     ({"STACK_API_KEYS": "dev-key", "STACK_PUBLISH": "0.0.0.0:9000"}, "placeholder 'dev-key'"),
@@ -69,6 +81,17 @@ def test_a_strong_key_beyond_loopback(engine: FakeEngine, tmp_path: Path) -> Non
             )
             assert answer.status_code == 200  # beyond loopback any Host is right unless a list is set
         assert not any("dev-key" in line["msg"] for line in gateway.log())
+
+
+def test_more_clients_than_the_soft_limit_of_open_files_allows(engine: FakeEngine, tmp_path: Path) -> None:
+    settings = {"under": ("prlimit", "--nofile=64:4096"), "STACK_WORKERS": "1"}
+    with running_gateway(tmp_path / "log", engine.url, **settings) as gateway, ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+        (worker,) = gateway.workers()
+        wait_for(lambda: len(descriptors(worker)) > 100)
+        with gateway.client() as client:
+            assert client.post("/v1/chat/completions", json={"messages": MESSAGES}).status_code == 200
 
 
 CAPABILITIES = "-dac_override,-dac_read_search"  # by which root may read everything
