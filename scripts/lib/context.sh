@@ -7,6 +7,7 @@
 agents_context=32768
 usual_contexts="$agents_context 16384 8192 4096"
 least_context=4096
+no_bound=999999999
 
 # Sets the variables of the checks for the model with index $1: context (tokens of one conversation; empty: the engine decides),
 # slots (conversations that have memory at the same time), context_gb (GB for all slots), and on vLLM gpu_share, the model's part
@@ -83,16 +84,16 @@ choose_context() {
 }
 
 # Prints how many tokens (a multiple of 1024) each slot could have in the memory that the model leaves, or in the part $1 of all
-# memory. An embedding model, and one whose need is unknown, have no bound.
+# memory. An embedding model, one whose need is unknown, and vLLM without a reservation of GPUs have no bound.
 fitting() {
   local spare
-  case ${token_kb:-0} in 0) echo 999999999; return ;; esac
+  case $engine:${token_kb:-0}:$gpus in *:0:* | vllm:*:0) echo $no_bound; return ;; esac
   if [ "$engine" = vllm ]; then
-    if [ "$gpus" -gt 0 ]; then spare=$(spare_on_gpus); else spare=999999; fi
+    spare=$(spare_on_gpus)
   else
     spare=$(calculate "$memory_gb * ${1:-1} - $weights - $ram_room")
   fi
-  awk "BEGIN { tokens = int($spare * 1e6 / $token_kb / $slots / 1024) * 1024; print (tokens > 0 ? tokens : 0) }"
+  awk "BEGIN { tokens = int($spare * 1e6 / $token_kb / $slots / 1024) * 1024; printf \"%.0f\n\", (tokens > 0 ? tokens : 0) }"
 }
 
 # Prints the GB that weights and computation leave on all of vLLM's GPUs together, or 0 if the driver does not answer.
@@ -130,7 +131,8 @@ need_context() {
   fi
   fit=$(fitting)
   [ "${limit:--}" = - ] || [ "$fit" -le "$limit" ] || fit=$limit
-  echo "context: $context tokens for each of $slots conversation(s) at a time, $context_gb GB of memory ($context_source); up to $fit tokens would fit$(context_hint)"
+  [ "$fit" = $no_bound ] && fit="" || fit="; up to $fit tokens would fit"
+  echo "context: $context tokens for each of $slots conversation(s) at a time, $context_gb GB of memory ($context_source)$fit$(context_hint)"
 }
 
 # Says what the chosen number means for coding agents, if it is too small for them.

@@ -54,7 +54,7 @@ share_in_turn() {
 # Prints a line for each model: its GB of weights, the kB of a token, and the most tokens, the first two - if unknown. Call it
 # in a subshell, because it sets the variables of the checks.
 list_facts() {
-  local most=999999999 # the first model gets whatever number the user sets
+  local most=$no_bound # the first model gets whatever number the user sets
   for model in "${models[@]}"; do
     size_model
     [[ $(listed 6) != [0-9]* ]] || most=$(listed 6)

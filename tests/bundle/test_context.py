@@ -59,6 +59,15 @@ def test_the_largest_context_that_fits_is_chosen_for_vllm(
     assert f"ok: context: {tokens} tokens" in doctor(tree, machine, ENGINE="vllm", LLM_MODEL=model)
 
 
+def test_vllm_without_a_reservation_has_no_bound(tree: Tree, machine: Machine) -> None:
+    (tree.path / "here.yaml").write_text("services: { engine: { deploy: !reset null } }")
+    files = "compose.yaml:compose.gpu.yaml:here.yaml"
+    said = doctor(tree, machine, COMPOSE_FILE=files, LLM_MODEL="org/unheard-of-8B", LLM_CONTEXT="32768")
+    assert "ok: context: 32768 tokens for each of 1 conversation(s) at a time, 4.5 GB" in said
+    assert "would fit" not in said
+    assert ": line " not in said, "the shell's own messages"
+
+
 def test_the_tiny_engines_own_setting_is_the_sum_of_its_slots(tree: Tree, machine: Machine) -> None:
     said = doctor(tree, machine, ENGINE="tiny", LLM_CONTEXT="8192", LLAMA_ARG_CTX_SIZE="12288")
     assert "ok: context: 3072 tokens for each of 4 conversation(s) at a time" in said
