@@ -137,6 +137,7 @@ def test_each_of_several_models_has_a_vllm_with_its_share_of_the_gpu(
     """Also beside one that fails again and again; one is removed and one added while the first goes on."""
     if vllm.real:
         pytest.skip("the stand-in shows its arguments, and fails when it is told to")
+    settings |= {"STACK_RESUME_WAIT": "3"}  # so long, a request waits for the one that fails
     running = settings | {"COMPOSE_FILE": settings["COMPOSE_FILE"] + ":.models/compose.yaml"}  # as in .env
     ran = tree.run("scripts/up", LLM_MODELS="org/some-4B,org/broken-1B", **settings)
     assert ran.returncode == 1, ran.stdout

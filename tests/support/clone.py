@@ -1,5 +1,7 @@
 """Clone: a copy of the tree as a new user has it, the output of its scripts, and the result of its compose files."""
 
+import atexit
+import functools
 import json
 import os
 import shutil
@@ -55,16 +57,31 @@ class Tree:
         return self.path / ".env"
 
     def remove_everything(self) -> None:
-        """Remove containers, networks, volumes and built images, for any engine."""
+        """Remove containers, networks, volumes and built images, for any engine. Another name keeps the images' layers
+        until this process ends, because Docker takes seconds to write them again for the next test."""
         mine = ("--quiet", "--filter", f"label=com.docker.compose.project={self.project}")
         self._remove(("rm", "--force"), "ps", "--all", *mine)
         for kind in ("network", "volume"):
             self._remove((kind, "rm"), kind, "ls", *mine)
-        self._remove(("rmi", "--force"), "image", "ls", *mine)
+        listing = "docker", "image", "ls", "--format={{.ID}} {{.Repository}}:{{.Tag}}", *mine[1:]
+        for image, name in map(str.split, self.run(*listing).stdout.splitlines()):
+            self.run("docker", "tag", image, f"{_layers()}:{image}")
+            self.run("docker", "rmi", name)
 
     def _remove(self, how: tuple[str, ...], *listing: str) -> None:
         if found := self.run("docker", *listing).stdout.split():
             self.run("docker", *how, *dict.fromkeys(found))
+
+
+@functools.cache
+def _layers() -> str:
+    """Return a name for images that keep layers. They are removed when this process has ended, however it ends."""
+    name = f"stack-test-layers-{uuid4().hex[:8]}"
+    removal = ["sh", "-c", 'cat; docker rmi --force $(docker image ls --quiet "$1")', "sh", name]
+    silent = subprocess.DEVNULL
+    remover = subprocess.Popen(removal, stdin=subprocess.PIPE, stdout=silent, stderr=silent, start_new_session=True)
+    atexit.register(remover.communicate)
+    return name
 
 
 def clone(directory: Path, mask: int = 0o077) -> Tree:

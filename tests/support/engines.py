@@ -68,7 +68,9 @@ def _pack(program: Path) -> None:
     """Make a fake and frames.py one executable file, because the gateway's image for Ollama takes only one program."""
     with tempfile.TemporaryDirectory() as parts:
         shutil.move(program, f"{parts}/__main__.py")
-        shutil.copy(ROOT / "tests/support/fakes/frames.py", parts)
+        shutil.copy2(
+            ROOT / "tests/support/fakes/frames.py", parts
+        )  # with its time, so that the next archive is the same
         zipapp.create_archive(parts, program, interpreter="/usr/bin/env python3")
     program.chmod(0o755)
 
