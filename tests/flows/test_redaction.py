@@ -3,6 +3,7 @@ file. Bodies that an operator captures are on the page of their request alone, u
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,16 @@ def watched(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
             yield Watched(gateway, metrics, collector, path / "data", operator)
 
 
-def send(watched: Watched, case: str, key: str) -> str:
-    """Send it, wait until all of it was told, and return the request's id."""
-    path, body = SENT[case]
+def send_all(watched: Watched, key: str) -> dict[str, str]:
+    """Send each of SENT, wait until everything about them was told, and return the requests' ids."""
+    sent = {case: send(watched, *it, key) for case, it in SENT.items()}
+    for request_id in sent.values():
+        assert watched.collector.of(request_id)
+        watched.gateway.lines(request_id)
+    return sent
+
+
+def send(watched: Watched, path: str, body: Any, key: str) -> str:
     headers = HEADERS | {"authorization": f"Bearer {key}"}
     content: dict[str, Any] = {"json": body}
     if isinstance(body, str):
@@ -142,16 +150,13 @@ def send(watched: Watched, case: str, key: str) -> str:
     elif isinstance(body, tuple):
         content, headers = {"content": body[0]}, headers | body[1]
     with watched.gateway.client() as client:
-        request_id = post(client, path, headers=headers, **content).headers["x-request-id"]
-    assert watched.collector.of(request_id)
-    watched.gateway.lines(request_id)
-    return request_id
+        return post(client, path, headers=headers, **content).headers["x-request-id"]
 
 
-@pytest.mark.parametrize("case", SENT)
-def test_what_is_said_is_nowhere_but_in_the_answer(watched: Watched, case: str) -> None:
-    request_id = send(watched, case, KEY)
-    assert watched.found(WORD, OTHER, pages=[f"requests/{request_id}"]) == []
+def test_what_is_said_is_nowhere_but_in_the_answer(watched: Watched) -> None:
+    sent = send_all(watched, KEY)
+    pages = {f"requests/{request_id}": case for case, request_id in sent.items()}
+    assert watched.found(WORD, OTHER, pages=pages) == [], pages
 
 
 def test_what_is_captured_is_on_the_page_of_its_request_alone(watched: Watched) -> None:
@@ -159,7 +164,7 @@ def test_what_is_captured_is_on_the_page_of_its_request_alone(watched: Watched) 
         made = api.post("/admin/keys", json={"name": "captured"}).json()
     where, operator = f"/console/keys/{made['key']['id']}", watched.operator
     operator.send(where, f"{where}/capture", capture="yes")
-    sent = {case: send(watched, case, made["secret"]) for case in SENT}
+    sent = send_all(watched, made["secret"])
     engaged = {case: it for case, it in sent.items() if any("outcome" in line for line in watched.gateway.lines(it))}
     assert engaged.keys() >= {"a chat", "a stream", "tools", "a broken stream", "a sound", "a response", "a message"}
     for case, request_id in engaged.items():
@@ -177,10 +182,11 @@ def test_what_is_captured_is_on_the_page_of_its_request_alone(watched: Watched) 
 
 def test_keys_are_nowhere(watched: Watched) -> None:
     wrong = "sk-canary-key-0123456789"
-    for key in (wrong, KEY):
-        for headers in ({"authorization": f"Bearer {key}"}, {"x-api-key": key}, {"authorization": f"Basic {key}"}):
-            answer = httpx.post(watched.gateway.url + CHAT, json={"messages": USER}, headers=JSON | headers)
-            watched.collector.of(answer.headers["x-request-id"])
-    answer = httpx.get(f"{watched.gateway.url}/v1/models?key={wrong}", headers=AUTH)
-    watched.collector.of(answer.headers["x-request-id"])
+    answers = [httpx.get(f"{watched.gateway.url}/v1/models?key={wrong}", headers=AUTH)]
+    ways = ("authorization", "Bearer "), ("x-api-key", ""), ("authorization", "Basic ")
+    for key, (header, scheme) in product((wrong, KEY), ways):
+        headers = JSON | {header: scheme + key}
+        answers += [httpx.post(watched.gateway.url + CHAT, json={"messages": USER}, headers=headers)]
+    for answer in answers:
+        watched.collector.of(answer.headers["x-request-id"])
     assert watched.found(wrong, KEY) == []
