@@ -33,7 +33,8 @@ def test_engine_gone_is_503_and_its_return_is_noticed(stack: Stack) -> None:
     engine = stack.container("engine")
     engine.stop(timeout=5)
     with stack.client() as client:
-        answer = client.post("/v1/chat/completions", json={"messages": LONG["messages"]})
+        briefly = {"x-stack-queue-timeout": "3"}  # otherwise it waits for half a minute for the engine to come back
+        answer = client.post("/v1/chat/completions", json={"messages": LONG["messages"]}, headers=briefly)
         assert answer.status_code in (503, 504)
         wait_for(lambda: client.get("/readyz").status_code == 503)
         assert client.get("/livez").status_code == 200
