@@ -169,6 +169,7 @@ def latencies(port: int) -> tuple[float, float]:
 def hammer(port: int, cookie: str, stop: Callable[[], bool], core: int) -> None:
     """Ask for pages without a pause, until told to stop. In a process of its own."""
     os.sched_setaffinity(0, {core})
+    os.nice(19)  # the engine and the client whose latency is measured come first there
     visitor = Visitor(port)
     visitor.cookie = cookie
     while not stop():
