@@ -16,10 +16,11 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-def _settings(request: pytest.FixtureRequest, data: Path) -> dict[str, str]:
+def _settings(request: pytest.FixtureRequest, data: Path, *, tables: bool = True) -> dict[str, str]:
     settings = {"STACK_DATA_DIR": empty_store(data)}
     if request.param == "postgres":
-        settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
+        postgres: Postgres = request.getfixturevalue("postgres")
+        settings["STACK_STORE_URL"] = postgres.new_database() if tables else postgres.empty_database()
     return settings
 
 
@@ -27,6 +28,12 @@ def _settings(request: pytest.FixtureRequest, data: Path) -> dict[str, str]:
 def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """The settings of a gateway with an empty store of its own, once in each database."""
     return _settings(request, tmp_path / "data")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def bare_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The same, of a store without tables, so that the migrations run. SQLite's never have any."""
+    return _settings(request, tmp_path / "data", tables=False)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])

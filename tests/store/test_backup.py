@@ -227,7 +227,7 @@ def test_a_damaged_backup_changes_nothing(tmp_path: Path, store_settings: dict[s
     assert stack.json("keys", "list") == before
 
 
-def test_everything_is_in_a_backup(store_settings: dict[str, str]) -> None:
+def test_everything_is_in_a_backup(bare_settings: dict[str, str]) -> None:
     """And the migrations make the very tables that the code speaks of."""
     assert usage.usage.metadata is promptbook.uses.metadata is metadata
     assert set(backup.TABLES) == set(metadata.tables) - {
@@ -237,7 +237,7 @@ def test_everything_is_in_a_backup(store_settings: dict[str, str]) -> None:
         "response_totals",
         "usage_sums",
     }
-    settings = Settings(**{name.lower(): value for name, value in store_settings.items()})
+    settings = Settings(**{name.lower(): value for name, value in bare_settings.items()})
     prepare(settings)
     with closing(open_store(settings)) as store, store.read() as connection:
         # accounts are those of limits/postgres.py, queues those of admission/postgres.py, which speak SQL.

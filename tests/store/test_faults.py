@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -56,11 +57,14 @@ def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_pa
         wait_for(lambda: gateway.log_path.read_text().count("startup complete") == 2)
         subprocess.run(["docker", "pause", postgres.container], check=True, capture_output=True)
         try:
-            answer = ask(gateway, secret.new_secret("0123456789"))
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
-            assert status(gateway, text) == {200}
-            wait_for(lambda: httpx.get(gateway.url + "/readyz", verify=NO_TLS).json()["store"] == "store_unavailable")
-            done = stack.run("keys", "list")
+            with ThreadPoolExecutor() as pool:  # each of these waits for the server as long as it may
+                listing = pool.submit(stack.run, "keys", "list")
+                answer = ask(gateway, secret.new_secret("0123456789"))
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+                assert status(gateway, text) == {200}
+                ready = gateway.url + "/readyz"
+                wait_for(lambda: httpx.get(ready, verify=NO_TLS).json()["store"] == "store_unavailable")
+                done = listing.result()
             assert (done.returncode, "store cannot be used" in done.stderr) == (1, True)
         finally:
             subprocess.run(["docker", "unpause", postgres.container], check=True, capture_output=True)

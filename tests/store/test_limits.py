@@ -352,7 +352,7 @@ def test_a_quota_lasts_over_restarts(
 ) -> None:
     settings = {"STACK_DATA_DIR": str(tmp_path / "data"), **SETTINGS}
     if database == "postgres":
-        settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").new_database()
+        settings["STACK_STORE_URL"] = request.getfixturevalue("postgres").empty_database()
     with running_gateway(tmp_path / "log", engine.url, **settings) as first:
         _, key = make_key(first, tokens_per_month=25)
         assert [ask(first, key).status_code for _ in range(2)] == [200] * 2
@@ -370,7 +370,7 @@ def replicas(postgres: Postgres) -> Iterator[tuple[list[Replica], FakeEngine]]:
     settings = SETTINGS | {
         "STACK_WORKERS": "2",
         "STACK_PUBLISH": "127.0.0.1:9000",
-        "STACK_STORE_URL": postgres.new_database().replace(f"127.0.0.1:{postgres.port}", "database:5432"),
+        "STACK_STORE_URL": postgres.empty_database().replace(f"127.0.0.1:{postgres.port}", "database:5432"),
         "LLM_BACKEND": "vllm",
         "LLM_BASE_URL": "http://engine:8000",
         "LLM_MODEL": "fake-model",

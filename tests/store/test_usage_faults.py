@@ -143,7 +143,7 @@ def test_with_a_full_disk_requests_go_on_and_what_is_lost_is_counted(disk: Small
         filler.write_bytes(bytes(4 << 20))
     sent: set[str] = set()
     while disk.dropped() < 10:
-        sent |= ask_many(disk.gateway, f"full-{len(sent)}", 20)
+        sent |= ask_many(disk.gateway, f"full-{len(sent)}", 100)
     filler.unlink()
     after = ask_many(disk.gateway, "after", 10)
     wait_for(lambda: disk.rows() + disk.dropped() == len(sent | after))

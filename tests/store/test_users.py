@@ -16,20 +16,36 @@ import pytest
 from tests.support.command import Command
 from tests.support.front_end import HEADER, FrontEnd, token
 from tests.support.keys import ADMIN, CHAT, admin, ask
-from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.support.processes import (
+    MESSAGES,
+    FakeEngine,
+    GatewayProcess,
+    free_port,
+    running_gateway,
+    scrape,
+    wait_for,
+)
 from tests.support.rows import Rows
 
 REST = [["token", "x"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
+
+
+METRICS = free_port()
+SETTINGS = {
+    "STACK_ADMIN_KEYS": ADMIN,
+    "LLM_SLOTS": "1",
+    "STACK_WORKERS": "1",
+    "STACK_RESPONSES_DAYS": "1",
+    "STACK_METRICS_BIND": f"127.0.0.1:{METRICS}",
+}
 
 
 @pytest.fixture(scope="module")
 def gateway(
     engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str]
 ) -> Iterator[GatewayProcess]:
-    settings = {"STACK_ADMIN_KEYS": ADMIN, "LLM_SLOTS": "1", "STACK_WORKERS": "1", "STACK_RESPONSES_DAYS": "1"}
-    with running_gateway(
-        tmp_path_factory.mktemp("gateway") / "log", engine.url, **settings, **lasting_settings
-    ) as gateway:
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with running_gateway(log, engine.url, **SETTINGS, **lasting_settings) as gateway:
         yield gateway
 
 
@@ -220,17 +236,13 @@ def test_users_take_turns_within_their_keys_share(gateway: GatewayProcess, stack
     """The engine has one slot, and `seen` is in the order in which it got the requests."""
     (key, front_end), other = make(gateway), stack.json("keys", "create", "other")["secret"]
     marks = [f"{key}-{it}" for it in ("a1", "a2", "b1", "o1", "o2")]
-    with admin(gateway) as client, busy(engine, front_end, key) as pool:
-
-        def waiting() -> int:
-            return sum(it["position"] is not None for it in client.get("/admin/running").json()["data"])
-
+    with busy(engine, front_end, key) as pool:
         for number, mark in enumerate(marks, 1):
             if "-o" in mark:
                 pool.submit(ask, gateway, other, user=mark)
             else:
                 pool.submit(front_end.ask, "ann" if "-a" in mark else "bob", user=mark)
-            wait_for(lambda number=number: waiting() == number)
+            wait_for(lambda number=number: scrape(METRICS).total("stack_queue_depth") == number)  # type: ignore[misc]
     seen = [it for it in engine.seen() if it["body"].get("user") in marks]
     assert [it["body"]["user"].rpartition("-")[2] for it in seen] == ["o1", "b1", "o2", "a1", "a2"]
     assert not any(HEADER in it["headers"] for it in seen), "engines learn of no user"
