@@ -57,6 +57,8 @@ class PostgresBook:
         self._pending: dict[tuple[str, str, int, int], tuple[int, float, int]] = {}
         self._wake = asyncio.Event()
         self._told = asyncio.Event()  # set when the database has the pending settlements
+        self._telling = asyncio.Event()  # the same, of those that it is told now, or was told last
+        self._telling.set()
 
     async def __aenter__(self) -> Self:
         await self._attend()
@@ -143,11 +145,12 @@ class PostgresBook:
         self._wake.set()
 
     async def known(self) -> None:
-        """Wait until the database has everything that is pending now."""
+        """Wait until the database has everything that is pending now, or that it is just told."""
         if self._member.owner:
+            told = self._told if self._pending else self._telling
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WAIT):
-                    await self._told.wait()
+                    await told.wait()
 
     # -- what is known here -------------------------------------------------------------------------------------------
 
@@ -189,12 +192,12 @@ class PostgresBook:
         if self._pending:
             # After a failure it is unknown whether it was applied, so it is not sent again
             pending, self._pending = self._pending, {}
-            told, self._told = self._told, asyncio.Event()
+            self._telling, self._told = self._told, asyncio.Event()
             try:
                 # Sorted by key, so that two workers that lock several rows never wait for each other.
                 await self._each(_SETTLE, sorted((*what, *much) for what, much in pending.items()))
             finally:
-                told.set()
+                self._telling.set()
             self._active = +self._active
 
     async def _each(self, query: LiteralString, rows: list[Row]) -> None:

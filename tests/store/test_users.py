@@ -1,5 +1,6 @@
 """Users of one key, whom its front end names in a signed header: their turns, limits, usage and responses are apart."""
 
+import asyncio
 import base64
 import csv
 import hmac
@@ -11,9 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
+from gateway.keys.known import Key
+from gateway.keys.limit_fields import Limits
+from gateway.limits.estimates import Estimate
+from gateway.limits.memory import Accounts
+from gateway.limits.postgres import PostgresBook
+from gateway.limits.users import enter
 from tests.support.command import Command
+from tests.support.containers import Postgres
 from tests.support.front_end import HEADER, FrontEnd, token
 from tests.support.keys import ADMIN, CHAT, admin, ask
 from tests.support.processes import (
@@ -30,22 +39,20 @@ from tests.support.rows import Rows
 REST = [["token", "x"], ["finish", "stop"], ["usage"], ["done"], ["end"]]
 
 
-METRICS = free_port()
-SETTINGS = {
-    "STACK_ADMIN_KEYS": ADMIN,
-    "LLM_SLOTS": "1",
-    "STACK_WORKERS": "1",
-    "STACK_RESPONSES_DAYS": "1",
-    "STACK_METRICS_BIND": f"127.0.0.1:{METRICS}",
-}
+@pytest.fixture(scope="module")
+def metrics() -> int:
+    """The port of the metrics."""
+    return free_port()
 
 
 @pytest.fixture(scope="module")
 def gateway(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str]
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str], metrics: int
 ) -> Iterator[GatewayProcess]:
     log = tmp_path_factory.mktemp("gateway") / "log"
-    with running_gateway(log, engine.url, **SETTINGS, **lasting_settings) as gateway:
+    settings = {"STACK_ADMIN_KEYS": ADMIN, "LLM_SLOTS": "1", "STACK_WORKERS": "1", "STACK_RESPONSES_DAYS": "1"}
+    settings |= {"STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
+    with running_gateway(log, engine.url, **settings, **lasting_settings) as gateway:
         yield gateway
 
 
@@ -205,6 +212,27 @@ def test_each_user_has_the_limits_of_a_user_and_all_have_the_keys(gateway: Gatew
     assert stack.json("limits", key)["own"] == of_key
 
 
+def test_an_answer_waits_for_no_report_that_nobody_owes(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of a user waits until the database knows what both accounts took, and then for nothing more."""
+    monkeypatch.setattr("gateway.limits.postgres.WAIT", 600.0)
+    key = Key("key", user="ann", limits=Limits(tokens_per_day=1000), user_limits=Limits(tokens_per_day=1000))
+    url = postgres.new_database()
+
+    async def settle_three() -> None:
+        async with PostgresBook(url, Accounts(), 0) as book, asyncio.timeout(60):
+            for number in (1, 2, 3):
+                lease = await enter(book, key)
+                await lease.set_aside(Estimate(size=0, prompt=30))
+                lease.settle(20)
+                await lease.known()
+                with psycopg.connect(url) as connection:
+                    found = connection.execute("SELECT key_id, day_tokens FROM accounts").fetchall()
+                assert dict(found) == {"key": 20 * number, "key/ann": 20 * number}
+                await lease.known()
+
+    asyncio.run(settle_three())
+
+
 def test_a_request_that_the_key_refuses_costs_its_user_nothing(gateway: GatewayProcess, engine: FakeEngine) -> None:
     key, front_end = make(gateway, limits={"concurrent": 1}, user_limits={"requests_per_minute": 1})
     with busy(engine, front_end, key):
@@ -232,7 +260,9 @@ def test_a_users_quota_is_counted_from_the_usage(
     assert front_end.ask("bob").status_code == 200
 
 
-def test_users_take_turns_within_their_keys_share(gateway: GatewayProcess, stack: Command, engine: FakeEngine) -> None:
+def test_users_take_turns_within_their_keys_share(
+    gateway: GatewayProcess, stack: Command, engine: FakeEngine, metrics: int
+) -> None:
     """The engine has one slot, and `seen` is in the order in which it got the requests."""
     (key, front_end), other = make(gateway), stack.json("keys", "create", "other")["secret"]
     marks = [f"{key}-{it}" for it in ("a1", "a2", "b1", "o1", "o2")]
@@ -242,7 +272,7 @@ def test_users_take_turns_within_their_keys_share(gateway: GatewayProcess, stack
                 pool.submit(ask, gateway, other, user=mark)
             else:
                 pool.submit(front_end.ask, "ann" if "-a" in mark else "bob", user=mark)
-            wait_for(lambda number=number: scrape(METRICS).total("stack_queue_depth") == number)  # type: ignore[misc]
+            wait_for(lambda number=number: scrape(metrics).total("stack_queue_depth") == number)  # type: ignore[misc]
     seen = [it for it in engine.seen() if it["body"].get("user") in marks]
     assert [it["body"]["user"].rpartition("-")[2] for it in seen] == ["o1", "b1", "o2", "a1", "a2"]
     assert not any(HEADER in it["headers"] for it in seen), "engines learn of no user"
