@@ -28,7 +28,8 @@ CONFIG = (
     )
     + "models:\n"
     + "".join(
-        f"  {name}: {{{{targets: [{{{{engine: ollama-a, model: {name}}}}}]}}}}\n" for name in [*THINKERS, "thinkergpt"]
+        f"  {name}: {{{{targets: [{{{{engine: ollama-a, model: {name}}}}}, {{{{engine: ollama-b, model: {name}}}}}]}}}}\n"
+        for name in [*THINKERS, "thinkergpt"]
     )
     + "".join(
         f"  {one}-{two}:\n"
@@ -37,8 +38,8 @@ CONFIG = (
         "    resume: {{across_models: true}}\n"
         for one, two in [*PAIRS, ("llamacpp", "llamacpp")]
     )
-    + "  llamacpp-thinker: {{targets: [{{engine: llamacpp-a, model: thinker}}]}}\n"
-    "  vllm: {{targets: [{{engine: vllm-a, model: fake-model}}]}}\n"
+    + "  llamacpp-thinker: {{targets: [{{engine: llamacpp-a, model: thinker}}, {{engine: llamacpp-b, model: thinker}}]}}\n"
+    "  vllm: {{targets: [{{engine: vllm-a, model: fake-model}}, {{engine: vllm-b, model: fake-model}}]}}\n"
     "default_model: vllm\nbreaker: {{failures: 1000}}\nretries: {{budget: 1}}\n"
 )
 
