@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support import judges
+from tests.support import judges, twins
 from tests.support.faces import APIS, MESSAGES_API, Api, events
 from tests.support.fakes.dialects import ENGINES
 from tests.support.fakes.told import telling
@@ -28,19 +28,13 @@ from tests.support.processes import (
 )
 from tests.support.rows import Rows
 
-CONFIG = """
-engines:
-  ollama: {{dialect: ollama, slots: 256, base_url: '{url}'}}
-  vllm: {{dialect: vllm, base_url: '{url}'}}
-  llamacpp: {{dialect: llamacpp, slots: 256, base_url: '{url}'}}
-models:
-  ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}
-  vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
-  llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
-default_model: vllm
-breaker: {{failures: 1000}}
-retries: {{budget: 1}}
-"""
+CONFIG = (
+    "engines:\n"
+    + twins.engines()
+    + "models:\n"
+    + twins.models()
+    + "default_model: vllm\nbreaker: {{failures: 1000}}\nretries: {{budget: 1}}\n"
+)
 ANSWER = {"thinks": ["Hm", ",", " so"], "pieces": SAID, "calls": [["sun", ARGUMENTS], ["rain", MORE]]}
 CALLS = (("sun", {"city": "Paris", "days": 3}), ("rain", {"city": "Oslo"}))
 WHOLE = {
@@ -64,7 +58,7 @@ class Setting(NamedTuple):
 @pytest.fixture(scope="module")
 def at(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     directory, metrics = tmp_path_factory.mktemp("face-resume"), free_port()
-    (directory / "stack.yaml").write_text(CONFIG.format(url=engine.url))
+    (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url))
     settings = {"STACK_CONFIG": str(directory / "stack.yaml"), "STACK_WORKERS": "1", "STACK_RESUME": "3"}
     settings |= {"STACK_METRICS_BIND": f"127.0.0.1:{metrics}", "STACK_DATA_DIR": str(directory / "data")}
     with running_gateway(directory / "log", engine.url, **settings) as gateway, gateway.client() as client:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.support.kinds import DIALECTS
 from tests.support.processes import (
     AUTH,
     JSON,
@@ -134,37 +136,48 @@ def in_line(at: Setting, number: int, ask: Callable[[], Caller]) -> list[Caller]
 def order(at: Setting, callers: list[Caller]) -> list[int]:
     """Return the numbers of the callers in the order in which they first got a slot."""
     ids = [it.headers["x-request-id"] for it in callers]
-    begun = [line["request_id"] for line in at.gateway.told("chat_started", len(ids))]
-    return [ids.index(it) for it in begun if it in ids]
+
+    def begun() -> list[str]:
+        told = [line["request_id"] for line in at.gateway.told("chat_started", len(ids))]
+        return [it for it in told if it in ids]
+
+    wait_for(lambda: len(begun()) == len(ids))
+    return [ids.index(it) for it in begun()]
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("model", ["ollama", "vllm", "llamacpp"])
-def test_ten_requests_on_four_slots_outlive_their_engine(tmp_path: Path, model: str, *, stream: bool) -> None:
-    """Four are being answered, four of the same key and then two of another one wait in the queue."""
+def test_ten_requests_on_four_slots_outlive_their_engine(tmp_path: Path, *, stream: bool) -> None:
+    """Of each dialect: four are being answered, four of the same key and then two of another one wait in the queue."""
     with fake_engine() as first, serving(tmp_path, int(first.url.rpartition(":")[2])) as at:
         hang = {"cuts": [4], "how": [["hang"]], "at": [first.process.pid]}
 
-        def ask(**headers: str) -> Caller:
+        def ask(model: str, headers: dict[str, str] | None = None) -> Caller:
             return Caller(at, model, stream=stream, answer=hang, headers=headers)
 
-        callers = [ask() for _ in range(SLOTS)]
-        wait_for(lambda: first.running() == SLOTS)
-        wait_for(lambda: not stream or all(PIECES[0] in it.text for it in callers))
-        callers += in_line(at, 4, ask)
-        callers += in_line(at, 2, lambda: ask(**SECOND))
+        asked = {model: [ask(model) for _ in range(SLOTS)] for model in DIALECTS}
+        wait_for(lambda: first.running() == len(DIALECTS) * SLOTS)
+        wait_for(lambda: not stream or all(PIECES[0] in it.text for callers in asked.values() for it in callers))
+        for model in DIALECTS:
+            asked[model] += in_line(at, 4, partial(ask, model))
+            asked[model] += in_line(at, 2, partial(ask, model, SECOND))
         first.process.kill()
         first.process.wait()
-        wait_for(lambda: any(it["msg"] == "engine_state" and it["state"] == "open" for it in at.gateway.log()))
-        assert waiting(at) == 6
+        wait_for(lambda: {it["engine"] for it in opened(at)} >= {*DIALECTS})
+        assert waiting(at) == 6 * len(DIALECTS)
         with fake_engine(at.port) as second:
-            assert [it.wait() for it in callers] == [WHOLE] * 10
-            assert {it.status for it in callers} == {200}
-            asked = [len(second.seen(it.mark)) for it in callers]
-        assert asked == [1] * 10
-        turns = order(at, callers)[SLOTS:]
-        assert [it for it in turns if it < 8] == [4, 5, 6, 7]
-        assert turns.index(9) < turns.index(7), "the other key's turns come in between"
+            for model, callers in asked.items():
+                assert [it.wait() for it in callers] == [WHOLE] * 10, model
+                assert {it.status for it in callers} == {200}, model
+                assert [len(second.seen(it.mark)) for it in callers] == [1] * 10, model
+        for model, callers in asked.items():
+            turns = order(at, callers)[SLOTS:]
+            assert [it for it in turns if it < 8] == [4, 5, 6, 7], model
+            assert turns.index(9) < turns.index(7), (model, "the other key's turns come in between")
+
+
+def opened(at: Setting) -> list[dict[str, Any]]:
+    """Return the log's lines about breakers that opened."""
+    return [it for it in at.gateway.log() if it["msg"] == "engine_state" and it["state"] == "open"]
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,26 @@ def readiness(gateway: GatewayProcess, code: str) -> tuple[int, str | None, str,
     return found
 
 
-@pytest.fixture
-def report(tmp_path: Path) -> Path:
-    return tmp_path / "model.json"
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("progress")
 
 
 @pytest.fixture
-def lonely(tmp_path: Path, report: Path) -> Any:
+def report(directory: Path) -> Iterator[Path]:
+    path = directory / "model.json"
+    yield path
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def lonely(directory: Path) -> Iterator[GatewayProcess]:
     """A gateway whose engine does not listen yet."""
-    engine = f"http://127.0.0.1:{free_port()}"
-    with running_gateway(tmp_path / "log", engine, STACK_PROGRESS_FILE=str(report), STACK_WORKERS="1") as gateway:
+    engine, report = f"http://127.0.0.1:{free_port()}", str(directory / "model.json")
+    with running_gateway(directory / "log", engine, STACK_PROGRESS_FILE=report, STACK_WORKERS="1") as gateway:
         yield gateway
 
 

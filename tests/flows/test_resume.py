@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.support import twins
 from tests.support.long import some
 from tests.support.processes import (
     MESSAGES,
@@ -54,25 +56,19 @@ HOW = {
 }
 
 
-CONFIG = """
-engines:
-  ollama: {{dialect: ollama, slots: 256, base_url: '{a}'}}
-  vllm: {{dialect: vllm, base_url: '{a}'}}
-  llamacpp: {{dialect: llamacpp, slots: 256, base_url: '{a}'}}
-  other: {{dialect: llamacpp, slots: 256, base_url: '{b}'}}
-models:
-  ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}
-  vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
-  smollib: {{targets: [{{engine: ollama, model: smollib}}]}}
-  smol: {{targets: [{{engine: ollama, model: smol}}]}}
+CONFIG = (
+    "engines:\n"
+    + twins.engines()
+    + "  other: {{dialect: llamacpp, slots: 256, base_url: '{b}'}}\n"
+    + "models:\n"
+    + twins.models()
+    + "".join(twins.model(name, "ollama", name) for name in ("smollib", "smol", "smolold", "smolgpt"))
+    + """
   smolnat: {{targets: [{{engine: ollama, model: smolnat}}]}}
-  smolold: {{targets: [{{engine: ollama, model: smolold}}]}}
-  smolgpt: {{targets: [{{engine: ollama, model: smolgpt}}]}}
   mixed:
     targets: [{{engine: vllm, model: fake-model}}]
     fallbacks: [{{engine: ollama, model: fake-model}}]
     resume: {{wait: 0}}
-  llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   pair: {{targets: [{{engine: llamacpp, model: fake-model}}, {{engine: other, model: fake-model}}]}}
   strict:
     targets: [{{engine: llamacpp, model: fake-model}}]
@@ -90,6 +86,7 @@ default_model: llamacpp
 breaker: {{failures: 1000}}  # what one test breaks is not another's matter
 retries: {{budget: 1}}
 """
+)
 
 
 @dataclass
@@ -187,10 +184,12 @@ def outcome(answer: httpx.Response) -> tuple[str, str]:
 
 
 def test_cut_at_every_event_in_every_way_the_text_is_whole(each: Setting) -> None:
+    """No other engine is there to continue it."""
     length = len(events(ask(each).text)) - 2  # up to its finish_reason; after it nothing is missing
     cuts = [(cut, "closed") for cut in range(1, length)]
     cuts += some([(cut, how) for cut in range(1, length) for how in [*HOW][1:] if how != "silence" or cut % 5 == 1], 7)
-    answers = together([partial(ask, each, answer={"cuts": [cut], "how": HOW[how]}) for cut, how in cuts])
+    alone = partial(ask, each, model=f"{each.dialect}-alone")
+    answers = together([partial(alone, answer={"cuts": [cut], "how": HOW[how]}) for cut, how in cuts])
     for cut, answer in zip(cuts, answers, strict=True):
         chunks = check_one_stream(answer, each.dialect)
         assert text_of(chunks) == WHOLE, cut
@@ -348,13 +347,13 @@ OTHERWISE: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("case", OTHERWISE)
-def test_an_answer_made_again_that_does_not_agree_is_not_joined(one: Setting, case: str) -> None:
+def test_an_answer_made_again_that_does_not_agree_is_not_joined(one: Setting) -> None:
     at = replace(one, dialect="ollama")
-    answer = ask(at, model="smolold", answer={"cuts": [4], "again": OTHERWISE[case]})
-    assert outcome(answer) == ("".join(PIECES[:4]), "engine_broken_stream")
-    assert not resumes(answer)
-    assert at.gateway.lines(answer.headers["x-request-id"])[-2].get("resumes", 0) == 0
+    jobs = [partial(ask, at, model="smolold", answer={"cuts": [4], "again": it}) for it in OTHERWISE.values()]
+    for case, answer in zip(OTHERWISE, together(jobs), strict=True):
+        assert outcome(answer) == ("".join(PIECES[:4]), "engine_broken_stream"), case
+        assert not resumes(answer), case
+        assert at.gateway.lines(answer.headers["x-request-id"])[-2].get("resumes", 0) == 0, case
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -482,17 +481,19 @@ JSON_PIECES = ['{"', "na", 'me":', ' "', "Ä", '"', ", ", '"b": [', "1", "2", "]
 THINKS = ["Hm", ",", " \n", "so", "."]
 
 
-@pytest.mark.parametrize("case", [*CONSTRAINED, *UNUSUAL])
-def test_an_answer_that_no_engine_can_continue_is_made_again_and_joined_if_it_agrees(one: Setting, case: str) -> None:
+def test_an_answer_that_no_engine_can_continue_is_made_again_and_joined_if_it_agrees(one: Setting) -> None:
     """The same request is sent, because with a text handed over a grammar would begin again in the middle of it."""
-    for cuts in ([3], [4, 6]):
-        answer = ask(
-            one, answer={"cuts": cuts, "dialect": "vllm"}, temperature=0, **CONSTRAINED.get(case, UNUSUAL.get(case, {}))
-        )
-        assert outcome(answer) == (WHOLE, "stop")
-        assert len(resumes(answer)) == len(cuts)
+    cases = [*product(CONSTRAINED | UNUSUAL, ([3], [4, 6]))]
+    asks = partial(ask, one, temperature=0)
+    jobs = [
+        partial(asks, answer={"cuts": cuts, "dialect": "vllm"}, **(CONSTRAINED | UNUSUAL)[case]) for case, cuts in cases
+    ]
+    for (case, cuts), answer in zip(cases, together(jobs), strict=True):
+        assert outcome(answer) == (WHOLE, "stop"), case
+        assert len(resumes(answer)) == len(cuts), case
         first, *more = seen(one, answer)
-        assert all(it == first for it in more)
+        assert len(more) == len(cuts), case
+        assert all(it == first for it in more), case
 
 
 def test_json_cut_at_every_event_is_whole(each: Setting) -> None:
@@ -532,10 +533,9 @@ def test_reasoning_that_differs_the_second_time_is_not_joined(one: Setting) -> N
 
 def test_a_sampled_answer_is_made_again_only_with_a_seed(each: Setting) -> None:
     """The gateway adds a seed for Ollama and llama.cpp."""
-    said: dict[str, Any] = {"answer": {"thinks": THINKS, "cuts": [4]}}
-    answer = ask(each, **said, seed=7)
-    assert (outcome(answer), thoughts(answer)) == ((WHOLE, "stop"), "".join(THINKS))
-    answer = ask(each, **said)
+    asks = partial(ask, each, answer={"thinks": THINKS, "cuts": [4]})
+    seeded, answer = together([partial(asks, seed=7), asks])
+    assert (outcome(seeded), thoughts(seeded)) == ((WHOLE, "stop"), "".join(THINKS))
     if each.dialect == "vllm":
         assert outcome(answer) == ("", "engine_broken_stream")
         assert len(seen(each, answer)) == 1
@@ -578,13 +578,15 @@ def test_a_header_that_says_neither_on_nor_off_is_refused(one: Setting) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-stack-resume")
 
 
-@pytest.mark.parametrize(("model", "most"), [("never", 0), ("once", 1), ("llamacpp", 3)])
-def test_an_answer_is_continued_at_most_as_often_as_allowed(one: Setting, model: str, most: int) -> None:
-    answer = ask(one, model=model, answer={"cuts": [3, 3, 3, 3, 3]}, headers={"x-stack-resume": "on"})
-    assert outcome(answer) == ("".join(PIECES[: 2 * (most + 1)]), "engine_broken_stream")
-    assert resumes(answer) == [f": resumed {number}" for number in range(1, most + 1)]
-    line = one.gateway.lines(answer.headers["x-request-id"])[-2]
-    assert (line.get("resumes", 0), line["tokens_out"]) == (most, 2 * (most + 1))
+def test_an_answer_is_continued_at_most_as_often_as_allowed(one: Setting) -> None:
+    allowed = {"never": 0, "once": 1, "llamacpp": 3}
+    asks = partial(ask, one, answer={"cuts": [3, 3, 3, 3, 3]}, headers={"x-stack-resume": "on"})
+    answers = together([partial(asks, model=model) for model in allowed])
+    for most, answer in zip(allowed.values(), answers, strict=True):
+        assert outcome(answer) == ("".join(PIECES[: 2 * (most + 1)]), "engine_broken_stream")
+        assert resumes(answer) == [f": resumed {number}" for number in range(1, most + 1)]
+        line = one.gateway.lines(answer.headers["x-request-id"])[-2]
+        assert (line.get("resumes", 0), line["tokens_out"]) == (most, 2 * (most + 1))
 
 
 def test_the_setting_turns_resume_off(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
@@ -633,12 +635,13 @@ CONTINUATIONS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CONTINUATIONS)
-def test_without_an_engine_to_continue_the_client_gets_the_original_error(one: Setting, case: str) -> None:
+def test_without_an_engine_to_continue_the_client_gets_the_original_error(one: Setting) -> None:
     dying = [["answer", {"dialect": "vllm", "pieces": PIECES, "cuts": [3, 0, 0, 0, 0, 0, 0]}]]
-    answer = ask(one, model="across", script_for={"fake-model": dying, "other/model:1b": CONTINUATIONS[case]})
-    assert outcome(answer) == ("Well,", "engine_broken_stream")
-    assert not resumes(answer)
+    scripts = [{"fake-model": dying, "other/model:1b": it} for it in CONTINUATIONS.values()]
+    answers = together([partial(ask, one, model="across", script_for=it) for it in scripts])
+    for case, answer in zip(CONTINUATIONS, answers, strict=True):
+        assert outcome(answer) == ("Well,", "engine_broken_stream"), case
+        assert not resumes(answer), case
 
 
 class Live(threading.Thread):
@@ -669,7 +672,7 @@ class Live(threading.Thread):
 @contextmanager
 def broken_off(directory: Path, other: FakeEngine, models: list[str]) -> Iterator[tuple[Setting, list[Live], int]]:
     """Yield answers whose engine was killed in the middle, and the port that it had. Their clients get pings."""
-    settings = {"STACK_HOLD": "0.3", "STACK_GRACE": "3"}
+    settings = {"STACK_HOLD": "0.3", "STACK_GRACE": "1"}
     with fake_engine() as first, serving(directory, first, other, **settings) as at:
         hang = {"cuts": [4], "how": [["hang"]], "at": [first.process.pid]}
         streams = [Live(at, model=model, answer=hang) for model in models]

@@ -7,8 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.support import twins
 from tests.support.broken_answers import Asked, ask, outcome, read, together
 from tests.support.kinds import (
     DIALECTS,
@@ -25,20 +27,14 @@ from tests.support.kinds import (
 from tests.support.long import some
 from tests.support.processes import ROOT, FakeEngine, running_gateway
 
-CONFIG = """
-engines:
-  ollama: {{dialect: ollama, slots: 256, base_url: '{a}'}}
-  vllm: {{dialect: vllm, base_url: '{a}'}}
-  llamacpp: {{dialect: llamacpp, slots: 256, base_url: '{a}'}}
-models:
-  ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}
-  vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
-  llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
-  thinker: {{targets: [{{engine: vllm, model: thinker}}]}}
-default_model: llamacpp
-breaker: {{failures: 1000}}
-retries: {{budget: 1}}
-"""
+CONFIG = (
+    "engines:\n"
+    + twins.engines()
+    + "models:\n"
+    + twins.models()
+    + twins.model("thinker", "vllm", "thinker")
+    + "default_model: llamacpp\nbreaker: {{failures: 1000}}\nretries: {{budget: 1}}\n"
+)
 CASES = [(name, dialect) for name, kind in KINDS.items() for dialect in kind.dialects]
 
 
@@ -51,18 +47,36 @@ def at(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield Asked(gateway, client)
 
 
-@pytest.mark.parametrize(("name", "dialect"), CASES)
-def test_an_answer_of_any_kind_cut_at_every_event_is_whole(at: Asked, name: str, dialect: str) -> None:
-    """And in the ways that the table says."""
+def cuts_of(name: str, dialect: str) -> list[Any]:
     kind = KINDS[name]
-    whole = read(ask(at, kind, dialect))
     length = engine_events(kind, dialect)
     cuts: list[Any] = some([[it] for it in range(1, length + 1)]) + some([[first, 3] for first in range(5, length, 4)])
     if "n" in kind.asks and dialect == "ollama":  # the second choice has a request of its own
         cuts += some([[None, it] for it in range(len(kind.choices[1]["pieces"]) + 1)])
-    answers = together([partial(ask, at, kind, dialect, cuts=it) for it in cuts])
+    return cuts
+
+
+@pytest.fixture(scope="module")
+def made(at: Asked) -> dict[tuple[str, str], list[tuple[Any, httpx.Response]]]:
+    """The answers of each case by where they were cut; the first one was not. All are asked for together, because the
+    gateway looks for a quarter of a second after each cut whether the engine died."""
+    asked = [(case, cut) for case in CASES for cut in [[], *cuts_of(*case)]]
+    jobs = [partial(ask, at, KINDS[name], dialect, cuts=cut) for (name, dialect), cut in asked]
+    found: dict[tuple[str, str], list[tuple[Any, httpx.Response]]] = {case: [] for case in CASES}
+    for (case, cut), answer in zip(asked, together(jobs, most=32), strict=True):
+        found[case].append((cut, answer))
+    return found
+
+
+@pytest.mark.parametrize(("name", "dialect"), CASES)
+def test_an_answer_of_any_kind_cut_at_every_event_is_whole(
+    at: Asked, made: dict[tuple[str, str], list[tuple[Any, httpx.Response]]], name: str, dialect: str
+) -> None:
+    """And in the ways that the table says."""
+    (_, uncut), *answers = made[name, dialect]
+    whole = read(uncut)
     seen: set[str] = set()
-    for cut, answer in zip(cuts, answers, strict=True):
+    for cut, answer in answers:
         assert outcome(answer, whole) == "whole", (cut, answer.text)
         lines = at.gateway.lines(answer.headers["x-request-id"])
         seen |= {it["way"] for it in lines if it["msg"] == "resume" and it["way"] != "again"}

@@ -32,9 +32,9 @@ def ask(at: Asked, kind: Kind, dialect: str, **script: Any) -> httpx.Response:
     return post(at.client, kind.path, json=body)
 
 
-def together(jobs: list[Callable[[], httpx.Response]]) -> list[httpx.Response]:
-    """Return the answers to all these requests, sixteen at a time."""
-    with ThreadPoolExecutor(16) as pool:
+def together(jobs: list[Callable[[], httpx.Response]], *, most: int = 16) -> list[httpx.Response]:
+    """Return the answers to all these requests, `most` at a time."""
+    with ThreadPoolExecutor(most) as pool:
         return [job.result() for job in [pool.submit(job) for job in jobs]]
 
 

@@ -112,7 +112,8 @@ def descriptors_exhausted(here: Scene) -> list[Outcome]:
             with stopped(other):  # otherwise one that is exhausted could go on accepting all, and hanging up
 
                 def is_exhausted(worker: int = full) -> bool:
-                    held.enter_context(socket.create_connection(("127.0.0.1", here.gateway.port)))
+                    for _ in range(8):
+                        held.enter_context(socket.create_connection(("127.0.0.1", here.gateway.port)))
                     return len(descriptors(worker)) >= most - 4
 
                 wait_for(is_exhausted)
