@@ -123,10 +123,10 @@ def logged(gateway: GatewayProcess, since: int) -> Counter[int]:
 
 @reaches_the_engine
 def test_a_body_that_makes_progress_is_waited_for(gateway: GatewayProcess, engine: FakeEngine, mark: str) -> None:
-    body = json.dumps({"messages": MESSAGES, "user": mark, "x": "y" * 40_000}).encode()
+    body = json.dumps({"messages": MESSAGES, "user": mark, "x": "y" * 30_000}).encode()
     with connect(gateway) as raw:
         send(raw, f"POST {CHAT} HTTP/1.1\r\n{KEYED}{CLOSE}content-length: {len(body)}\r\n\r\n".encode())
-        for start in range(0, len(body), 1000):  # four seconds, four times the timeout
+        for start in range(0, len(body), 1000):  # three seconds, three times the timeout
             time.sleep(0.1)  # the sender's own pace is what is tested
             raw.sendall(body[start : start + 1000])
         assert answer(rest(raw))[0] == 200
