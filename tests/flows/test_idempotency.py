@@ -212,7 +212,7 @@ def test_an_answer_that_nobody_comes_back_for_is_stopped(engine: FakeEngine, tmp
 
 def ask_later(gateway: GatewayProcess, mark: str) -> httpx.Response:
     """Ask with a pause between two looks, because each look keeps the answer for longer."""
-    threading.Event().wait(2)
+    threading.Event().wait(1)
     return ask(gateway, mark, plain(mark))
 
 
