@@ -33,7 +33,9 @@ def test_a_refusal_is_counted_by_the_limit_that_was_reached(engine: FakeEngine, 
             return httpx.post(own.gateway.url + CHAT, json=body, headers=headers).status_code
 
         keys = {name: key(**{name: limit}) for name, limit in (LIMITS | {"concurrent": 1}).items()}
-        with ThreadPoolExecutor() as pool:  # at the same time, because unknown keys are looked up twice a second at most
+        with (
+            ThreadPoolExecutor() as pool
+        ):  # at the same time, because unknown keys are looked up twice a second at most
             list(pool.map(wait_known, keys.values()))
         expected: dict[str, float] = {}
         for name in LIMITS:
