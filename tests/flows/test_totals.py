@@ -226,8 +226,12 @@ def test_the_console_tells_the_same(told: Told) -> None:
             )
             assert len(listed) == 50
             assert listed.items() <= outcomes.items()
-        picture = operator.get("/console/now.json").json()
-        assert (picture["answered"], picture["waiting"], picture["running"]) == (0, 0, [])
+
+        def now() -> tuple[int, int, list[Any]]:
+            told = operator.get("/console/now.json").json()
+            return told["answered"], told["waiting"], told["running"]
+
+        wait_for(lambda: now() == (0, 0, []))  # each worker tells it once a second
 
 
 def test_nothing_was_lost(told: Told) -> None:
