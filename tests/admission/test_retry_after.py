@@ -1,20 +1,23 @@
 """Promises to rejected requests: each key has its own line, bounded in time and in number."""
 
-import time
-
 import pytest
 
 from gateway.admission.memory import PLACES, Places, Refusal
-from gateway.admission.retry_after import ENGINES, GRACE, LONGEST, PROMISES
-from tests.support.processes import wait_for
+from gateway.admission.retry_after import ENGINES, LONGEST, PROMISES
+from tests.support.clocks import Clock
 
 PACE = 0.05  # seconds a request takes at the one slot
 
 
 @pytest.fixture
-def places() -> Places:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def places(clock: Clock) -> Places:
     """One engine whose only slot is in use, and whose pace is known."""
-    places = Places()
+    places = Places(clock)
     assert places.engine("engine") == 0
     places.slots[0] = 1
     place, _ = enter(places, "holder")
@@ -58,24 +61,23 @@ def test_a_keys_promises_are_bounded_in_time_whatever_the_pace(places: Places) -
     assert max(refused(places, "floods", mark) for mark in range(1000)) < LONGEST + 3 * 30 * 1.25
 
 
-def test_a_flood_of_rejections_removes_no_other_keys_promise(places: Places) -> None:
-    places.seconds[0] = 8.0  # so that there is time for the flood
-    promised = time.monotonic() + refused(places, "other", mark=7)
+def test_a_flood_of_rejections_removes_no_other_keys_promise(places: Places, clock: Clock) -> None:
+    places.seconds[0] = 8.0  # so that its line is long
+    promised = refused(places, "other", mark=7)
     for mark in range(PROMISES + 1000):
         refused(places, "floods", mark)
-    wait_for(lambda: time.monotonic() > promised)
-    assert time.monotonic() < promised + GRACE, "too slow to be seen"
+    clock.advance(promised)
     places.seconds[0] = PACE
     for number in range(8):  # the queue is full of others meanwhile
         enter(places, f"others-{number}", wait=60)
     assert enter(places, "other", wait=60, mark=7)
 
 
-def test_a_heavier_keys_promises_are_closer_together(places: Places) -> None:
+def test_a_heavier_keys_promises_are_closer_together(places: Places, clock: Clock) -> None:
     moments: dict[int, list[float]] = {1: [], 4: []}
     for mark in range(20):
         for weight, found in moments.items():
-            found.append(time.monotonic() + refused(places, f"{weight}", mark, weight))
+            found.append(clock() + refused(places, f"{weight}", mark, weight))
     light, heavy = (it[-1] - it[1] for it in moments.values())
     assert light == pytest.approx(4 * heavy, rel=0.1)
 

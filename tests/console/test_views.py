@@ -17,7 +17,7 @@ from tests.support.processes import AUTH, MESSAGES, NO_TLS, FakeEngine, GatewayP
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made(console: GatewayProcess) -> Iterator[dict[str, Any]]:
     """A key whose name and owner hold markup."""
     with admin(console) as api:

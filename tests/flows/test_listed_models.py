@@ -70,7 +70,7 @@ def test_the_list_is_what_can_be_used_and_its_change_interrupts_nothing(
         write(tmp_path, "fake-model", "later")
         gateway.process.send_signal(signal.SIGHUP)
         wait_for(lambda: names(gateway) == {"fake-model", "later", "nick"}, deadline=60)
-        grace = time.monotonic() + 4
+        grace = time.monotonic() + 3
         wait_for(lambda: time.monotonic() > grace)
         engine.release("go")
         assert "data: [DONE]" in [*lines]

@@ -23,21 +23,27 @@ def test_a_refusal_is_counted_by_the_limit_that_was_reached(engine: FakeEngine, 
         def key(**limits: int) -> dict[str, str]:
             admin = {"authorization": f"Bearer {ADMIN}"}
             made = httpx.post(own.gateway.url + "/admin/keys", json={"name": "x", "limits": limits}, headers=admin)
-            headers = {"authorization": f"Bearer {made.raise_for_status().json()['secret']}"}
+            return {"authorization": f"Bearer {made.raise_for_status().json()['secret']}"}
+
+        def wait_known(headers: dict[str, str]) -> None:
             wait_for(lambda: httpx.get(own.gateway.url + "/v1/models", headers=headers).status_code == 200)
-            return headers
 
         def ask(headers: dict[str, str], **fields: Any) -> int:
             body = {"messages": MESSAGES, "max_tokens": 10} | fields
             return httpx.post(own.gateway.url + CHAT, json=body, headers=headers).status_code
 
+        keys = {name: key(**{name: limit}) for name, limit in (LIMITS | {"concurrent": 1}).items()}
+        with (
+            ThreadPoolExecutor() as pool
+        ):  # at the same time, because unknown keys are looked up twice a second at most
+            list(pool.map(wait_known, keys.values()))
         expected: dict[str, float] = {}
-        for name, limit in LIMITS.items():
-            headers = key(**{name: limit})
+        for name in LIMITS:
+            headers = keys[name]
             statuses = [ask(headers) for _ in range(4)]
             assert (statuses[0], statuses[3]) == (200, 429), name
             expected[name] = statuses.count(429)
-        headers = key(concurrent=1)
+        headers = keys["concurrent"]
         with ThreadPoolExecutor(1) as pool:
             script = [["gate", mark], ["json", [200, {"choices": []}]]]
             first = pool.submit(ask, headers, user=mark, script=script)

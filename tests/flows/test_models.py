@@ -35,8 +35,14 @@ def listed(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
         return {it["id"]: it for it in client.get("/v1/models").json()["data"]}
 
 
-def test_each_engine_tells_what_it_can(before_all: GatewayProcess, fakes: dict[str, FakeEngine]) -> None:
-    models = listed(before_all)
+@pytest.fixture(scope="module")
+def at_first(before_all: GatewayProcess) -> dict[str, dict[str, Any]]:
+    """The list when all models are loaded. The engines are asked again after some seconds."""
+    return listed(before_all)
+
+
+def test_each_engine_tells_what_it_can(before_all: GatewayProcess, at_first: dict[str, dict[str, Any]]) -> None:
+    models = at_first
     for name, facts in {
         "ollama": (1000, 8192, ["chat", "thinking", "tools"], True),
         "vllm": (1000, None, None, True),
@@ -49,12 +55,6 @@ def test_each_engine_tells_what_it_can(before_all: GatewayProcess, fakes: dict[s
         with before_all.client() as client:
             assert client.get(f"/v1/models/{name}").json() == it
     assert models["dead-ollama-then-vllm"]["context_length"] == 1000  # nothing is known of the dead one
-    fakes["ollama"].set(loaded=False)
-    try:
-        wait_for(lambda: listed(before_all)["ollama"]["loaded"] is False)
-        assert listed(before_all)["ollama"]["context_length"] == 1000  # as it was when it was loaded
-    finally:
-        fakes["ollama"].set(loaded=True)
 
 
 @pytest.fixture
@@ -105,6 +105,19 @@ def test_the_engines_are_asked_once_in_some_seconds(gateway: GatewayProcess, eng
     for _ in range(20):
         listed(gateway)
     assert len(engines["other"].asked("/v1/models")) <= 2
+
+
+def test_a_model_that_is_no_longer_loaded_keeps_its_context(
+    before_all: GatewayProcess, fakes: dict[str, FakeEngine], at_first: dict[str, dict[str, Any]]
+) -> None:
+    """It comes after tests of other gateways, so that most of the seconds until the engine is asked again are over."""
+    assert at_first["ollama"]["loaded"] is True
+    fakes["ollama"].set(loaded=False)
+    try:
+        wait_for(lambda: listed(before_all)["ollama"]["loaded"] is False)
+        assert listed(before_all)["ollama"]["context_length"] == 1000  # as it was when it was loaded
+    finally:
+        fakes["ollama"].set(loaded=True)
 
 
 def test_one_object_satisfies_both_official_clients(before_all: GatewayProcess) -> None:

@@ -1,5 +1,7 @@
 """A resolver that does not answer for one engine's name."""
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,3 +64,5 @@ def test_a_slow_name_lookup_delays_no_other_engine(
 
         assert set(pool.map(ask, ["lost"] * 10)) == {504}
         assert ask("found") == 200
+        for pid in (gateway.process.pid, *gateway.workers()):  # it would wait for its lookups
+            os.kill(pid, signal.SIGKILL)

@@ -94,7 +94,7 @@ def test_a_client_that_reads_slowly_does_not_look_like_a_silent_engine(gateway: 
         raw.sendall(
             f"{head}content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content
         )
-        time.sleep(4)  # the pause itself is what is tested
+        time.sleep(3)  # the pause itself is what is tested
         raw.settimeout(30)
         end = b""
         while b"[DONE]" not in end and (data := raw.recv(1 << 16)):

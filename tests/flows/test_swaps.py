@@ -27,7 +27,7 @@ def gateway(engine: FakeEngine, tmp_path: Path) -> Iterator[GatewayProcess]:
 
 
 def test_alternating_requests_of_many_clients_cause_few_loads(engine: FakeEngine, gateway: GatewayProcess) -> None:
-    engine.set(seconds=1.0)
+    engine.set(seconds=0.5)
 
     async def crowd() -> None:
         async with client(gateway) as http:

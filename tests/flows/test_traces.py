@@ -80,12 +80,56 @@ def own(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             yield Setting(gateway, engine, collector, metrics, gone)
 
 
+MALFORMED = (
+    "",
+    "00-" + "0" * 32 + "-b7ad6b7169203331-01",
+    "00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-01",
+    "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+)
+UNSAMPLED, LATER = CALLER[0][::-1], "c" + CALLER[0][1:]
+SENT: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    # name: the headers and the body
+    "unsampled": ({"traceparent": f"00-{UNSAMPLED}-{CALLER[1]}-00"}, {}),
+    "stream": ({}, {"stream": True, "temperature": 0.5, "max_tokens": 64}),
+    "traced": ({"traceparent": f"00-{'-'.join(CALLER)}-01", "tracestate": "vendor=value,other=1"}, {}),
+    **{f"malformed {it}": ({"traceparent": it, "tracestate": "vendor=value"}, {}) for it in MALFORMED},
+    "a later version": ({"traceparent": f"cc-{LATER}-{CALLER[1]}-01-what-comes"}, {}),
+    "fallback": ({}, {"model": "first-gone"}),
+    "retried": ({}, {"script": [["close"]]}),
+    "resumed": ({}, {"model": "resumed", "stream": True, "script": [["answer", CUT]]}),
+    "bad_request": ({}, {"messages": 3}),
+    "invalid_api_key": ({"authorization": "Bearer wrong"}, {}),
+    "model_not_found": ({}, {"model": "nobody-has-it"}),
+}
+
+
+@dataclass
+class Sent:
+    """The answer to one of SENT, and what the engine saw of the request."""
+
+    answer: httpx.Response
+    seen: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def sent(own: Setting) -> dict[str, Sent]:
+    """All of SENT, sent one after the other before a test waits for their spans, which go out once a second."""
+    found = {}
+    for name, (headers, fields) in SENT.items():
+        answer = own.ask(headers, user=f"traces: {name}", **fields)
+        found[name] = Sent(answer, own.engine.seen(f"traces: {name}"))
+    return found
+
+
 def children(spans: list[Span], of: Span) -> list[str]:
     return [it.name for it in spans if it.parent == of.id]
 
 
-def test_a_stream_has_a_span_with_its_attempt_and_its_first_token(own: Setting, mark: str) -> None:
-    answer = own.ask(stream=True, user=mark, temperature=0.5, max_tokens=64)
+def test_a_stream_has_a_span_with_its_attempt_and_its_first_token(own: Setting, sent: dict[str, Sent]) -> None:
+    answer, (seen,) = sent["stream"].answer, sent["stream"].seen
     request, attempt = own.trace(answer)
     assert (request.name, request.kind, request.parent) == (f"POST {CHAT}", "server", "")
     assert (attempt.name, attempt.kind, attempt.parent) == ("chat fake-model", "client", request.id)
@@ -110,7 +154,6 @@ def test_a_stream_has_a_span_with_its_attempt_and_its_first_token(own: Setting, 
         "stack.key.id": own.gateway.lines(answer.headers["x-request-id"])[0]["key"],
         "stack.request.id": answer.headers["x-request-id"],
     }
-    seen = own.engine.wait_seen(mark)
     first = attempt.attributes.pop("gen_ai.response.time_to_first_chunk")
     assert first == pytest.approx(attempt.events["stack.first_token"] - attempt.began, abs=0.001)
     assert attempt.attributes == {
@@ -128,8 +171,8 @@ def test_a_stream_has_a_span_with_its_attempt_and_its_first_token(own: Setting, 
     assert seen["headers"]["traceparent"] == f"00-{request.trace}-{attempt.id}-01"
 
 
-def test_the_collector_knows_whose_spans_they_are(own: Setting) -> None:
-    own.trace(own.ask())
+def test_the_collector_knows_whose_spans_they_are(own: Setting, sent: dict[str, Sent]) -> None:
+    own.trace(sent["stream"].answer)
     (headers, resource) = own.collector.headers[-1], own.collector.resources[-1]
     assert headers["content-type"] == "application/x-protobuf"
     assert (headers["authorization"], headers["x-team"]) == ("Basic abc", "blue")
@@ -137,53 +180,38 @@ def test_the_collector_knows_whose_spans_they_are(own: Setting) -> None:
     assert {"service.version", "service.instance.id"} <= set(resource)
 
 
-def test_a_callers_trace_goes_on_and_is_handed_on(own: Setting, mark: str) -> None:
+def test_a_callers_trace_goes_on_and_is_handed_on(own: Setting, sent: dict[str, Sent]) -> None:
     trace, parent = CALLER
-    headers = {"traceparent": f"00-{trace}-{parent}-01", "tracestate": "vendor=value,other=1"}
-    request, attempt = own.trace(own.ask(headers, user=mark))
+    request, attempt = own.trace(sent["traced"].answer)
     assert (request.trace, request.parent, request.state) == (trace, parent, "vendor=value,other=1")
     assert request.flags == 0x301, "sampled, and its parent is another program's"
     assert (attempt.trace, attempt.parent, attempt.flags) == (trace, request.id, 0x101)
-    seen = own.engine.wait_seen(mark)["headers"]
+    seen = sent["traced"].seen[0]["headers"]
     assert (seen["traceparent"], seen["tracestate"]) == (f"00-{trace}-{attempt.id}-01", "vendor=value,other=1")
 
 
-def test_a_caller_that_does_not_sample_is_believed(own: Setting, mark: str) -> None:
-    trace, parent = CALLER[0][::-1], CALLER[1]
-    own.ask({"traceparent": f"00-{trace}-{parent}-00"}, user=mark)
-    seen = own.engine.wait_seen(mark)["headers"]["traceparent"]
-    assert re.fullmatch(rf"00-{trace}-[0-9a-f]{{16}}-00", seen)
-    assert parent not in seen
-    own.trace(own.ask())  # told after it
-    assert not [it for it in own.collector.spans if it.trace == trace]
+def test_a_caller_that_does_not_sample_is_believed(own: Setting, sent: dict[str, Sent]) -> None:
+    seen = sent["unsampled"].seen[0]["headers"]["traceparent"]
+    assert re.fullmatch(rf"00-{UNSAMPLED}-[0-9a-f]{{16}}-00", seen)
+    assert CALLER[1] not in seen
+    own.trace(sent["model_not_found"].answer)  # told after it
+    assert not [it for it in own.collector.spans if it.trace == UNSAMPLED]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "",
-        "00-" + "0" * 32 + "-b7ad6b7169203331-01",
-        "00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-01",
-        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
-        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
-    ],
-)
-def test_a_malformed_trace_begins_anew(own: Setting, value: str) -> None:
-    request, _ = own.trace(own.ask({"traceparent": value, "tracestate": "vendor=value"}))
+@pytest.mark.parametrize("value", MALFORMED)
+def test_a_malformed_trace_begins_anew(own: Setting, sent: dict[str, Sent], value: str) -> None:
+    request, _ = own.trace(sent[f"malformed {value}"].answer)
     assert (request.parent, request.state) == ("", "")
     assert request.trace not in value
 
 
-def test_a_later_version_of_the_header_is_read(own: Setting) -> None:
-    trace, parent = "c" + CALLER[0][1:], CALLER[1]
-    request, _ = own.trace(own.ask({"traceparent": f"cc-{trace}-{parent}-01-what-comes"}))
-    assert (request.trace, request.parent) == (trace, parent)
+def test_a_later_version_of_the_header_is_read(own: Setting, sent: dict[str, Sent]) -> None:
+    request, _ = own.trace(sent["a later version"].answer)
+    assert (request.trace, request.parent) == (LATER, CALLER[1])
 
 
-def test_attempts_and_a_fallback_are_children_of_the_request(own: Setting) -> None:
-    request, first, second = own.trace(own.ask(model="first-gone"))
+def test_attempts_and_a_fallback_are_children_of_the_request(own: Setting, sent: dict[str, Sent]) -> None:
+    request, first, second = own.trace(sent["fallback"].answer)
     assert (first.parent, second.parent) == (request.id, request.id)
     assert (first.failed, first.attributes["error.type"]) == (True, "engine_unavailable")
     assert (first.attributes["stack.engine"], second.attributes["stack.engine"]) == ("gone", "engine")
@@ -191,8 +219,8 @@ def test_attempts_and_a_fallback_are_children_of_the_request(own: Setting) -> No
     assert (second.failed, request.failed, request.attributes["stack.attempts"]) == (False, False, 2)
 
 
-def test_every_retry_has_a_span_with_its_error(own: Setting) -> None:
-    answer = own.ask(script=[["close"]])
+def test_every_retry_has_a_span_with_its_error(own: Setting, sent: dict[str, Sent]) -> None:
+    answer = sent["retried"].answer
     request, *attempts = own.trace(answer)
     assert answer.status_code == 502
     assert len(attempts) == request.attributes["stack.attempts"] > 1
@@ -221,9 +249,8 @@ def test_a_wait_for_a_slot_has_a_span_before_the_attempt(own: Setting, mark: str
     assert round((queue.ended - queue.began) * 1000) == pytest.approx(int(answer.headers["x-stack-queue-ms"]), abs=2)
 
 
-def test_a_resume_holds_the_attempts_that_continue_the_answer(own: Setting, mark: str) -> None:
-    answer = own.ask(model="resumed", stream=True, user=mark, script=[["answer", CUT]])
-    request, first, resume, second = own.trace(answer)
+def test_a_resume_holds_the_attempts_that_continue_the_answer(own: Setting, sent: dict[str, Sent]) -> None:
+    request, first, resume, second = own.trace(sent["resumed"].answer)
     assert children([first, resume, second], request) == ["chat x", "resume"]
     assert children([first, resume, second], resume) == ["chat x"]
     assert (first.failed, resume.failed, second.failed, request.failed) == (True, False, False, False)
@@ -273,12 +300,9 @@ def test_a_client_that_left_is_nobodys_failure(own: Setting, mark: str) -> None:
     assert request.attributes["http.response.status_code"] == 499
 
 
-def test_a_refused_request_has_a_span_and_no_attempt(own: Setting) -> None:
-    for answer, outcome in (
-        (own.ask(messages=3), "bad_request"),
-        (own.ask({"authorization": "Bearer wrong"}), "invalid_api_key"),
-        (own.ask(model="nobody-has-it"), "model_not_found"),
-    ):
+def test_a_refused_request_has_a_span_and_no_attempt(own: Setting, sent: dict[str, Sent]) -> None:
+    for outcome in ("bad_request", "invalid_api_key", "model_not_found"):
+        answer = sent[outcome].answer
         (request,) = own.trace(answer)
         assert (request.name, request.failed) == (f"POST {CHAT}", False)
         assert request.attributes["error.type"] == outcome
@@ -287,9 +311,10 @@ def test_a_refused_request_has_a_span_and_no_attempt(own: Setting) -> None:
 
 def test_other_paths_are_named_by_their_route(own: Setting) -> None:
     answers = [httpx.get(own.gateway.url + path, headers=AUTH) for path in ("/v1/models/fake-model", f"/{CANARY}")]
+    httpx.get(own.gateway.url + "/livez")
+    last = own.ask()
     found, unknown = (own.trace(it)[0] for it in answers)
     assert found.name == "GET /v1/models/{model}" or found.name.startswith("GET /v1/models/{")
     assert (unknown.name, unknown.attributes["url.path"]) == ("GET", f"/{CANARY}")
-    httpx.get(own.gateway.url + "/livez")
-    own.trace(own.ask())
+    own.trace(last)
     assert not [it for it in own.collector.spans if it.attributes.get("url.path") == "/livez"]

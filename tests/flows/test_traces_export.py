@@ -2,18 +2,30 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from gateway.traces import names
-from tests.support.collector import collecting
-from tests.support.processes import MESSAGES, FakeEngine, free_port, running_gateway, scrape, wait_for
+from tests.support.collector import Collector, collecting
+from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, free_port, running_gateway, scrape, wait_for
 
 CHAT = "/v1/chat/completions"
 CANARY = "canary-51c7"
 CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-def test_prompts_and_answers_are_told_if_a_setting_asks(engine: FakeEngine, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def telling(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GatewayProcess, Collector]]:
+    """A gateway that tells its collector what is said."""
+    with collecting() as collector:
+        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url + "/", "STACK_TRACE_CONTENT": "true"}
+        with running_gateway(tmp_path_factory.mktemp("telling") / "log", engine.url, **settings) as gateway:
+            yield gateway, collector
+
+
+def test_prompts_and_answers_are_told_if_a_setting_asks(telling: tuple[GatewayProcess, Collector]) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {
@@ -30,31 +42,28 @@ def test_prompts_and_answers_are_told_if_a_setting_asks(engine: FakeEngine, tmp_
         },
         {"role": "tool", "tool_call_id": "c", "content": "found"},
     ]
-    with collecting() as collector:
-        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url + "/", "STACK_TRACE_CONTENT": "true"}
-        with running_gateway(tmp_path / "log", engine.url, **settings) as gateway, gateway.client() as client:
-            for stream in (True, False):
-                answer = client.post(CHAT, json={"messages": messages, "stream": stream})
-                assert answer.status_code == 200, answer.text
-                request, _ = collector.of(answer.headers["x-request-id"])
-                told, made = (json.loads(request.attributes[name]) for name in (names.INPUT, names.OUTPUT))
-                assert [it["role"] for it in told] == ["system", "user", "assistant", "tool"]
-                assert told[1]["parts"] == [{"type": "text", "content": CANARY}, {"type": "image_url"}]
-                assert told[2]["parts"] == [{"type": "tool_call", "id": "c", "name": "look", "arguments": "{}"}]
-                assert told[3]["parts"] == [{"type": "tool_call_response", "id": "c", "response": "found"}]
-                text = {"type": "text", "content": "one two three"}
-                assert made == [{"role": "assistant", "parts": [text], "finish_reason": "stop"}]
+    gateway, collector = telling
+    with gateway.client() as client:
+        answers = [client.post(CHAT, json={"messages": messages, "stream": stream}) for stream in (True, False)]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        request, _ = collector.of(answer.headers["x-request-id"])
+        told, made = (json.loads(request.attributes[name]) for name in (names.INPUT, names.OUTPUT))
+        assert [it["role"] for it in told] == ["system", "user", "assistant", "tool"]
+        assert told[1]["parts"] == [{"type": "text", "content": CANARY}, {"type": "image_url"}]
+        assert told[2]["parts"] == [{"type": "tool_call", "id": "c", "name": "look", "arguments": "{}"}]
+        assert told[3]["parts"] == [{"type": "tool_call_response", "id": "c", "response": "found"}]
+        text = {"type": "text", "content": "one two three"}
+        assert made == [{"role": "assistant", "parts": [text], "finish_reason": "stop"}]
 
 
-def test_every_choice_of_an_answer_is_told(engine: FakeEngine, tmp_path: Path) -> None:
+def test_every_choice_of_an_answer_is_told(telling: tuple[GatewayProcess, Collector]) -> None:
     chunks = [["event", {"choices": [{"index": it, "delta": {"content": f"text {it}"}}]}] for it in range(2)]
     ends = [["event", {"choices": [{"index": it, "delta": {}, "finish_reason": "stop"}]}] for it in range(2)]
     body = {"messages": MESSAGES, "stream": True, "n": 2, "script": [*chunks, *ends, ["done"], ["end"]]}
-    with collecting() as collector:
-        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "STACK_TRACE_CONTENT": "true"}
-        with running_gateway(tmp_path / "log", engine.url, **settings) as gateway, gateway.client() as client:
-            answer = client.post(CHAT, json=body)
-            request, _ = collector.of(answer.headers["x-request-id"])
+    gateway, collector = telling
+    with gateway.client() as client:
+        request, _ = collector.of(client.post(CHAT, json=body).headers["x-request-id"])
     made = json.loads(request.attributes[names.OUTPUT])
     assert [it["parts"][0]["content"] for it in made] == ["text 0", "text 1"]
 

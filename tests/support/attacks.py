@@ -47,14 +47,19 @@ def answer(got: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(first.split()[1]), headers, body
 
 
-def assert_refused(gateway: GatewayProcess, got: bytes, status: int, code: str | None = None) -> None:
-    """Check for one complete answer in the gateway's envelope, and one line in the log."""
+def check_refusal(got: bytes, status: int, code: str | None = None) -> str:
+    """Check for one complete answer in the gateway's envelope, and return the request's id."""
     seen, headers, body = answer(got)
     assert seen == status, got
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert code is None or error["code"] == code
-    lines = gateway.lines(headers["x-request-id"])
+    return headers["x-request-id"]
+
+
+def assert_refused(gateway: GatewayProcess, got: bytes, status: int, code: str | None = None) -> None:
+    """Check for one complete answer in the gateway's envelope, and one line in the log."""
+    lines = gateway.lines(check_refusal(got, status, code))
     assert [(line["msg"], line["status"]) for line in lines] == [("request", status)]
 
 
