@@ -1,4 +1,4 @@
-"""Totals: log, metrics, usage, traces and console say the same of hundreds of mixed requests, also of those that fail
+"""Totals: log, metrics, usage, traces and console say the same of a thousand mixed requests, also of those that fail
 and those whose client disconnects."""
 
 import csv
@@ -61,7 +61,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "a wrong field": {"messages": 3},
     "an unknown model": {"model": "nobody-has-it"},
 }
-REQUESTS = 400
+REQUESTS = 1000
 ENGAGED = {"finished", "engine_broken_stream", "engine_error", "engine_refused", "client_left"}
 
 
