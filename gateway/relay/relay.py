@@ -83,6 +83,7 @@ class Relay:
         self._delivery = Delivery(self._answer, self._visit, *tells, begun=trail is not None and trail.begun)
         self._watch = Watch(exchange, route.patience, self._delivery)
         self._tried = self._answer.tried
+        self._unasked: list[Target] = []  # of these, those for which it only waits with others
         self._killed: set[Upstream] = set()  # engines that died at it
         self._outage = Outage(exchange, route, services.progress, self._visit, self._killed)
         self._turns = Turns(exchange, self._visit, services)
@@ -202,6 +203,7 @@ class Relay:
                 self._tried[-1] = other  # the first one was not asked
                 return await self._attempt(other)
         if self._outage.allowed and (absence := upstream.absence) is not None:
+            self._unasked.append(target)
             raise absence  # the request waits with the others, and does not connect in vain
         upstream.outstanding += 1
         trial = upstream.breaker.began()
@@ -278,6 +280,9 @@ class Relay:
         target = await self._outage.target(error, self._tried[-1].upstream)
         self._answer.begin_anew()
         self._record.hands_on("waited", error, target)
+        for it in self._unasked:
+            self._tried.remove(it)
+        self._unasked.clear()
         return target
 
     async def _queue_again(self, error: EngineFull) -> None:
@@ -290,7 +295,8 @@ class Relay:
     async def _retry(self, error: StackError) -> Target:
         """Return the target to ask after this failure, when it is time. Raises the error again if there is none."""
         services = self._services
-        if self._delivery.phase >= Phase.EVENTS or len(self._tried) >= services.retries.attempts:
+        attempts = len(self._tried) - len(self._unasked)
+        if self._delivery.phase >= Phase.EVENTS or attempts >= services.retries.attempts:
             raise error
         try:
             target = self._route.pick(self._tried)

@@ -50,7 +50,7 @@ models:
   hasty: {{targets: [{{engine: vllm, model: fake-model}}], resume: {{wait: 1}}}}
   never: {{targets: [{{engine: vllm, model: fake-model}}], resume: {{most: 0}}}}
 default_model: vllm
-breaker: {{failures: 1, open_for: 0.5}}
+breaker: {{failures: {failures}, open_for: 0.5}}
 """
 
 
@@ -64,9 +64,11 @@ class Setting:
 
 
 @contextmanager
-def serving(directory: Path, port: int, **settings: str) -> Iterator[Setting]:
+def serving(directory: Path, port: int, *, failures: int = 1, **settings: str) -> Iterator[Setting]:
+    """`failures` open an engine's breaker."""
     file, metrics = directory / "stack.yaml", free_port()
-    file.write_text(CONFIG.format(url=f"http://127.0.0.1:{port}", other=f"http://127.0.0.1:{free_port()}"))
+    urls = {"url": f"http://127.0.0.1:{port}", "other": f"http://127.0.0.1:{free_port()}"}
+    file.write_text(CONFIG.format(**urls, failures=failures))
     own = {"STACK_CONFIG": str(file), "STACK_WORKERS": "1", "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
     said = {"STACK_RESUME": "3", "STACK_HOLD": "0.3"} | settings
     with running_gateway(directory / "log", f"http://127.0.0.1:{port}", **said, **own) as gateway:
@@ -193,6 +195,18 @@ def test_a_request_that_comes_while_its_engine_is_down_waits_for_it(tmp_path: Pa
             assert [it.wait() for it in callers] == [WHOLE] * 8
         waited = at.gateway.told("waited")
         assert {(it["after"], it["to"]) for it in waited} == {("engine_unavailable", "vllm")}
+
+
+def test_a_wait_beside_others_is_no_attempt(tmp_path: Path) -> None:
+    """A request that waited with others, and asked nobody until then, is retried once like any other."""
+    with serving(tmp_path, free_port(), failures=1000) as at:
+        callers = [Caller(at, "vllm", stream=True)]
+        wait_for(lambda: ": ping" in callers[0].text)
+        callers.append(Caller(at, "vllm", answer={"cuts": [0]}))
+        wait_for(lambda: scrape(at.metrics).total("stack_slots_used") == 2)
+        with fake_engine(at.port) as engine:
+            assert [it.wait() for it in callers] == [WHOLE] * 2
+            assert len(engine.seen(callers[1].mark)) == 2
 
 
 def test_requests_that_wait_do_not_ask_the_engine_again_and_again(tmp_path: Path) -> None:
