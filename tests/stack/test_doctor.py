@@ -15,7 +15,7 @@ import pytest
 from tests.support.certificates import tls_server
 from tests.support.clone import write_program
 from tests.support.containers import container, docker
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, wait_for
 from tests.support.stack import Stack
 
 FAULTY = """
@@ -82,14 +82,17 @@ def faulty(stack: Stack, tmp_path: Path, bridge: str) -> Iterator[None]:
         return container(f"{stack.project}-{service}", *labels, *words)
 
     try:
-        compose(stack, "up", "--detach", "--wait", "gateway", COMPOSE_FILE=f"{files}:{override}")
+        compose(stack, "up", "--detach", "gateway", COMPOSE_FILE=f"{files}:{override}")
+        gateway = stack.container("gateway")
+        check = gateway.attrs["Config"]["Healthcheck"]["Test"][1:]  # Docker makes it every ten seconds
+        wait_for(lambda: gateway.exec_run(check).exit_code == 0, deadline=150)
         docker("network", "connect", edge, engine)
         docker("exec", f"{stack.project}-gateway-1", "stack", "keys", "create", "mine")
         with more("grafana", bridge), more("engine-spare", "127.0.0.1"):
             yield
     finally:
         docker("network", "disconnect", edge, engine)
-        compose(stack, "up", "--detach", "--wait", "--force-recreate", "gateway")
+        compose(stack, "up", "--detach", "--force-recreate", "gateway")
         stack.wait_until_ready()
 
 
