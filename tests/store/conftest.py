@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import empty_store
+from tests.support.command import Command, empty_store
 from tests.support.containers import Postgres, running_postgres
+from tests.support.keys import ADMIN
+from tests.support.processes import FakeEngine, GatewayProcess, running_gateway
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,19 @@ def bare_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, s
 def lasting_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The same, of one store for all tests of a file."""
     return _settings(request, tmp_path_factory.mktemp("store") / "data")
+
+
+@pytest.fixture
+def stack(lasting_settings: dict[str, str]) -> Command:
+    """The command, on the store of `gateway`."""
+    return Command(**lasting_settings)
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str]
+) -> Iterator[GatewayProcess]:
+    """A gateway for all tests of a file, with an admin key."""
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with running_gateway(log, engine.url, STACK_ADMIN_KEYS=ADMIN, **lasting_settings) as gateway:
+        yield gateway

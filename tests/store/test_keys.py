@@ -5,7 +5,6 @@ import re
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -27,24 +26,9 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-def stack(lasting_settings: dict[str, str]) -> Command:
-    """On the store of `gateway`."""
-    return Command(**lasting_settings)
-
-
-@pytest.fixture
 def empty(store_settings: dict[str, str]) -> Command:
     """On a store of its own."""
     return Command(**store_settings)
-
-
-@pytest.fixture(scope="module")
-def gateway(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str]
-) -> Iterator[GatewayProcess]:
-    log = tmp_path_factory.mktemp("gateway") / "log"
-    with running_gateway(log, engine.url, STACK_ADMIN_KEYS=ADMIN, **lasting_settings) as gateway:
-        yield gateway
 
 
 def test_a_keys_life_with_the_command(gateway: GatewayProcess, stack: Command) -> None:

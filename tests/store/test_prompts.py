@@ -1,32 +1,16 @@
 """Server-side prompts through the front door: what the engine gets, and who says what holds."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.support.command import Command
-from tests.support.keys import ADMIN, admin
-from tests.support.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
+from tests.support.keys import admin
+from tests.support.processes import MESSAGES, NO_TLS, FakeEngine, GatewayProcess, wait_for
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture
-def stack(lasting_settings: dict[str, str]) -> Command:
-    return Command(**lasting_settings)
-
-
-@pytest.fixture(scope="module")
-def gateway(
-    engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory, lasting_settings: dict[str, str]
-) -> Iterator[GatewayProcess]:
-    log = tmp_path_factory.mktemp("gateway") / "log"
-    with running_gateway(log, engine.url, STACK_ADMIN_KEYS=ADMIN, **lasting_settings) as gateway:
-        yield gateway
 
 
 def ask(gateway: GatewayProcess, key: str, path: str = CHAT, **fields: Any) -> httpx.Response:

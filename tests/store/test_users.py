@@ -56,11 +56,6 @@ def gateway(
         yield gateway
 
 
-@pytest.fixture
-def stack(lasting_settings: dict[str, str]) -> Command:
-    return Command(**lasting_settings)
-
-
 def make(gateway: GatewayProcess, **fields: Any) -> tuple[str, FrontEnd]:
     """Return the id of a new key that tells its users apart, and its front end."""
     with admin(gateway) as client:
