@@ -27,6 +27,7 @@ class PostgresStore(Store):
             pool_recycle=1800,
         )
         sa.event.listen(engine, "do_connect", _connect)
+        sa.event.listen(engine, "handle_error", _wait_once)
         super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
 
     def told(self, cause: BaseException | None) -> str:
@@ -57,8 +58,19 @@ class _Connection(psycopg.Connection[Any]):
             return super().wait(gen, interval, self.patience if timeout is None else timeout)
         except psycopg.errors._WaitTimeout:  # noqa: SLF001
             self.close()
-            raise psycopg.OperationalError("the server does not answer") from None
+            raise _SilentError("the server does not answer") from None
+
+
+class _SilentError(psycopg.OperationalError):
+    """The server has not answered in time."""
 
 
 def _connect(_: object, __: object, arguments: Any, options: Any) -> _Connection:
     return _Connection.connect(*arguments, **options)
+
+
+def _wait_once(context: sa.ExceptionContext) -> None:
+    """Have no new connection made, and waited for, when a server that hangs has not answered the pool's check of an old
+    one."""
+    if context.is_pre_ping and isinstance(context.original_exception, _SilentError):
+        context.is_disconnect = False

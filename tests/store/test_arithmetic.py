@@ -1,4 +1,4 @@
-"""The arithmetic of limits and queues is the same in Python and in PostgreSQL: one table of cases for both."""
+"""The arithmetic of limits and queues is the same in Python and in PostgreSQL: the same cases for both."""
 
 import datetime as dt
 import importlib
@@ -24,7 +24,7 @@ from gateway.limits.rules import Lease
 from gateway.settings import Settings
 from gateway.store.store import open_store, prepare
 from gateway.usage.rows import UsageBook
-from tests.support import arithmetic as table
+from tests.support import limit_cases, queue_cases
 from tests.support.clocks import Clock
 from tests.support.processes import ROOT
 
@@ -143,9 +143,9 @@ def told(error: StackError) -> str:
     return f"{found[1]} {round(int(error.headers['retry-after-ms']) / 1000, 2):g}"
 
 
-@pytest.mark.parametrize("case", table.LIMITS)
+@pytest.mark.parametrize("case", limit_cases.LIMITS)
 async def test_limits_are_the_same_everywhere(databases: Databases, case: str) -> None:
-    limits, steps = table.LIMITS[case]
+    limits, steps = limit_cases.LIMITS[case]
     with closing(open_store(databases.settings)) as store, databases.clock() as clock:
         usage = UsageBook(store)
         wall = Wall(clock)
@@ -153,10 +153,10 @@ async def test_limits_are_the_same_everywhere(databases: Databases, case: str) -
             scene = LimitScene(book, limits)
             for number, step in enumerate(steps):
                 match step:
-                    case table.Pass():
+                    case limit_cases.Pass():
                         wall.days += step.days
                         clock.advance(step.seconds)
-                    case table.Recorded():
+                    case limit_cases.Recorded():
                         row = {"id": str(number), "key_id": "k", "at": int((wall() - step.days_ago * 86_400) * 1000)}
                         usage.add([row | {"tokens_in": step.tokens_in, "tokens_out": step.tokens_out}])
                     case _:
@@ -212,16 +212,16 @@ class LimitScene:
 
     async def do(self, number: int, step: Any) -> None:
         match step:
-            case table.Change():
+            case limit_cases.Change():
                 self._key = Key("k", limits=step.limits)
-            case table.Enter():
+            case limit_cases.Enter():
                 self._leases.append(await self._book.enter(self._key))
                 self._entered = self._leases[-1]
-            case table.SetAside():
+            case limit_cases.SetAside():
                 assert await self._set_aside(self._entered, step.tokens) == step.gets, (number, step)
-            case table.Ask():
+            case limit_cases.Ask():
                 assert await self._ask(step.tokens) == step.gets, (number, step)
-            case table.End():
+            case limit_cases.End():
                 self._leases[step.number].settle(step.tokens)
 
     async def _ask(self, tokens: int) -> str:
@@ -255,11 +255,11 @@ class MemoryQueue:
         self._places.slots[self._engine] = slots
         self._places.models.mosts[self._engine] = UNSET.most
 
-    async def enter(self, it: table.Queue) -> tuple[Any, bool] | Refusal:
-        what = self._engine, 0, it.key, it.weight, it.wait, table.WAITING
+    async def enter(self, it: queue_cases.Queue) -> tuple[Any, bool] | Refusal:
+        what = self._engine, 0, it.key, it.weight, it.wait, queue_cases.WAITING
         return self._places.enter(*what, mark=it.mark, ahead=it.ahead, model=it.model)
 
-    async def loaded(self, it: table.Loaded) -> None:
+    async def loaded(self, it: queue_cases.Loaded) -> None:
         before = self._places.models.loads(self._engine).loaded
         self._places.loaded(self._engine, it.model, it.displaced, {*before, it.model} - {*it.displaced}, it.took)
 
@@ -272,11 +272,11 @@ class MemoryQueue:
     async def holds(self, place: int) -> bool:
         return self._places.holds(place)
 
-    async def again(self, it: table.Again) -> float:
+    async def again(self, it: queue_cases.Again) -> float:
         return self._places.again(self._engine, it.key, it.weight, it.mark)
 
 
-def _exchange(it: table.Queue | table.Again) -> Any:
+def _exchange(it: queue_cases.Queue | queue_cases.Again) -> Any:
     return SimpleNamespace(key_id=it.key.partition("/")[0], account=it.key, mark=it.mark, priority=it.weight)
 
 
@@ -287,13 +287,13 @@ class PostgresQueue:
         self._queues = queues
         self._slots = slots
 
-    async def enter(self, it: table.Queue) -> tuple[Any, bool] | Refusal:
-        what: Any = ("engine", self._slots, _exchange(it), it.wait, table.WAITING)
+    async def enter(self, it: queue_cases.Queue) -> tuple[Any, bool] | Refusal:
+        what: Any = ("engine", self._slots, _exchange(it), it.wait, queue_cases.WAITING)
         found = await self._queues.enter(*what, ahead=it.ahead, model=it.model)
         await self._settled()
         return found if isinstance(found, Refusal) else (found, await self.holds(found))
 
-    async def loaded(self, it: table.Loaded) -> None:
+    async def loaded(self, it: queue_cases.Loaded) -> None:
         before = (await self._queues.loads("engine")).loaded
         after = {*before, it.model} - {*it.displaced}
         await self._queues.loaded("engine", it.model, it.displaced, after, it.took)
@@ -314,13 +314,13 @@ class PostgresQueue:
         cursor = await self._queues._database.connection().execute(*query)
         return (await cursor.fetchone() or (False,))[0]
 
-    async def again(self, it: table.Again) -> float:
+    async def again(self, it: queue_cases.Again) -> float:
         return await self._queues.again("engine", _exchange(it))
 
 
-@pytest.mark.parametrize("case", table.QUEUES)
+@pytest.mark.parametrize("case", queue_cases.QUEUES)
 async def test_queues_are_the_same_everywhere(databases: Databases, case: str) -> None:
-    slots, steps = table.QUEUES[case]
+    slots, steps = queue_cases.QUEUES[case]
     with databases.clock() as clock:
         if not databases.url:
             await play(MemoryQueue(clock, slots), clock, steps)
@@ -333,32 +333,32 @@ async def play(queue: MemoryQueue | PostgresQueue, clock: Clock, steps: Any) -> 
     places: list[tuple[str, Any]] = []
     for number, step in enumerate(steps):
         match step:
-            case table.Pass():
+            case limit_cases.Pass():
                 clock.advance(step.seconds)
-            case table.Queue():
+            case queue_cases.Queue():
                 found = await queue.enter(step)
                 if isinstance(found, Refusal):
                     assert f"{found.reason} {round(found.wait, 3):g}" == step.gets, (number, step)
                 else:
                     places.append((step.key, found[0]))
                     assert ("slot" if found[1] else "waits") == step.gets, (number, step)
-            case table.Leave() | table.Loaded() | table.Look():
+            case queue_cases.Leave() | queue_cases.Loaded() | queue_cases.Look():
                 left = None
-                if isinstance(step, table.Leave):
+                if isinstance(step, queue_cases.Leave):
                     _, left = places[step.number]
                     places[step.number] = "", None  # a later request may get the same place
                 before = [it is not None and await queue.holds(it) for _, it in places]
                 match step:
-                    case table.Leave():
+                    case queue_cases.Leave():
                         await queue.leave(left, served=step.served)
-                    case table.Loaded():
+                    case queue_cases.Loaded():
                         await queue.loaded(step)
-                    case table.Look():
+                    case queue_cases.Look():
                         await queue.look()
                 after = [it is not None and await queue.holds(it) for _, it in places]
                 given = [key for (key, _), was, has in zip(places, before, after, strict=True) if has and not was]
                 assert "".join(given) == step.gives, (number, step)
-            case table.Again():
+            case queue_cases.Again():
                 assert round(await queue.again(step), 3) == step.after, (number, step)
 
 

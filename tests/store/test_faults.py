@@ -7,11 +7,13 @@ import signal
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.errors import StoreUnavailable
 from gateway.keys import keepsake, secret
 from gateway.keys.book import Keybook
 from gateway.keys.entries import LAST, NewKeyFields
@@ -70,6 +72,26 @@ def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_pa
             subprocess.run(["docker", "unpause", postgres.container], check=True, capture_output=True)
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         stack("keys", "list")
+
+
+def test_a_server_that_stands_still_is_waited_for_once(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller waited for the check of an old connection, and then as long again for a new one."""
+    monkeypatch.setenv("STACK_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("STACK_STORE_URL", postgres.new_database())
+    monkeypatch.setattr("gateway.store.postgres_store._Connection.patience", 1)
+    with closing(open_store(Settings())) as store:
+        number = store.number()
+        subprocess.run(["docker", "pause", postgres.container], check=True, capture_output=True)
+        try:
+            with pytest.raises(StoreUnavailable) as told:
+                store.number()
+        finally:
+            subprocess.run(["docker", "unpause", postgres.container], check=True, capture_output=True)
+        # A new connection would have said so in other words.
+        assert "the server does not answer" in store.told(told.value.__cause__)
+        assert store.number() == number
 
 
 def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> None:
