@@ -1,6 +1,9 @@
-"""docs/when-an-engine-dies.md states only what tests prove, and names every test of resuming."""
+"""docs/when-an-engine-dies.md states only what tests prove, and names every test of resuming; docs/errors.md has every
+code of an error."""
 
+import ast
 import re
+from collections.abc import Iterator
 
 from gateway.settings import Settings
 from tests.support.processes import ROOT
@@ -25,3 +28,26 @@ def test_every_statement_names_a_test() -> None:
 def test_the_page_states_the_real_defaults() -> None:
     for name, default in re.findall(r"`(STACK_\w+)` \((\d+)", PAGE):
         assert Settings.model_fields[name.lower()].default == float(default), name
+
+
+def codes(tree: ast.AST) -> Iterator[str]:
+    """Each text that is passed as `code=`, or assigned to `code` in a class."""
+    for node in ast.walk(tree):
+        pairs: list[tuple[ast.AST, ast.AST | None]] = []
+        match node:
+            case ast.keyword(arg="code", value=ast.Constant(value=str(code))):
+                yield code
+            case ast.Assign(targets=[ast.Tuple() as names], value=ast.Tuple() as values):
+                pairs = list(zip(names.elts, values.elts, strict=True))
+            case ast.Assign(targets=[name]) | ast.AnnAssign(target=name):
+                pairs = [(name, node.value)]
+        for pair in pairs:
+            match pair:
+                case ast.Name(id="code"), ast.Constant(value=str(code)):
+                    yield code
+
+
+def test_every_code_of_an_error_is_explained_once() -> None:
+    there = {code for file in (ROOT / "gateway").rglob("*.py") for code in codes(ast.parse(file.read_text()))}
+    told = re.findall(r"^(?:\| [\d, ]+ \| )?`(\w+)`", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(there)

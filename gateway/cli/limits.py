@@ -53,7 +53,7 @@ def limits(
 ) -> None:
     """Show or change the limits of a key. Without an ID, show or change the defaults, for keys without limits of
     their own. The value 'default' removes a limit: for a key, the default then applies; for a default, the setting
-    (STACK_LIMIT_…). The headers of every answer show what is left of a minute's limit."""
+    (STACK_LIMIT_…). The headers of an engine's answers show what is left of a minute's limit."""
     if each_user and key_id is None:
         raise typer.BadParameter("--each-user needs the ID of a key")
     asked = valid(KeyFields, {"limits": limits}).limits

@@ -32,10 +32,10 @@ chat_secret() { [ ! -s "$chat_file" ] || sed -n "s/^$1=//p" "$chat_file"; }
 
 # Records a small model of LLM_MODELS for the chat window's own questions, if there is one and .env has no line for it.
 name_task_model() {
-  local name
+  local name small='[:-]([0-9]+m|(0\.[0-9]+|1(\.[0-9]+)?|2)b)($|[:-])' other='embed|rerank|whisper|bge|minilm|paraphrase'
   has_part chat && ! { [ -e .env ] && dotenv_values .env | grep -q '^ *"CHAT_TASK_MODEL": '; } || return 0
   for name in "${models[@]:1}"; do
-    [[ ${name,,} =~ [:-](0\.[0-9]+|1(\.[0-9]+)?|2)b($|[:-]) && ! ${name,,} =~ embed|rerank|whisper ]] || continue
+    tr '[:upper:]' '[:lower:]' <<<"$name" | grep -E "$small" | grep -qvE "$other" || continue
     record CHAT_TASK_MODEL "$name"
     return
   done

@@ -5,7 +5,7 @@
 # The settings whose values are secrets. A `$` in a secret is hardly ever meant as a variable.
 secrets="STACK_API_KEYS STACK_ADMIN_KEYS STACK_STORE_URL LLM_API_KEY OTEL_EXPORTER_OTLP_HEADERS"
 
-# Stops at a file that Compose cannot read, at a name that nothing reads (otherwise a setting with a typo would have no
+# Stops at a file that Compose cannot read, at a name that nothing reads there (otherwise a setting with a typo would have no
 # effect), and at a secret that Compose reads differently from how it is written.
 check_dotenv() {
   [ -e .env ] || return 0
@@ -16,6 +16,9 @@ check_dotenv() {
     grep -vxF "$known" | head -n 1) || true
   [ -z "$unknown" ] ||
     die ".env sets $unknown, which nothing reads: did you mean $(closest "$unknown" "$known")? (.env.example lists every name.)"
+  unknown=$(sed -nE 's/^ *"(ENGINE|MONITORING|TLS|CHAT|WITH)": .*/\1/p' <<<"$values" | head -n 1) || true
+  [ -z "$unknown" ] ||
+    die ".env sets $unknown, which is a choice for one command and has no effect there: remove the line, and run '$unknown=… make up', which records the choice."
   ! grep -qF '$' .env || need_whole_secrets "$values"
 }
 

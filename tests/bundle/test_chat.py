@@ -103,6 +103,7 @@ def test_its_secrets_are_in_a_file_and_in_no_setting() -> None:
         ("Qwen/Qwen3-8B Qwen/Qwen3-Embedding-0.6B Qwen/Qwen2.5-1.5B-Instruct", "", "Qwen/Qwen2.5-1.5B-Instruct"),
         ("qwen3:8b llama3.1:70b gemma3:12b", "", ""),
         ("qwen3:0.6b", "", ""),
+        ("qwen3:8b bge-m3:567m all-minilm:33m gemma3:270m", "", "gemma3:270m"),
         ("qwen3:8b qwen3:0.6b", "CHAT_TASK_MODEL=\n", ""),
         ("qwen3:8b qwen3:0.6b", "CHAT_TASK_MODEL=qwen3:8b\n", "qwen3:8b"),
     ],

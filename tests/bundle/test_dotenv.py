@@ -76,6 +76,13 @@ def test_a_typo_is_found_in_every_form(tree: Tree, form: str) -> None:
     assert "sets STACK_WORKRES, which nothing reads: did you mean STACK_WORKERS?" in said
 
 
+@pytest.mark.parametrize("name", ["ENGINE", "MONITORING", "TLS", "CHAT", "WITH"])
+def test_a_choice_for_one_command_is_not_taken_for_a_setting(tree: Tree, name: str) -> None:
+    said = reader(tree, f"{name}=on\n", "check_dotenv")
+    assert f".env sets {name}, which is a choice for one command" in said
+    assert f"run '{name}=… make up'" in said
+
+
 @pytest.mark.parametrize(
     "text",
     [
