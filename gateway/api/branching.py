@@ -7,9 +7,13 @@ An engine follows all of them before each token. With 20 short rules, each of wh
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from functools import cache
+from itertools import islice
 from typing import Any
-from urllib.parse import unquote
 
+from gateway.schema_steps import in_place, references, target
+
+_WRAPPERS = 4  # schemas that are looked at for what a reference is relative to: a tool's is in two
 MOST = 10_000  # ways in which one rule may begin; 59,049 took llama.cpp 0.1 s for each token, a grammar of JSON has 13
 
 # A rule's name with its sign, a reference, an operator, or a text (in quotes, in brackets, a token in angle brackets,
@@ -53,25 +57,31 @@ def of_grammar(text: str) -> int:
 
 def of_schema(schema: Any) -> int:
     """Return the largest number of ways in which a value of the schema, or of one within it, can begin. The schema may
-    be in a wrapper."""
-    roots = [it for it in _roots(schema) if isinstance(it, dict)]
+    be in a wrapper. More than MOST if one of them begins with itself, because its number has no bound."""
+    roots = list(islice(_roots(schema), _WRAPPERS))
+
+    @cache
+    def pointed(reference: str) -> Any:
+        return next((found for it in roots if isinstance(found := target(it, reference), dict)), None)
+
     rules: dict[Hashable, tuple[int, Iterable[Hashable]]] = {}
     level: list[Any] = [schema] if isinstance(schema, dict | list) else []
     while level:
         for node in level:
             if isinstance(node, dict):
-                choices = [id(it) for name in ("anyOf", "oneOf", "allOf") for it in _list(node.get(name))]
-                target = _pointed(roots, node.get("$ref"))
-                choices += [id(target)] if target is not None else []
-                rules[id(node)] = (max(1, len(_list(node.get("type")))) if not choices else 0, choices)
+                parts = [*in_place(node), *map(pointed, references(node))]
+                choices = [id(it) for it in parts if isinstance(it, dict)]
+                kinds = node.get("type")
+                own = len(kinds) if isinstance(kinds, list) else 1
+                rules[id(node)] = (0 if choices else max(1, own), choices)
         level = [it for node in level for it in (node.values() if isinstance(node, dict) else node)]
         level = [it for it in level if isinstance(it, dict | list)]
-    return _most(rules)
+    return _most(rules, endless=MOST + 1)
 
 
-def _most(rules: _Rules) -> int:
-    """Return the largest sum, starting from the rules that refer to no other. A rule that begins with itself has no
-    number: engines refuse it."""
+def _most(rules: _Rules, endless: int = 0) -> int:
+    """Return the largest sum, starting from the rules that refer to no other; at least `endless` if a rule begins with
+    itself. In a grammar such a rule has no number, because engines refuse it."""
     waiting = {name: sum(it in rules for it in others) for name, (_, others) in rules.items()}
     users: dict[Hashable, list[Hashable]] = {}
     for name, (_, others) in rules.items():
@@ -88,7 +98,7 @@ def _most(rules: _Rules) -> int:
             waiting[user] -= 1
             if waiting[user] == 0:
                 ready.append(user)
-    return max(ways.values(), default=0)
+    return max([*ways.values(), endless if any(waiting.values()) else 0])
 
 
 def _roots(schema: Any) -> Iterator[Any]:
@@ -97,24 +107,3 @@ def _roots(schema: Any) -> Iterator[Any]:
     for outer in ("schema", "json_schema", "function", "parameters"):
         if isinstance(schema, dict) and isinstance(schema.get(outer), dict):
             yield from _roots(schema[outer])
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _pointed(roots: list[dict[str, Any]], reference: object) -> dict[str, Any] | None:
-    """Return the schema to which a reference within the same document points (RFC 6901)."""
-    if not isinstance(reference, str) or not reference.startswith("#/") or len(reference) > 1000:
-        return None
-    names = [unquote(it).replace("~1", "/").replace("~0", "~") for it in reference[2:].split("/")]
-    for root in roots:
-        found: Any = root
-        for name in names:
-            if isinstance(found, list) and name.isdigit() and int(name) < len(found):
-                found = found[int(name)]
-            else:
-                found = found.get(name) if isinstance(found, dict) else None
-        if isinstance(found, dict):
-            return found
-    return None

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from jsonschema_rs import Validator
 
+from gateway import schema_steps
 from gateway.errors import EngineDisobeyed
 from gateway.forced_tools.reading import CallReader, Extent, MalformedError
 
@@ -24,8 +25,8 @@ _CUT = ("length", "content_filter")  # the caller's limit or the engine's filter
 class Terms:
     """The terms of one answer. `reads`: its text is JSON that stands for calls; with `only`, it is the arguments of the
     function of that name. `names`: the functions that may be called, None for any. `most`: the number of calls that
-    pass, None for any. `must`: an answer without a call is wrong. `validators` check the arguments, by the function's
-    name."""
+    pass, None for any. `must`: an answer without a call is wrong. `validators` check the arguments against `schemas`,
+    both by the function's name."""
 
     reads: bool
     only: str | None
@@ -33,6 +34,7 @@ class Terms:
     most: int | None
     must: bool
     validators: Mapping[str, Validator]
+    schemas: Mapping[str, Any]
 
 
 class Guard:
@@ -183,6 +185,10 @@ class _Choice:
             arguments = orjson.loads("".join(call.parts))
         except orjson.JSONDecodeError:
             raise _WrongError("The arguments of the call are not valid JSON.", call.name) from None
+        if not schema_steps.bounded(self._terms.schemas[call.name], arguments):
+            raise _WrongError(
+                "The arguments of the call need too many steps to be checked against the schema.", call.name
+            )
         for error in validator.iter_errors(arguments):
             where = "".join(f"[{it!r}]" for it in error.instance_path)
             raise _WrongError(

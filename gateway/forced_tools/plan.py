@@ -58,6 +58,7 @@ class Plan:
                 most=MOST_CALLS if most is None and reads else most,
                 must=forced,
                 validators=self._validators,
+                schemas={it.name: it.parameters for it in demand.checked},
             )
         )
 

@@ -14,6 +14,7 @@ from gateway.grammars.grammar import Grammar, UnsupportedError, literal, read, w
 from gateway.grammars.json_schema import compiled
 from gateway.grammars.nailed import nailed
 from gateway.grammars.rest import Walk
+from gateway.schema_steps import bounded
 
 # The fields of a request that constrain its answer, whichever engine's they are.
 FIELDS = frozenset(
@@ -62,7 +63,7 @@ class Constraint:
             value = orjson.loads(text)
         except orjson.JSONDecodeError:
             return "It is not valid JSON."
-        if self._validator is None or self._validator.is_valid(value):
+        if self._validator is None or not bounded(self.schema, value) or self._validator.is_valid(value):
             return None
         return "It does not fit the schema."
 

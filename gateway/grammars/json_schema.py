@@ -162,7 +162,11 @@ class _Making:
         parts = [{name: it for name, it in schema.items() if name != "allOf"}, *schema["allOf"]]
         made: dict[str, Any] = {}
         for part in parts:
+            seen: set[str] = set()
             while isinstance(part, dict) and isinstance(part.get("$ref"), str) and len(parts) > 2:
+                if part["$ref"] in seen:
+                    raise UnsupportedError("the schema refers to itself without an end")
+                seen.add(part["$ref"])
                 part = pointed(self._whole, part["$ref"])  # noqa: PLW2901
             if not isinstance(part, dict):
                 raise UnsupportedError("the schema is not a JSON object")

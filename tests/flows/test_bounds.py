@@ -44,6 +44,22 @@ def branching(rules: int, *, sign: str = " | ", item: str = "{}") -> str:
     return "\n".join(["root ::= r0", *lines, f'r{rules} ::= "x" | ""'])
 
 
+def conditions(count: int) -> dict[str, Any]:
+    """Definitions of which each applies the next one twice to the same value."""
+    found = {f"a{n}": {"if": to(n + 1), "then": to(n + 1)} for n in range(count)}
+    return {"$defs": found | {f"a{count}": {"type": "object"}}, "type": "object", **to(0)}
+
+
+def to(number: int) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/a{number}"}
+
+
+def endless(count: int) -> dict[str, Any]:
+    """The same, with a last one that applies itself."""
+    found = {f"a{n}": {"allOf": [to(n + 1)] * 2} for n in range(count)}
+    return {"$defs": found | {f"a{count}": {"anyOf": [{"type": "object"}, to(count)]}}, **to(0)}
+
+
 def definitions(count: int, choice: str, name: str = "$defs") -> dict[str, Any]:
     found = {f"d{number}": {choice: [{"$ref": f"#/{name}/d{number + 1}"}] * 3} for number in range(count)}
     return {name: found | {f"d{count}": {"type": "string"}}, "$ref": f"#/{name}/d0"}
@@ -65,6 +81,10 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "definitions that are each three times the next": (schema(**definitions(20, "anyOf")), "response_format"),
     "by the older name, all at once": (schema(**definitions(20, "allOf", "definitions")), "response_format"),
     "in a tool": ({"tools": [tool(definitions(20, "oneOf"))]}, "tools[0]"),
+    "conditions that are each twice the next": ({"tools": [tool(conditions(20))]}, "tools[0]"),
+    "denials": ({"tools": [tool({"not": conditions(20), "$defs": conditions(20)["$defs"]})]}, "tools[0]"),
+    "a definition that applies itself": ({"tools": [tool(endless(20))]}, "tools[0]"),
+    "at the end of none": (schema(**endless(0)), "response_format"),
     "vLLM's grammar": ({"structured_outputs": {"grammar": parentheses(65)}}, "structured_outputs.grammar"),
     "vLLM's regex": ({"structured_outputs": {"regex": "a{5,2}"}}, "structured_outputs.regex"),
     "vLLM's schema": ({"structured_outputs": {"json": nested(200)}}, "structured_outputs.json"),
@@ -115,6 +135,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
         anyOf=[{"$ref": "#/$defs/node"}, {"type": "null"}],
     ),
     "definitions that are each three times the next, some of them": schema(**definitions(7, "anyOf")),
+    "conditions as they are written": {"tools": [tool(conditions(10))]},
     "parentheses in quotes": {"grammar": 'root ::= "' + "(" * 5000 + '" [({]'},
     "a schema as they are written": schema(
         type="object",
