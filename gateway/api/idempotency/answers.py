@@ -110,6 +110,8 @@ class Answers:
                 reader = Reader(entry, self._making.get(path), client, form, again=not first)
                 if await self._read(reader, entry, path, maker, form, receive, send, request_id):
                     return
+                if first:  # not even an error could be written, and another attempt would ask the engine again
+                    raise _no_space()
             finally:
                 entry.close()
 
@@ -152,11 +154,7 @@ class Answers:
             notes: dict[str, Any] = {"setting": maker.setting} | ({} if past is None else past.inheritance)
             entry = Entry.create(path, digest, framed(Kind.NOTE, orjson.dumps(notes)), instead=past is not None)
         except OSError as exc:
-            raise EngineUnavailable(
-                "The gateway has no space now to keep the answer for this Idempotency-Key. Try again shortly, or send "
-                "the request without the key.",
-                code="idempotency_full",
-            ) from exc
+            raise _no_space() from exc
         if entry is None:
             return False
         self._have_made(Making(entry, path, self._bytes // 2, self._space, form, past), maker)
@@ -231,6 +229,14 @@ class Answers:
                     making.abandon()
             with suppress(OSError):
                 self._space.make_room()
+
+
+def _no_space() -> EngineUnavailable:
+    return EngineUnavailable(
+        "The gateway has no space now to keep the answer for this Idempotency-Key. Try again shortly, or send the "
+        "request without the key.",
+        code="idempotency_full",
+    )
 
 
 def _state(entry: Entry, path: Path, digest: bytes) -> int:

@@ -192,10 +192,14 @@ class Entry:
     # What its maker writes, the state last.
 
     def write(self, data: bytes) -> None:
-        """Append the bytes of frames. Raises OSError."""
-        os.lseek(self._fd, 0, os.SEEK_END)
-        while data:
-            data = data[os.write(self._fd, data) :]
+        """Append the bytes of frames, all or nothing, so that no frame follows half of another. Raises OSError."""
+        end = os.lseek(self._fd, 0, os.SEEK_END)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            os.ftruncate(self._fd, end)
+            raise
 
     def write_state(self, state: int) -> None:
         """Set the state of the answer."""

@@ -47,6 +47,7 @@ class Making:
         self._stream = self._begun
         self._counted = [0, 0, 0]  # the tokens that were noted last: of the prompt, of the answer, cached
         self.full = False  # there was no room for the rest
+        self._notes = True  # all of them are written so far
 
     def abandon(self) -> None:
         """Tell the relay that the client has left, because no client wants the answer any more."""
@@ -78,8 +79,12 @@ class Making:
 
     def note(self, note: dict[str, Any]) -> None:
         """Write a note for another maker that may have to continue the answer. See relay.trail.Trail."""
-        with suppress(OSError):  # a maker that lacks it begins anew
+        if not self._notes:
+            return
+        try:
             self._write(framed(Kind.NOTE, orjson.dumps(note)))
+        except OSError:  # another maker goes on from the notes before it, so that none is missing between two others
+            self._notes = False
 
     def _push(self, data: bytes, *, last: bool) -> None:
         try:

@@ -28,6 +28,7 @@ class Reader:
         self._again = again
         self.started = False
         self._offset = 0
+        self._left: int | None = None  # bytes of a body with a length that are not sent yet
 
     async def run(self, receive: Receive, send: Send) -> bool:
         """Send the answer. Returns False if its maker died before the answer was complete; call `run` again then.
@@ -77,14 +78,17 @@ class Reader:
             if size >= CHUNK:
                 break
         if bodies:
-            await send({"type": "http.response.body", "body": b"".join(bodies), "more_body": True})
+            body = b"".join(bodies)
+            if self._left is not None:
+                self._left -= len(body)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
         return self._offset > before
 
     async def _start(self, send: Send, start: bytes) -> None:
         status, pairs = orjson.loads(start)
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
         self._stream = sse.HEADER in headers
-        self._sized = any(name == b"content-length" for name, _ in headers)  # nobody takes a part for the whole
+        self._left = next((int(value) for name, value in headers if name == b"content-length"), None)
         if self._again:  # the key stands otherwise by now
             headers = [it for it in headers if not it[0].startswith(names.RATE_LIMIT_PREFIX)]
             headers.append((names.REPLAYED, b"true"))
@@ -94,7 +98,8 @@ class Reader:
     async def _end(self, send: Send, state: int) -> None:
         """The last byte there will be is sent. An answer that its maker could not finish must not look like a whole
         one."""
-        if state == WHOLE or self._sized:  # which is an error; a sound has no length
+        # An error has a length, and its answer is FAILED. A stream or a sound has none.
+        if state == WHOLE if self._left is None else self._left == 0:
             await send({"type": "http.response.body", "body": b""})
         else:
             await self._client.cut()
