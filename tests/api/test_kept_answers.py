@@ -1,4 +1,5 @@
-"""Answers with an Idempotency-Key, without a server: what their clients get from a disk that is full for a moment."""
+"""Answers with an Idempotency-Key, without a server: what their clients get from a disk that is full for a moment, and
+from a maker with a bug."""
 
 import asyncio
 import resource
@@ -10,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Send
 
 from gateway import sse
 from gateway.api.idempotency.answers import Answers
@@ -98,8 +99,8 @@ async def never() -> Message:
     return message
 
 
-async def ask(answers: Answers, maker: Maker, client: Client) -> None:
-    await answers.answer(b"name", "key", b"d" * 32, "r-1", maker, client, never, client.send, Form(_told))
+async def ask(answers: Answers, maker: Maker, client: Client, receive: Receive = never) -> None:
+    await answers.answer(b"name", "key", b"d" * 32, "r-1", maker, client, receive, client.send, Form(_told))
 
 
 async def test_a_note_without_room_leaves_nothing_in_the_stream(tmp_path: Path) -> None:
@@ -180,3 +181,44 @@ async def test_an_answer_that_lacks_a_part_of_its_length_is_cut(tmp_path: Path) 
     assert await Reader(entry, None, client, Form(_told), again=False).run(never, client.send)
     assert (len(client.body), client.whole, client.was_cut) == (LENGTH - 1, False, True)
     entry.close()
+
+
+async def test_a_bug_before_the_answer_begins_is_one_error_for_all_its_clients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = asyncio.Barrier(3)  # the clients and the maker
+
+    async def receive() -> Message:
+        await both.wait()
+        return await never()
+
+    class Broken(Maker):
+        async def make(self, send: Send, trail: Trail) -> bool:
+            del trail
+            await send(start(TO_A_BLOCK))
+            await both.wait()
+            raise ZeroDivisionError
+
+    clients, maker = [Client(), Client()], Broken(tmp_path)
+    async with answering(tmp_path) as answers, asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(ask(answers, maker, client, receive))
+    assert [(it.status, it.whole, orjson.loads(it.body)["error"]["code"]) for it in clients] == [
+        (500, True, "internal_error")
+    ] * 2
+    assert maker.runs == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_bug_in_the_middle_of_a_stream_cuts_it(tmp_path: Path) -> None:
+    class Broken(Maker):
+        async def make(self, send: Send, trail: Trail) -> bool:
+            del trail
+            await send(start(sse.HEADERS))
+            await send(body(b"data: 1\n\n", more=True))
+            raise ZeroDivisionError
+
+    client, maker = Client(), Broken(tmp_path)
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, client)
+    assert (client.body, client.was_cut, client.whole, maker.runs) == (b"data: 1\n\n", True, False, 1)

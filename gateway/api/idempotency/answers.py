@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import time
 from contextlib import suppress
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.making import Making
 from gateway.api.idempotency.reader import Reader
 from gateway.api.idempotency.space import Space
-from gateway.errors import BadRequest, EngineUnavailable, IdempotencyConflict
+from gateway.errors import BUG, BadRequest, EngineUnavailable, IdempotencyConflict, InternalError
 from gateway.relay.answer import way as how
 from gateway.relay.client import Client
 from gateway.relay.trail import Past, Trail
@@ -26,6 +27,7 @@ from gateway.settings import Settings
 
 MAX_NAME = 255  # characters of an Idempotency-Key
 SWEEP = 1.0  # seconds
+log = logging.getLogger("stack")
 
 
 class Maker(Protocol):
@@ -210,6 +212,9 @@ class Answers:
         whole = False
         try:
             whole = await maker.run(making, making.send, making.trail) and not making.full
+        except Exception:
+            log.exception("a bug in the gateway")
+            making.fail(InternalError(BUG))
         finally:
             # Only a whole answer is worth repeating. Those who read along get what there is of this one.
             with suppress(OSError):

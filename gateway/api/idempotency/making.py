@@ -14,7 +14,7 @@ from gateway import sse
 from gateway.api.idempotency.file import Entry, Kind, framed, whose
 from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.space import Space
-from gateway.errors import EngineUnavailable
+from gateway.errors import EngineUnavailable, StackError
 from gateway.relay.trail import Past, Trail
 
 _FULL = EngineUnavailable(
@@ -124,10 +124,19 @@ class Making:
                 if self._stream:
                     self.entry.write(framed(Kind.BODY, self._form.failure(_FULL)))
                 return
-            status, headers, body = self._form.refusal(_FULL)
-            told = [[name.decode(), value.decode()] for name, value in headers]
-            told.append(["content-length", str(len(body))])
-            self.entry.write(framed(Kind.START, orjson.dumps([status, told])) + framed(Kind.BODY, body))
+            self._refuse(_FULL)
+
+    def fail(self, error: StackError) -> None:
+        """Make the error the answer, if nothing else was written."""
+        if not (self._begun or self.full):
+            with suppress(OSError):
+                self._refuse(error)
+
+    def _refuse(self, error: StackError) -> None:
+        status, headers, body = self._form.refusal(error)
+        told = [[name.decode(), value.decode()] for name, value in headers]
+        told.append(["content-length", str(len(body))])
+        self.entry.write(framed(Kind.START, orjson.dumps([status, told])) + framed(Kind.BODY, body))
 
     def tell(self) -> None:
         """Wake the readers of this worker, because the file has grown or has another state."""
