@@ -1,8 +1,9 @@
 """Answers with an Idempotency-Key, without a server: what their clients get from a disk that is full for a moment, and
-from a maker with a bug."""
+from a maker with a bug; and what they take of memory."""
 
 import asyncio
 import resource
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.types import Message, Receive, Send
 
 from gateway import sse
 from gateway.api.idempotency.answers import Answers
-from gateway.api.idempotency.file import FAILED, Entry, Kind, framed
+from gateway.api.idempotency.file import CHUNK, FAILED, WHOLE, Entry, Kind, framed
 from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.reader import Reader
 from gateway.errors import EngineUnavailable, StackError
@@ -222,3 +223,51 @@ async def test_a_bug_in_the_middle_of_a_stream_cuts_it(tmp_path: Path) -> None:
     async with answering(tmp_path) as answers:
         await ask(answers, maker, client)
     assert (client.body, client.was_cut, client.whole, maker.runs) == (b"data: 1\n\n", True, False, 1)
+
+
+def large(directory: Path) -> tuple[Entry, bytes]:
+    """A whole blocking answer, and its body of 8 MB."""
+    said = b"".join(b"%08d" % number for number in range(1 << 20))
+    head = framed(Kind.START, orjson.dumps([200, [["content-length", str(len(said))]]]))
+    entry = Entry.create(directory / "answer", b"d" * 32, head + framed(Kind.BODY, said) + framed(Kind.END))
+    assert entry is not None
+    entry.write_state(WHOLE)
+    return entry, said
+
+
+async def test_a_large_body_is_sent_in_chunks(tmp_path: Path) -> None:
+    entry, said = large(tmp_path)
+    client, sizes = Client(), []
+
+    async def send(message: Message) -> None:
+        sizes.append(len(message.get("body", b"")))
+        await client.send(message)
+
+    assert await Reader(entry, None, client, Form(_told), again=True).run(never, send)
+    assert (client.body == said, client.whole, max(sizes)) == (True, True, CHUNK)
+    entry.close()
+
+
+async def test_clients_that_do_not_read_hold_a_few_chunks_of_a_large_answer(tmp_path: Path) -> None:
+    entry, said = large(tmp_path)
+    count = 10
+    blocked = asyncio.Barrier(count + 1)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await blocked.wait()
+            await never()
+
+    tracemalloc.start()
+    try:
+        readers = [Reader(entry, None, Client(), Form(_told), again=True) for _ in range(count)]
+        tasks = [asyncio.create_task(it.run(never, send)) for it in readers]
+        await blocked.wait()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    entry.close()
+    assert held < count * 3 * CHUNK < len(said)
