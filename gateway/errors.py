@@ -59,6 +59,7 @@ import orjson
 
 from gateway.headers import RETRY_AFTER, RETRY_AFTER_MS, SHOULD_RETRY
 
+BUG = "The gateway had an internal error. Its log has the details."  # the message of an InternalError
 _POINTER = re.compile(r"\s+([^.]*Retry-After[^.]*|Try again [a-z ]+)\.$")  # a last sentence about the time of a retry
 
 # The level of a log line: "warning" if an operator should look, "error" if an answer was lost.

@@ -15,7 +15,7 @@ from gateway.api.idempotency.form import Form
 from gateway.api.middleware import respond
 from gateway.api.pipeline import Pipeline
 from gateway.api.request import Request
-from gateway.errors import ClientLeft, InternalError, StackError, forget
+from gateway.errors import BUG, ClientLeft, InternalError, StackError, forget
 from gateway.metrics import Metrics
 from gateway.relay.client import Client
 from gateway.relay.relay import Relay
@@ -24,8 +24,6 @@ from gateway.upstream.progress import Progress
 
 Relays = set[Relay]  # the running relays
 log = logging.getLogger("stack")
-
-_BUG = "The gateway had an internal error. Its log has the details."
 
 
 class Maker:
@@ -99,7 +97,7 @@ class Dispatch:
             await respond(scope, send, exc)
         except Exception:
             log.exception("a bug in the gateway")
-            await respond(scope, send, InternalError(_BUG))
+            await respond(scope, send, InternalError(BUG))
 
     async def _count(self, request: Request, face: Face, send: Send) -> None:
         """Answer with the number of tokens of the prompt, and say who counted them."""

@@ -244,7 +244,9 @@ class Pipeline:
         try:
             if past is not None and past.book and not goes_on:  # the accounts began anew, by what the records say
                 past.charged = await self._services.recorder.charged(past.row.get("id", ""))
-            if not goes_on:
+            if goes_on:  # also if it entered as any other: it came while the dead worker was still alive
+                lease.go_on()
+            else:
                 await lease.set_aside(estimate)
             if past is not None and past.book:
                 lease = Inherited(lease, past.charged, estimate)

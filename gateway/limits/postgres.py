@@ -81,7 +81,7 @@ class PostgresBook:
         # While the database is available, it decides what is left of the tokens.
         tokens = not (goes_on or self._member.owner)
         lease = await self._local.enter(key, seconds, replay=replay, tokens=tokens)
-        return _PostgresLease(self, key, lease, goes_on=goes_on) if isinstance(lease, SharedLease) else lease
+        return _PostgresLease(self, key, lease) if isinstance(lease, SharedLease) else lease
 
     def _known_refusal(self, key: Key) -> StackError | None:
         state = self._exhausted.get(key.id)
@@ -222,9 +222,9 @@ class _PostgresLease(Lease):
 
     __slots__ = ("_book", "_charge", "_counts_here", "_goes_on", "here", "key", "period")
 
-    def __init__(self, book: PostgresBook, key: Key, here: SharedLease, *, goes_on: bool) -> None:
+    def __init__(self, book: PostgresBook, key: Key, here: SharedLease) -> None:
         super().__init__()
-        self._goes_on = goes_on
+        self._goes_on = False  # it has reserved nothing, and is settled nevertheless
         self._book = book
         self._charge: _Charge | None = None
         self._counts_here = False  # its tokens count in this host's memory
@@ -238,6 +238,9 @@ class _PostgresLease(Lease):
         if self._charge is None:
             await self.here.set_aside(estimate)
             self._counts_here = True
+
+    def go_on(self) -> None:
+        self._goes_on = True
 
     def settle(self, tokens: int) -> None:
         if not self.open:

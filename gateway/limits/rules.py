@@ -96,6 +96,9 @@ class Lease:
         StackError if the account is unavailable."""
         self.estimate = estimate
 
+    def go_on(self) -> None:
+        """Note that the request continues an answer whose tokens are charged already, so that none are reserved."""
+
     def settle(self, tokens: int) -> None:
         """Note that the request has ended and took so many tokens. A second call does nothing."""
         del tokens

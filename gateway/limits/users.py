@@ -48,6 +48,11 @@ class _Both(Lease):
             await self._of_user.set_aside(estimate)
         await self._of_key.set_aside(estimate)
 
+    def go_on(self) -> None:
+        """See Lease.go_on."""
+        self._of_user.go_on()
+        self._of_key.go_on()
+
     def settle(self, tokens: int) -> None:
         """See Lease.settle."""
         self.open = False

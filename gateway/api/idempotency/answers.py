@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import time
 from contextlib import suppress
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.making import Making
 from gateway.api.idempotency.reader import Reader
 from gateway.api.idempotency.space import Space
-from gateway.errors import BadRequest, EngineUnavailable, IdempotencyConflict
+from gateway.errors import BUG, BadRequest, EngineUnavailable, IdempotencyConflict, InternalError
 from gateway.relay.answer import way as how
 from gateway.relay.client import Client
 from gateway.relay.trail import Past, Trail
@@ -26,6 +27,7 @@ from gateway.settings import Settings
 
 MAX_NAME = 255  # characters of an Idempotency-Key
 SWEEP = 1.0  # seconds
+log = logging.getLogger("stack")
 
 
 class Maker(Protocol):
@@ -110,6 +112,8 @@ class Answers:
                 reader = Reader(entry, self._making.get(path), client, form, again=not first)
                 if await self._read(reader, entry, path, maker, form, receive, send, request_id):
                     return
+                if first:  # not even an error could be written, and another attempt would ask the engine again
+                    raise _no_space()
             finally:
                 entry.close()
 
@@ -152,11 +156,7 @@ class Answers:
             notes: dict[str, Any] = {"setting": maker.setting} | ({} if past is None else past.inheritance)
             entry = Entry.create(path, digest, framed(Kind.NOTE, orjson.dumps(notes)), instead=past is not None)
         except OSError as exc:
-            raise EngineUnavailable(
-                "The gateway has no space now to keep the answer for this Idempotency-Key. Try again shortly, or send "
-                "the request without the key.",
-                code="idempotency_full",
-            ) from exc
+            raise _no_space() from exc
         if entry is None:
             return False
         self._have_made(Making(entry, path, self._bytes // 2, self._space, form, past), maker)
@@ -212,6 +212,9 @@ class Answers:
         whole = False
         try:
             whole = await maker.run(making, making.send, making.trail) and not making.full
+        except Exception:
+            log.exception("a bug in the gateway")
+            making.fail(InternalError(BUG))
         finally:
             # Only a whole answer is worth repeating. Those who read along get what there is of this one.
             with suppress(OSError):
@@ -231,6 +234,14 @@ class Answers:
                     making.abandon()
             with suppress(OSError):
                 self._space.make_room()
+
+
+def _no_space() -> EngineUnavailable:
+    return EngineUnavailable(
+        "The gateway has no space now to keep the answer for this Idempotency-Key. Try again shortly, or send the "
+        "request without the key.",
+        code="idempotency_full",
+    )
 
 
 def _state(entry: Entry, path: Path, digest: bytes) -> int:

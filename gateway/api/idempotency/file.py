@@ -40,10 +40,11 @@ class Kind(IntEnum):
 
 
 class Frame(NamedTuple):
-    """A part of an answer's file. `end` is the offset of the next frame, in bytes."""
+    """A part of an answer's file. `begin` is the offset of its data and `end` that of the next frame, in bytes."""
 
     kind: Kind
     data: bytes
+    begin: int
     end: int
 
 
@@ -157,8 +158,14 @@ class Entry:
         """Note that the answer is being read now."""
         os.pwrite(self._fd, struct.pack("<d", time.monotonic()), _SEEN)
 
-    def frames(self, start: int = 0) -> Iterator[Frame]:
-        """Yield the complete frames from the offset `start` on (0: all). Ends at an incomplete or invalid frame."""
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what the file has there, `size` bytes at most."""
+        return os.pread(self._fd, size, offset)
+
+    def frames(self, start: int = 0, *, bodies: bool = True) -> Iterator[Frame]:
+        """Yield the complete frames from the offset `start` on (0: all). Ends at an incomplete or invalid frame.
+
+        Without `bodies`, a BODY frame that is larger than a chunk comes without its data."""
         offset = start or HEAD_SIZE
         while data := os.pread(self._fd, CHUNK, offset):
             at = 0
@@ -169,33 +176,38 @@ class Entry:
                     return
                 if end > len(data):
                     break
-                yield Frame(Kind(kind), data[begin:end], offset + end)
+                yield Frame(Kind(kind), data[begin:end], offset + begin, offset + end)
                 at = end
             if at == 0:  # it begins with a frame that is larger than what was read, or is not whole
-                frame = self._large(data, offset)
+                frame = self._large(data, offset, bodies=bodies)
                 if frame is None:
                     return
                 yield frame
                 offset = frame.end
             offset += at
 
-    def _large(self, data: bytes, offset: int) -> Frame | None:
+    def _large(self, data: bytes, offset: int, *, bodies: bool) -> Frame | None:
         """The frame there, which begins with `data`; None if it is not whole."""
         if len(data) < _FRAME.size:
             return None
         kind, size = _FRAME.unpack_from(data)
-        end = offset + _FRAME.size + size
+        begin = offset + _FRAME.size
+        end = begin + size
         if os.fstat(self._fd).st_size < end:
             return None
-        return Frame(Kind(kind), os.pread(self._fd, size, offset + _FRAME.size), end)
+        return Frame(Kind(kind), self.read(begin, size) if bodies or kind != Kind.BODY else b"", begin, end)
 
     # What its maker writes, the state last.
 
     def write(self, data: bytes) -> None:
-        """Append the bytes of frames. Raises OSError."""
-        os.lseek(self._fd, 0, os.SEEK_END)
-        while data:
-            data = data[os.write(self._fd, data) :]
+        """Append the bytes of frames, all or nothing, so that no frame follows half of another. Raises OSError."""
+        end = os.lseek(self._fd, 0, os.SEEK_END)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            os.ftruncate(self._fd, end)
+            raise
 
     def write_state(self, state: int) -> None:
         """Set the state of the answer."""

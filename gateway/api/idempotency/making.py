@@ -14,7 +14,7 @@ from gateway import sse
 from gateway.api.idempotency.file import Entry, Kind, framed, whose
 from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.space import Space
-from gateway.errors import EngineUnavailable
+from gateway.errors import EngineUnavailable, StackError
 from gateway.relay.trail import Past, Trail
 
 _FULL = EngineUnavailable(
@@ -47,6 +47,7 @@ class Making:
         self._stream = self._begun
         self._counted = [0, 0, 0]  # the tokens that were noted last: of the prompt, of the answer, cached
         self.full = False  # there was no room for the rest
+        self._notes = True  # all of them are written so far
 
     def abandon(self) -> None:
         """Tell the relay that the client has left, because no client wants the answer any more."""
@@ -78,8 +79,12 @@ class Making:
 
     def note(self, note: dict[str, Any]) -> None:
         """Write a note for another maker that may have to continue the answer. See relay.trail.Trail."""
-        with suppress(OSError):  # a maker that lacks it begins anew
+        if not self._notes:
+            return
+        try:
             self._write(framed(Kind.NOTE, orjson.dumps(note)))
+        except OSError:  # another maker goes on from the notes before it, so that none is missing between two others
+            self._notes = False
 
     def _push(self, data: bytes, *, last: bool) -> None:
         try:
@@ -119,10 +124,19 @@ class Making:
                 if self._stream:
                     self.entry.write(framed(Kind.BODY, self._form.failure(_FULL)))
                 return
-            status, headers, body = self._form.refusal(_FULL)
-            told = [[name.decode(), value.decode()] for name, value in headers]
-            told.append(["content-length", str(len(body))])
-            self.entry.write(framed(Kind.START, orjson.dumps([status, told])) + framed(Kind.BODY, body))
+            self._refuse(_FULL)
+
+    def fail(self, error: StackError) -> None:
+        """Make the error the answer, if nothing else was written."""
+        if not (self._begun or self.full):
+            with suppress(OSError):
+                self._refuse(error)
+
+    def _refuse(self, error: StackError) -> None:
+        status, headers, body = self._form.refusal(error)
+        told = [[name.decode(), value.decode()] for name, value in headers]
+        told.append(["content-length", str(len(body))])
+        self.entry.write(framed(Kind.START, orjson.dumps([status, told])) + framed(Kind.BODY, body))
 
     def tell(self) -> None:
         """Wake the readers of this worker, because the file has grown or has another state."""

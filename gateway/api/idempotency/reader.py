@@ -28,6 +28,8 @@ class Reader:
         self._again = again
         self.started = False
         self._offset = 0
+        self._until = 0  # the end of the large frame in whose body the offset is
+        self._left: int | None = None  # bytes of a body with a length that are not sent yet
 
     async def run(self, receive: Receive, send: Send) -> bool:
         """Send the answer. Returns False if its maker died before the answer was complete; call `run` again then.
@@ -65,9 +67,27 @@ class Reader:
         await self._client.cut()
 
     async def _send_rest(self, send: Send) -> bool:
-        """Send what is there and was not sent yet; whether there was any."""
-        bodies, size, before = [], 0, self._offset
-        for frame in self._entry.frames(self._offset):
+        """Send a chunk of what is there and was not sent yet; whether there was any. No more than that is in memory for
+        a client that does not read."""
+        before = self._offset
+        if before < self._until:
+            body = self._entry.read(before, min(CHUNK, self._until - before))
+            self._offset += len(body)
+        else:
+            body = await self._next(send)
+        if body:
+            if self._left is not None:
+                self._left -= len(body)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        return self._offset > before
+
+    async def _next(self, send: Send) -> bytes:
+        """Go on to a chunk of the next frames, or to the body of a large one. Returns what there is of the body."""
+        bodies, size = [], 0
+        for frame in self._entry.frames(self._offset, bodies=False):
+            if frame.kind == Kind.BODY and not frame.data:
+                self._offset, self._until = frame.begin, frame.end
+                break
             self._offset = frame.end
             if frame.kind == Kind.START:
                 await self._start(send, frame.data)
@@ -76,15 +96,13 @@ class Reader:
                 size += len(frame.data)
             if size >= CHUNK:
                 break
-        if bodies:
-            await send({"type": "http.response.body", "body": b"".join(bodies), "more_body": True})
-        return self._offset > before
+        return b"".join(bodies)
 
     async def _start(self, send: Send, start: bytes) -> None:
         status, pairs = orjson.loads(start)
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
         self._stream = sse.HEADER in headers
-        self._sized = any(name == b"content-length" for name, _ in headers)  # nobody takes a part for the whole
+        self._left = next((int(value) for name, value in headers if name == b"content-length"), None)
         if self._again:  # the key stands otherwise by now
             headers = [it for it in headers if not it[0].startswith(names.RATE_LIMIT_PREFIX)]
             headers.append((names.REPLAYED, b"true"))
@@ -94,7 +112,8 @@ class Reader:
     async def _end(self, send: Send, state: int) -> None:
         """The last byte there will be is sent. An answer that its maker could not finish must not look like a whole
         one."""
-        if state == WHOLE or self._sized:  # which is an error; a sound has no length
+        # An error has a length, and its answer is FAILED. A stream or a sound has none.
+        if state == WHOLE if self._left is None else self._left == 0:
             await send({"type": "http.response.body", "body": b""})
         else:
             await self._client.cut()
