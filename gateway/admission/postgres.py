@@ -239,18 +239,25 @@ class PostgresQueues:
         await self._member.attend(self._database.beat)
 
     async def _joined(self, owner: str) -> None:
-        """Tell the database what runs, under the new name."""
+        """Tell the database what runs, under the new name. What ends meanwhile leaves afterwards."""
         database = self._database
         for name in self._exclusive:
             await database.connection().execute(_EXCLUSIVE, (name, EXCLUSIVE.dump().decode()))
-        held, self._spots = [it for it in self._spots.values() if it.holds], {}
+        held, numbers = [it for it in self._spots.values() if it.holds], list[int]()
         for it in held:
             cursor = await database.connection().execute(_HELD, (it.engine, owner, it.key_id))
-            (it.id,) = await cursor.fetchone() or (0,)
-            it.owner = owner
-            self._spots[it.id] = it
+            numbers += await cursor.fetchone() or (0,)
         await database.spare.execute(f"LISTEN stack_{owner}")
         database.begin(self._listen(database.spare, owner))
+        # Nothing waits from here on. After a failure before, the next attempt finds the spots as they were.
+        self._member.owner = owner
+        ended = [it for it in held if it.id not in self._spots]
+        self._spots = {}
+        for it, number in zip(held, numbers, strict=True):
+            it.id, it.owner = number, owner
+            self._spots[number] = it
+        for it in ended:
+            self.leave(it, served=False)
 
     async def _listen(self, connection: Connection, owner: str) -> None:
         try:
