@@ -92,8 +92,7 @@ class PostgresQueues:
         await asyncio.gather(self._task, *self._background, return_exceptions=True)
         if self._member.owner:
             with contextlib.suppress(*LOST):
-                gone = "DELETE FROM account_owners WHERE id = %s", (self._member.owner,)
-                await self._database.ask(self._database.connection().execute(*gone))
+                await self._database.ask(self._database.forget(self._member.owner))
         await self._database.close()
 
     async def enter(

@@ -10,6 +10,14 @@ import pytest
 
 from gateway.admission.postgres import PostgresQueues
 from gateway.admission.visit import Spot
+from gateway.errors import RateLimited
+from gateway.keys.known import Key
+from gateway.keys.limit_fields import Limits
+from gateway.limits.estimates import Estimate
+from gateway.limits.memory import Accounts
+from gateway.limits.postgres import PostgresBook
+from gateway.store.postgres import PATIENCE, LostError
+from tests.support.clocks import Clock
 from tests.support.containers import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +45,15 @@ async def queues(url: str) -> AsyncIterator[PostgresQueues]:
     async with PostgresQueues(url, lambda _: None, lambda: None) as queues:
         queues._task.cancel()
         yield queues
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the workers' hosts."""
+    clock = Clock()
+    for module in ("store", "limits"):
+        monkeypatch.setattr(f"gateway.{module}.postgres.time", SimpleNamespace(monotonic=clock))
+    return clock
 
 
 async def enter(queues: PostgresQueues, slots: int) -> Spot:
@@ -108,3 +125,84 @@ async def test_a_worker_that_could_not_join_tells_all_of_it_the_next_time(
     assert not queues._member.owner
     await rejoin(queues)
     assert held(url, queues) == [it.id for it in spots]
+
+
+async def stand_still(clock: Clock, still: Any, lives: Any, seconds: float = PATIENCE, *, host: bool = False) -> None:
+    """Let time pass in which one of two workers does nothing. `host`: its host's clock stood too."""
+    end = clock() + seconds
+    while clock() < end:
+        clock.advance(PATIENCE / 2)
+        await lives._attend()
+    if host:
+        still._database._ahead -= seconds
+
+
+@pytest.mark.parametrize("host", [False, True])
+async def test_requests_of_a_worker_that_stood_still_wait_again_and_count_again(
+    url: str, clock: Clock, *, host: bool
+) -> None:
+    lost: list[None] = []
+    async with (
+        PostgresQueues(url, lambda _: None, lambda: lost.append(None)) as still,
+        PostgresQueues(url, lambda _: None, lambda: None) as lives,
+    ):
+        for it in (still, lives):
+            it._task.cancel()
+        runs, waits = await enter(still, 1), await enter(still, 1)
+        assert (runs.holds, waits.holds) == (True, False)
+        await stand_still(clock, still, lives, host=host)
+        other = await enter(lives, 1)
+        assert other.holds, "the database has given up what the first one had"
+        await still._attend()
+        assert lost, "those that wait are told"
+        with pytest.raises(LostError):
+            await enter(still, 1)
+        await still._attend()
+        assert held(url, still) == [runs.id]
+        assert held(url, lives) == [other.id]
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT count(*) FROM account_owners").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("host", [False, True])
+async def test_what_a_worker_that_stood_still_has_counts_only_once(url: str, clock: Clock, *, host: bool) -> None:
+    """Here no other worker entered meanwhile, so the database still has its places."""
+    async with (
+        PostgresQueues(url, lambda _: None, lambda: None) as still,
+        PostgresQueues(url, lambda _: None, lambda: None) as lives,
+    ):
+        for it in (still, lives):
+            it._task.cancel()
+        runs = await enter(still, 2)
+        await stand_still(clock, still, lives, host=host)
+        for _ in range(2):
+            await still._attend()
+        assert held(url, still) == [runs.id]
+        assert (await enter(lives, 2)).holds
+
+
+@pytest.mark.parametrize("seconds", [PATIENCE, 610.0])
+async def test_running_requests_of_a_worker_that_stood_still_count_for_their_key_again(
+    url: str, clock: Clock, seconds: float
+) -> None:
+    """After ten minutes, the database has forgotten the worker."""
+    key, estimate = Key("key", limits=Limits(concurrent=1)), Estimate(size=0, prompt=1)
+    async with PostgresBook(url, Accounts(), 0) as still, PostgresBook(url, Accounts(), 0) as lives:
+        for it in (still, lives):
+            it._task.cancel()
+        runs = await still.enter(key)
+        await runs.set_aside(estimate)
+        await stand_still(clock, still, lives, seconds)
+        other = await lives.enter(key)
+        await other.set_aside(estimate)  # the database no longer counts the first one's
+        other.settle(0)
+        await lives._attend()
+        for _ in range(2):
+            await still._attend()
+        refused = await lives.enter(key)
+        with pytest.raises(RateLimited):
+            await refused.set_aside(estimate)
+        refused.settle(0)
+        runs.settle(0)
+        await still._attend()
+        await (await lives.enter(key)).set_aside(estimate)
