@@ -92,8 +92,7 @@ class PostgresQueues:
         await asyncio.gather(self._task, *self._background, return_exceptions=True)
         if self._member.owner:
             with contextlib.suppress(*LOST):
-                gone = "DELETE FROM account_owners WHERE id = %s", (self._member.owner,)
-                await self._database.ask(self._database.connection().execute(*gone))
+                await self._database.ask(self._database.forget(self._member.owner))
         await self._database.close()
 
     async def enter(
@@ -239,18 +238,25 @@ class PostgresQueues:
         await self._member.attend(self._database.beat)
 
     async def _joined(self, owner: str) -> None:
-        """Tell the database what runs, under the new name."""
+        """Tell the database what runs, under the new name. What ends meanwhile leaves afterwards."""
         database = self._database
         for name in self._exclusive:
             await database.connection().execute(_EXCLUSIVE, (name, EXCLUSIVE.dump().decode()))
-        held, self._spots = [it for it in self._spots.values() if it.holds], {}
+        held, numbers = [it for it in self._spots.values() if it.holds], list[int]()
         for it in held:
             cursor = await database.connection().execute(_HELD, (it.engine, owner, it.key_id))
-            (it.id,) = await cursor.fetchone() or (0,)
-            it.owner = owner
-            self._spots[it.id] = it
+            numbers += await cursor.fetchone() or (0,)
         await database.spare.execute(f"LISTEN stack_{owner}")
         database.begin(self._listen(database.spare, owner))
+        # Nothing waits from here on. After a failure before, the next attempt finds the spots as they were.
+        self._member.owner = owner
+        ended = [it for it in held if it.id not in self._spots]
+        self._spots = {}
+        for it, number in zip(held, numbers, strict=True):
+            it.id, it.owner = number, owner
+            self._spots[number] = it
+        for it in ended:
+            self.leave(it, served=False)
 
     async def _listen(self, connection: Connection, owner: str) -> None:
         try:

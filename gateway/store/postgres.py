@@ -43,11 +43,13 @@ class Database:
         self._burials: set[asyncio.Task[Any]] = set()
         self._asked = 0
         self._ahead = float("-inf")  # seconds by which the gateways' clock is ahead of time.monotonic()
+        self._beaten = float("inf")  # the last beat, by the gateways' clock; infinite before the first one
 
     async def connect(self) -> None:
         """Make the connections. Raises one of LOST."""
         connections: list[Connection] = []
         self._connections = connections
+        self._beaten = float("inf")
         for _ in range(TURNS + self._spare):
             connect = psycopg.AsyncConnection.connect
             connections.append(await connect(self._url, autocommit=True, options=self._options))
@@ -102,10 +104,22 @@ class Database:
         self._ahead = max(self._ahead, clock - time.monotonic())
 
     async def beat(self, owner: str) -> None:
-        """Report that the worker of that name is alive."""
+        """Report that the worker of that name is alive.
+
+        Raises TimeoutError if it was silent for so long that others may have taken what it had. Then the name is gone.
+        The gateways' clock decides, because the host's own may have stood still too.
+        """
         cursor = await self.connection().execute("SELECT stack_beat(%s, %s)", (owner, self.now()))
         (clock,) = await cursor.fetchone() or ()
         self.heard(clock)
+        silent, self._beaten = clock - self._beaten, clock
+        if silent >= PATIENCE:
+            await self.forget(owner)
+            raise TimeoutError(f"this worker stood still for {silent:.0f} seconds")
+
+    async def forget(self, owner: str) -> None:
+        """Remove the worker of that name, and all that it has."""
+        await self.connection().execute("DELETE FROM account_owners WHERE id = %s", (owner,))
 
 
 class Member:
@@ -159,7 +173,7 @@ class Member:
         if owner is not None and owner != self.owner:
             return
         if not self._trouble:
-            log.error("the %s' database is unreachable, so each host counts by itself: %s", self._what, exc)
+            log.error("the %s' database cannot be used, so each host counts by itself: %s", self._what, exc)
         self._trouble = True
         self.owner = ""
         self._left()

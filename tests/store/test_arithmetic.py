@@ -2,6 +2,7 @@
 
 import datetime as dt
 import importlib
+import math
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -49,6 +50,8 @@ def anyio_backend() -> str:
 def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.random", lambda: 0.5)
     monkeypatch.setattr("gateway.limits.postgres.SKEW", 0.0)
+    # When the test's clock moves by more than that, the worker did not stand still.
+    monkeypatch.setattr("gateway.store.postgres.PATIENCE", math.inf)
 
 
 class Databases:
