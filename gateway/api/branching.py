@@ -111,7 +111,7 @@ def _pointed(roots: list[dict[str, Any]], reference: object) -> dict[str, Any] |
     for root in roots:
         found: Any = root
         for name in names:
-            if isinstance(found, list) and name.isdigit() and int(name) < len(found):
+            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
                 found = found[int(name)]
             else:
                 found = found.get(name) if isinstance(found, dict) else None

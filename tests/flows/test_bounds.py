@@ -115,6 +115,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
         anyOf=[{"$ref": "#/$defs/node"}, {"type": "null"}],
     ),
     "definitions that are each three times the next, some of them": schema(**definitions(7, "anyOf")),
+    "a reference into a list by a superscript digit": schema(anyOf=[{"$ref": "#/anyOf/\u00b2"}, {"type": "null"}]),
     "parentheses in quotes": {"grammar": 'root ::= "' + "(" * 5000 + '" [({]'},
     "a schema as they are written": schema(
         type="object",
