@@ -64,7 +64,9 @@ def context(slots: int) -> int:
 def threads() -> int:
     """Return half of the cores, and at most as many as this small model can use. llama.cpp's threads wait for each
     other by spinning: on a busy machine with two cores, two threads made 0.75 tokens per second and one made 14."""
-    return int(os.environ.get("LLAMA_ARG_THREADS") or max(1, min(4, len(os.sched_getaffinity(0)) // 2)))
+    # macOS, with `make dev`, has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("LLAMA_ARG_THREADS") or max(1, min(4, cores // 2)))
 
 
 def model_file() -> Path:

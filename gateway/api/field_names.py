@@ -104,7 +104,8 @@ def _judge(value: dict[str, Any], where: str) -> None:
 
 def refuse_long_numbers(body: dict[str, Any]) -> None:
     """Refuse whole numbers beyond 64 bits (parse keeps them as orjson's Fragments), except in the caller's own content.
-    Raises BadRequest that names the first."""
+    That includes the input of a tool_use block, which may come from an answer of ours. Raises BadRequest that names the
+    first."""
     for where, _ in _long_numbers(body, ""):
         raise BadRequest(f"'{where}' has a whole number of more than 64 bits. Use a smaller one.", param=where)
 
@@ -113,8 +114,9 @@ def _long_numbers(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, orjson.Fragment):
         yield where, value
     elif isinstance(value, dict):
+        used = where != "" and value.get("type") == "tool_use"  # `input` has another meaning in the request itself
         for name, item in value.items():
-            if name not in _OWN:
+            if name not in _OWN and not (used and name == "input"):
                 yield from _long_numbers(item, f"{where}.{name[:64]}" if where else name[:64])
     elif isinstance(value, list):
         for index, item in enumerate(value):

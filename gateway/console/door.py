@@ -151,11 +151,19 @@ def check_form(request: Request, token: str, given: str) -> None:
     if not token or not hmac.compare_digest(form_token(token).encode(), given.encode()):
         raise Refused("This form is out of date. Go back, load the page again, and then send the form again.")
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
-    if not origin or urlsplit(origin).netloc.lower() != host.lower():
+    if not origin or _host_of(origin) != host.lower():
         raise Refused(
             "This form was not sent from a page of this gateway. Open the page at this gateway's own address, and send "
             "the form again."
         )
+
+
+def _host_of(origin: str) -> str | None:
+    """Return the host of an origin, with its port; None if the origin is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _by_tls(request: Request) -> bool:

@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jsonschema_rs import ReferencingError, RegexOptions, ValidationError, Validator, validator_for
+from jsonschema_rs import ReferencingError, ValidationError, Validator
 
+from gateway import validation
 from gateway.errors import BadRequest
 from gateway.forced_tools import keywords
 
 Mode = Literal["auto", "required", "named", "none"]
 
 _CHOICES = "'tool_choice' must be none, auto, required, or an object that names a function."
-_LINEAR = RegexOptions()  # matches patterns in linear time, because callers write the patterns
 _UNCHECKED = frozenset({"pattern", "patternProperties", "$schema"})  # left out if a schema cannot be checked with them
 
 
@@ -34,7 +34,7 @@ class Tool:
         """
         for schema in (self.parameters, keywords.without(self.parameters, lambda name, _: name in _UNCHECKED)):
             try:
-                return validator_for(schema, pattern_options=_LINEAR, offline=True)
+                return validation.of_schema(schema)
             except (ValidationError, ReferencingError, ValueError) as exc:
                 reason = str(getattr(exc, "message", exc))[:200]
         param = f"{self.where}.parameters"

@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 import orjson
-from jsonschema_rs import ReferencingError, RegexOptions, ValidationError, Validator, validator_for
+from jsonschema_rs import ReferencingError, ValidationError, Validator
 
+from gateway import validation
 from gateway.dialects.dialect import JsonStyle
 from gateway.grammars.grammar import Grammar, UnsupportedError, literal, read, write
 from gateway.grammars.json_schema import compiled
@@ -30,7 +31,6 @@ FIELDS = frozenset(
         "structured_outputs",
     ]
 )
-_LINEAR = RegexOptions()  # patterns are the caller's own
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ class Constraint:
     @cached_property
     def _validator(self) -> Validator | None:
         try:
-            return (
-                validator_for(self.schema, pattern_options=_LINEAR, offline=True) if self.schema is not None else None
-            )
+            return validation.of_schema(self.schema) if self.schema is not None else None
         except (ValidationError, ReferencingError, ValueError):
             return None
 

@@ -165,7 +165,7 @@ class _File:
             try:
                 _reserve(self._descriptor, room)
                 self._memory.resize(room)
-            except OSError:
+            except (OSError, SystemError):  # SystemError: on macOS, with `make dev`, a map cannot grow
                 return False
         self._memory[self.size : end] = lines
         self.size = end

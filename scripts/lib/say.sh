@@ -1,6 +1,11 @@
 # shellcheck shell=bash
 # The output of the scripts: one line for each step, and one message when they stop.
 
+# The user's locale would change what programs write: awk a comma in 1.5, which the next awk takes for two numbers, and
+# in Turkish tr another i. Texts stay what they are: the scripts pass bytes on, and Python reads UTF-8 in this locale
+# (PEP 540).
+export LC_ALL=C
+
 say() { printf '==> %s\n' "$*"; }
 
 die() {

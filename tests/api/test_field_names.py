@@ -5,6 +5,7 @@ import re
 import sys
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -142,3 +143,21 @@ def test_each_name_in_other_capitals_is_refused_wherever_ollama_reads_it(kind: K
                 look(inside, lambda it, name=name: wrap({name: [it]}), f"{where}{name}[0].")
 
     look(go.STRUCTS[kind], lambda it: {ENDPOINTS[kind].content: "x"} | it, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"n": 2**64}}]}]}, None),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": 2**64, "input": {}}]}]}, "id"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "text", "input": {"n": 2**64}}]}]}, "input.n"),
+        ({"type": "tool_use", "input": [2**64]}, "input[0]"),
+    ],
+)
+def test_a_long_number_passes_in_the_input_of_a_tools_use_alone(body: dict[str, Any], param: str | None) -> None:
+    if param is None:
+        assert orjson.dumps(parse(json.dumps(body).encode())) == json.dumps(body, separators=(",", ":")).encode()
+        return
+    with pytest.raises(BadRequest) as caught:
+        parse(json.dumps(body).encode())
+    assert str(caught.value.param).endswith(param)

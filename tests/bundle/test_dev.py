@@ -1,12 +1,16 @@
 """`make dev`: gateway and engine as plain processes without a container. A saved file is in force a moment later."""
 
+import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -94,3 +98,11 @@ def test_the_port_is_taken(clone: Tree) -> None:
     assert ran.returncode == 1
     assert f"Port {port} is taken by" in ran.stdout
     assert f"STACK_BIND=127.0.0.1:{port + 1} make dev" in ran.stdout
+
+
+def test_the_tiny_engine_counts_its_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS. The library is not needed to count."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", MagicMock())
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert runpy.run_path(str(ROOT / "engine/llamacpp/serve.py"))["threads"]() == 3

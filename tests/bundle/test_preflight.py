@@ -27,6 +27,16 @@ def test_memory_is_too_small_for_the_model(tree: Tree, machine: Machine) -> None
     )
 
 
+def test_a_locale_with_a_decimal_comma_changes_no_calculation(tree: Tree, tmp_path: Path) -> None:
+    """The locale is made here, because few machines have it. Without localedef, only the setting itself is seen."""
+    if shutil.which("localedef"):
+        tree.run("localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8"))
+    source = "for it in say dotenv preflight; do . scripts/lib/$it.sh; done; "
+    calculation = 'env | grep ^LC_ALL=; echo "$(calculate "$(calculate 0.5) * 3")"'
+    said = tree.run("bash", "-euc", source + calculation, LC_ALL="de_DE.UTF-8", LOCPATH=str(tmp_path)).stdout
+    assert said == "LC_ALL=C\n1.5\n"
+
+
 @pytest.mark.parametrize(
     ("engine", "model", "weights"),
     [

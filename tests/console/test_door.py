@@ -161,6 +161,7 @@ def test_a_session_ends_with_its_admin_key(engine: FakeEngine, tmp_path: Path) -
         ("right", {"origin": "https://evil.example"}),
         ("right", {"origin": "null"}),
         ("right", {"origin": ""}),
+        ("right", {"origin": "http://["}),
     ],
 )
 def test_a_form_from_elsewhere_changes_nothing(operator: Visit, token: str, headers: dict[str, str]) -> None:
@@ -181,6 +182,13 @@ def test_the_sign_in_form_needs_its_token_too(console: GatewayProcess, stranger:
         token = other.token("/console/sign-in")
     stranger.get("/console/sign-in")
     answer = stranger.post("/console/sign-in", {"form_token": token, "key": ADMIN})
+    assert answer.status_code == 403
+    assert stranger.get("/console/now").status_code == 303
+
+
+def test_the_sign_in_form_is_refused_if_its_origin_is_no_address(stranger: Visit) -> None:
+    token = stranger.token("/console/sign-in")
+    answer = stranger.post("/console/sign-in", {"form_token": token, "key": ADMIN}, origin="http://[")
     assert answer.status_code == 403
     assert stranger.get("/console/now").status_code == 303
 

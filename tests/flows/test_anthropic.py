@@ -1,5 +1,6 @@
 """The official anthropic package and the Messages API, over sockets, in each engine's dialect."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +61,25 @@ def test_a_tools_use_and_its_result(client: anthropic.Anthropic, fakes: dict[str
     (got,) = fakes[engine].asked("/v1/chat/completions")
     assert [it["role"] for it in got["body"]["messages"]] == ["user", "assistant", "tool"]
     assert got["body"]["messages"][2]["content"] == "sunny"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_tools_use_comes_back_with_all_digits(
+    client: anthropic.Anthropic, fakes: dict[str, FakeEngine], engine: str
+) -> None:
+    """The answer has the digits that the engine wrote, and the client sends them back."""
+    big = 10**24 + 1
+    asked = said(calls(f'{{"city":{big}}}'))
+    with client.messages.stream(model=engine, max_tokens=99, messages=asked, tools=[WEATHER]) as stream:
+        (use,) = stream.get_final_message().content
+    assert use.input == {"city": big}
+    result: Any = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}]}
+    turns = [*said("Weather?"), {"role": "assistant", "content": [use.to_dict()]}, result]
+    fakes[engine].set()
+    client.messages.create(model=engine, max_tokens=99, messages=turns, tools=[WEATHER])
+    (got,) = fakes[engine].asked("/v1/chat/completions")
+    (call,) = got["body"]["messages"][1]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"city": big}
 
 
 def test_thinking_is_a_block_of_its_own(client: anthropic.Anthropic) -> None:

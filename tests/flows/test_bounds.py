@@ -136,6 +136,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
     ),
     "definitions that are each three times the next, some of them": schema(**definitions(7, "anyOf")),
     "conditions as they are written": {"tools": [tool(conditions(10))]},
+    "a reference into a list by a superscript digit": schema(anyOf=[{"$ref": "#/anyOf/\u00b2"}, {"type": "null"}]),
     "parentheses in quotes": {"grammar": 'root ::= "' + "(" * 5000 + '" [({]'},
     "a schema as they are written": schema(
         type="object",

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.errors import BadRequest
@@ -70,6 +71,15 @@ def test_a_parameter_that_is_called_pattern_is_checked_where_patterns_are_not() 
     assert validator.is_valid({"pattern": 1, "a": "y", "all": [{"pattern": 1}]})
     assert not validator.is_valid({"pattern": "x"})
     assert not validator.is_valid({"all": [{"pattern": "x"}]})
+
+
+def test_a_bound_of_more_than_64_bits_is_checked_and_goes_on_as_it_was_written() -> None:
+    most = orjson.Fragment(b"340282366920938463463374607431768211455")  # as a request's body is read
+    schema = {"properties": {"a": {"type": "integer", "maximum": most}}}
+    validator = tool(schema).validator()
+    assert validator.is_valid(orjson.loads(b'{"a":340282366920938463463374607431768211455}'))
+    assert not validator.is_valid(orjson.loads(b'{"a":440282366920938463463374607431768211455}'))
+    assert schema["properties"]["a"]["maximum"] is most
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/hostname"}, {"type": "x"}])

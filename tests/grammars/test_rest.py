@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import jsonschema_rs
+import orjson
 import pytest
 from hypothesis import assume, given
 
@@ -188,3 +189,9 @@ def test_which_schemas_a_grammar_holds_to(keyword: dict[str, Any], exact: bool) 
 @pytest.mark.parametrize(("text", "right"), [('{"x": 1, "y": 2}', True), ('{"x": 1}', False), ('{"x": 1, ', False)])
 def test_a_whole_text_is_checked(text: str, right: bool) -> None:
     assert (Constraint(schema=POINT).fault(text) is None) is right
+
+
+@pytest.mark.parametrize(("text", "right"), [(f"{2**128 - 1}", True), (f"{2**129}", False)])
+def test_a_whole_text_is_judged_by_a_bound_of_more_than_64_bits(text: str, right: bool) -> None:
+    most = orjson.Fragment(f"{2**128 - 1}".encode())  # as a request's body is read
+    assert (Constraint(schema={"type": "integer", "maximum": most}).fault(text) is None) is right

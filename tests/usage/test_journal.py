@@ -1,6 +1,7 @@
 """Journal: what has begun and ended is saved once at least, whoever dies; it is bounded, and takes its files for what
 they are."""
 
+import mmap
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.usage.journal import Journal, Record, adopt
+from gateway.usage.journal import ROOM, Journal, Record, adopt
 from tests.support.processes import ROOT
 
 
@@ -122,6 +123,27 @@ def test_without_files_everything_is_dropped_and_counted(tmp_path: Path, saved: 
     end(journal, begin(journal, "d"))
     journal.drain(saved)
     assert saved.names == ["b", "d"]
+
+
+class Fixed(mmap.mmap):
+    """A memory map as macOS has it."""
+
+    def resize(self, newsize: int) -> None:
+        del newsize
+        raise SystemError("mmap: resizing not available--no mremap()")
+
+
+def test_where_a_file_cannot_grow_records_are_dropped_and_counted(
+    tmp_path: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmap, "mmap", Fixed)
+    journal = Journal(tmp_path / "journal")
+    journal.open()
+    end(journal, begin(journal, "a"))
+    assert "id" not in begin(journal, "b" * ROOM)
+    assert journal.dropped == 1
+    journal.drain(saved)
+    assert saved.names == ["a"]
 
 
 DIES = """
