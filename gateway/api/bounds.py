@@ -7,7 +7,9 @@ SmolLM2-135M). Most bounds hold for every engine, because a request means the sa
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeGuard
+from typing import Any
+
+import orjson
 
 from gateway.api import branching
 from gateway.dialects import DIALECTS
@@ -184,15 +186,18 @@ def _check_object(node: dict[str, Any], where: str, repeats: int) -> None:
     if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
         raise BadRequest(f"'{where}' has more than {MAX_PROPERTIES} properties in one object.", param=where)
     for least, most in _PAIRS:
-        low, high = node.get(least), node.get(most)
-        if _is_number(low) and _is_number(high) and low > high:  # llama.cpp counts down from there, for gigabytes
+        low, high = _number(node.get(least)), _number(node.get(most))
+        if low is not None and high is not None and low > high:  # llama.cpp counts down from there, for gigabytes
             raise BadRequest(f"'{where}' has a {least} above its {most}, which no value can satisfy.", param=where)
     for name in _NEEDED:
-        if _is_number(low := node.get(name)) and low > repeats:
+        if (low := _number(node.get(name))) is not None and low > repeats:
             raise BadRequest(f"'{where}' has a {name} above {repeats}.", param=where)
     if isinstance(pattern := node.get("pattern"), str):
         _check_text(pattern, where, repeats, regex=True)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float)
+def _number(value: Any) -> float | None:
+    """Return a number; None for anything else. The body has a whole number beyond 64 bits as an orjson.Fragment."""
+    if isinstance(value, orjson.Fragment):
+        return float(orjson.dumps(value))
+    return value if type(value) in (int, float) else None

@@ -103,6 +103,8 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "items from above to below": (schema(type="array", minItems=5, maxItems=1), "response_format"),
     "numbers from above to below": (schema(type="integer", minimum=5, maximum=1), "response_format"),
     "a least length of a million": (text(minLength=1_000_000), "response_format"),
+    "a least length of more than 64 bits": (text(minLength=2**70), "response_format"),
+    "a length from there to below": (text(minLength=2**70, maxLength=1), "response_format"),
     "a pattern of parentheses": (text(pattern=f"^{parentheses(65)}$"), "response_format"),
     "a pattern of optional parts": (text(pattern="^" + "a?" * 65 + "$"), "response_format"),
     "a pattern that counts backwards": (text(pattern="^a{5,2}$"), "response_format"),
