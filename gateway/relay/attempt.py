@@ -146,6 +146,7 @@ class Attempt:
         """Pass the engine's events on as they come, or their sum if the client waits for a blocking answer
         (relay.fold). If another engine began the answer, this one continues it."""
         upstream = self._target.upstream
+        self._answer.hidden_since = None  # of an attempt before this one
         tags = await self._tags()
         exchange, reader, raw = self._answer.ask(self._target, await self._way(), tags)
         self._reader = reader

@@ -17,6 +17,7 @@ from gateway.errors import (
     InvalidKey,
     StackError,
 )
+from gateway.exchange import Exchange
 from gateway.keys.known import Key
 from gateway.relay.relay import Relay
 from gateway.translation.face import Writer
@@ -55,10 +56,16 @@ class Scene:
     """One relay, and all that it touches."""
 
     def __init__(
-        self, *engines: Engine, books: Books | None = None, writer: Writer | None = None, stream: bool = True
+        self,
+        *engines: Engine,
+        books: Books | None = None,
+        writer: Writer | None = None,
+        stream: bool = True,
+        it: Exchange | None = None,
     ) -> None:
         self.client, self.lease, self.books = Client(), CountedLease(), books or Books()
-        self.relay = Relay(exchange(stream=stream), route(*engines), KEY, self.lease, rules(self.books), writer)
+        it = it or exchange(stream=stream)
+        self.relay = Relay(it, route(*engines), KEY, self.lease, rules(self.books), writer)
 
     async def run(self) -> bool:
         return await self.relay.run(self.client, self.client.send)
@@ -203,3 +210,44 @@ async def test_a_relay_that_is_halted_tells_its_client_why_unless_that_left(reas
     assert scene.books.endings[0].outcome == reason.outcome
     assert len(scene.lease.settled) == 1
     assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_client_that_leaves_in_a_later_round_pays_for_the_rounds_before_it_too() -> None:
+    """An Ollama makes one choice after the other. The first one has two tokens, and the second one may have 50."""
+    it = replace(exchange(stream=False, n=2, max_tokens=50), choices=2)
+    engine = Engine([Reply([WHOLE])], dialect=DIALECTS["ollama"])
+    scene = Scene(engine, it=it)
+    scene.lease.estimate = scene.relay._services.estimates.of(it, "model")
+    first = engine.post
+
+    async def post(*args: Any, **more: Any) -> Reply:
+        if engine.replies:
+            return await first(*args, **more)
+        scene.relay.halt(ClientLeft("The client left."))
+        return await asyncio.get_running_loop().create_future()
+
+    engine.post = post  # type: ignore[method-assign]
+    assert not await scene.run()
+    assert len(engine.asked) == 1, "the second one never got an answer"
+    assert scene.lease.settled == [3 + 2 + 50]
+
+
+async def test_what_came_in_a_stream_is_not_charged_twice_after_a_blocking_answer_that_failed() -> None:
+    """The first engine hides what it makes. The fallback streams, so what it makes is seen."""
+    it = exchange(stream=False, max_tokens=50)
+    streams = Engine([Reply([chunk("Hello")])], name="other", dialect=replace(DIALECTS["vllm"], deaf=True))
+    scene = Scene(Engine([EngineUnreachable("The engine can't be reached.")]), streams, it=it)
+    scene.lease.estimate = scene.relay._services.estimates.of(it, "model")
+    reply = streams.replies[0]
+    assert isinstance(reply, Reply)
+    first = reply.next
+
+    async def following() -> bytes:
+        if reply._pieces:
+            return await first()
+        scene.relay.halt(ClientLeft("The client left."))
+        return await asyncio.get_running_loop().create_future()
+
+    reply.next = following  # type: ignore[method-assign]
+    assert not await scene.run()
+    assert scene.lease.settled == [scene.lease.estimate.prompt + 1]
