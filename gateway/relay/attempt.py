@@ -25,6 +25,11 @@ from gateway.upstream.client import Reply
 from gateway.upstream.engine_errors import fault
 from gateway.upstream.generate import Headers, continue_raw, generate
 
+# Bytes of memory that a folded answer holds for each byte of its events with log probabilities. Measured: 4.3 and 4.6
+# with twenty of them for each token, in llama.cpp's and Ollama's form, and 0.03 for events of plain text.
+PARSED = 5
+_PROBABILITY = b'prob":'  # in the events of each token with one: `logprob`, or llama.cpp's `prob`
+
 
 class Attempt:
     """One try at one engine, for which the request has a slot. `run` it once. It is the engine's Asker."""
@@ -266,7 +271,11 @@ class Attempt:
             self._answer.first_token_at = time.monotonic()
 
     def _fold(self, data: bytes) -> None:
-        """Count the bytes of a stream that is folded. Raises EngineError if they are too many."""
+        """Count the bytes of a stream that is folded, and hold what becomes of them. Raises EngineError if they are too
+        many."""
         self._answer.folded_bytes += len(data)
         if self._answer.folded_bytes > self._services.max_answer:
             raise EngineError(f"The engine's answer is larger than {self._services.max_answer} bytes.")
+        charge = self._answer.exchange.charge
+        if charge is not None:
+            charge.add_answer(len(data) * (PARSED if _PROBABILITY in data else 1))

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.byte_budget import OVERDRAFT, Budget
 from gateway.dialects import DIALECTS
 from gateway.errors import (
     ClientLeft,
@@ -19,6 +20,7 @@ from gateway.errors import (
 )
 from gateway.exchange import Exchange
 from gateway.keys.known import Key
+from gateway.relay.attempt import PARSED
 from gateway.relay.relay import Relay
 from gateway.translation.face import Writer
 from tests.support.relays import (
@@ -113,6 +115,27 @@ async def test_a_writer_writes_the_sum_of_a_stream_whose_client_waits_for_the_wh
     assert await scene.run()
     assert engine.asked[0]["stream"] is True
     assert orjson.loads(scene.client.body) == {"said": "HELLO THERE"}
+
+
+@pytest.mark.parametrize("entry", [{"logprob": -1.5}, {"prob": 0.2}, None])
+async def test_the_sum_of_a_stream_holds_memory_as_a_blocking_answer_does(entry: dict[str, Any] | None) -> None:
+    """Events with log probabilities take several times their size when they are parsed."""
+    logprobs = None if entry is None else {"content": [{"token": "Hello", "top_logprobs": []} | entry]}
+    choice = {"index": 0, "delta": {"content": "Hello"}, "logprobs": logprobs, "finish_reason": None}
+    first, budget = b"data: %b\n\n" % orjson.dumps({"id": "c-1", "choices": [choice]}), Budget(10_000)
+    rest = chunk(reason="stop") + DONE
+
+    def scene(budget: Budget) -> Scene:
+        charge = budget.charge("key", 1)
+        engine = Engine([Reply([first, rest]) for _ in range(9)], dialect=replace(DIALECTS["vllm"], deaf=True))
+        return Scene(engine, it=replace(exchange(stream=False), charge=charge))
+
+    held = len(first) * (1 if entry is None else PARSED) + len(rest)
+    with_room = scene(budget)
+    assert await with_room.run()
+    assert budget.held == 1 + held
+    with pytest.raises(EngineError, match="larger than the gateway's free memory"):
+        await scene(Budget(held // OVERDRAFT)).run()
 
 
 async def test_a_writer_ends_an_answer_that_broke() -> None:
