@@ -81,6 +81,10 @@ class Attempt:
         rounds = self._answer.rounds
         self._delivery.ignored = headers if rounds is None else [*headers, *rounds.headers]
 
+    def checks(self) -> None:
+        """See Asker.checks."""
+        self._answer.read = True
+
     def asked(self) -> None:
         """See Asker.asked."""
         self._answer.asked = True

@@ -250,7 +250,7 @@ class Record:
             finish_reason=answer.finish_reason,
             ended=time.monotonic(),
             queued_ms=self._visit.milliseconds,
-            asked=course.asked,
+            asked=course.asked or course.read,
             engine_id=course.engine_id,
             tries=course.tries,
             waits=self._visit.waits,

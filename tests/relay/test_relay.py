@@ -9,8 +9,11 @@ import pytest
 
 from gateway.byte_budget import OVERDRAFT, Budget
 from gateway.dialects import DIALECTS
+from gateway.dialects.asking import Window
+from gateway.dialects.ollama import OLLAMA
 from gateway.errors import (
     ClientLeft,
+    ContextExceeded,
     EngineError,
     EngineLost,
     EngineRefused,
@@ -23,6 +26,7 @@ from gateway.keys.known import Key
 from gateway.relay.attempt import PARSED
 from gateway.relay.relay import Relay
 from gateway.translation.face import Writer
+from gateway.upstream.context_window import Contexts
 from tests.support.relays import (
     ANSWER,
     DONE,
@@ -64,10 +68,11 @@ class Scene:
         writer: Writer | None = None,
         stream: bool = True,
         it: Exchange | None = None,
+        **changes: Any,
     ) -> None:
         self.client, self.lease, self.books = Client(), CountedLease(), books or Books()
         it = it or exchange(stream=stream)
-        self.relay = Relay(it, route(*engines), KEY, self.lease, rules(self.books), writer)
+        self.relay = Relay(it, route(*engines), KEY, self.lease, rules(self.books, **changes), writer)
 
     async def run(self) -> bool:
         return await self.relay.run(self.client, self.client.send)
@@ -253,6 +258,37 @@ async def test_a_client_that_leaves_in_a_later_round_pays_for_the_rounds_before_
     assert not await scene.run()
     assert len(engine.asked) == 1, "the second one never got an answer"
     assert scene.lease.settled == [3 + 2 + 50]
+
+
+@pytest.mark.parametrize(("left", "stream"), [(True, True), (True, False), (False, True)])
+async def test_a_prompt_that_an_ollama_reads_for_a_check_is_charged_unless_it_is_refused(
+    left: bool, stream: bool
+) -> None:
+    """The client leaves while the engine reads the prompt, or the prompt is too long."""
+    ways = OLLAMA.endpoints["chat"]
+    assert ways is not None
+
+    async def window(*_: object) -> Window:
+        return Window(10)
+
+    async def count(*_: object) -> int:
+        if not left:
+            raise ContextExceeded("It is too long.", param="messages", tokens=11, limit=10)
+        scene.relay.halt(ClientLeft("The client left."))
+        return await asyncio.get_running_loop().create_future()
+
+    reads = replace(OLLAMA, window=window, endpoints={"chat": replace(ways, count=count)})
+    it = replace(exchange(stream=stream, max_tokens=50), resume=stream)
+    scene = Scene(Engine([], dialect=reads), it=it, contexts=Contexts())
+    scene.lease.estimate = scene.relay._services.estimates.of(it, "model")
+    assert scene.lease.estimate.prompt > 0
+    if left:
+        assert not await scene.run()
+        assert scene.lease.settled == [scene.lease.estimate.prompt], "nothing of the answer was made"
+    else:
+        with pytest.raises(ContextExceeded):
+            await scene.run()
+        assert scene.lease.settled == [0]
 
 
 async def test_what_came_in_a_stream_is_not_charged_twice_after_a_blocking_answer_that_failed() -> None:
