@@ -41,6 +41,7 @@ class Lost(Admission):
         super().__init__(Settings(), CONFIG, {"engine": upstream}, Places(), 0, directory, books)
         here: Any = self
         self._engines, self._far, self.waits = {"engine": 0}, here, list[float]()
+        self._bell.close()  # nobody is woken
 
     async def _enter_far(self, far: Any, name: str, visit: Visit, wait: float, *, ahead: bool) -> None:
         del far, wait, ahead
