@@ -233,7 +233,7 @@ class Ending:
     ended: float
     amount: float | None = None  # of the endpoint's unit that is no token; None: it has none, or nobody said
     queued_ms: int = 0  # milliseconds that it waited for slots
-    asked: bool = True  # an engine got the request
+    asked: bool = True  # an engine got the request, or read the prompt for a check
     engine_id: str = ""  # the id that the last engine asked has for it
     tries: Sequence[Try] = ()
     waits: Sequence[Wait] = ()

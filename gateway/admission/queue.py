@@ -148,10 +148,11 @@ class Admission:
         wait = visit.exchange.queue_timeout if resumes else visit.left
         ahead = resumes or visit.returns
         if self._far is not None:
+            before = visit.waited
             try:
                 await self._enter_far(self._far, upstream.name, visit, wait, ahead=ahead)
             except LostError:
-                wait -= visit.waited
+                wait -= visit.waited - before
             else:
                 return
         await self._enter_here(upstream.name, visit, wait, ahead=ahead)

@@ -98,7 +98,10 @@ class Estimates:
         return self._seconds.get(key_id, 1.0)
 
     def learn(self, ending: Ending, estimate: Estimate) -> None:
-        """Learn from a request that has ended. Only a complete answer that no limit cut shows how long answers are."""
+        """Learn from a request that has ended. Only a complete answer that no limit cut shows how long answers are.
+
+        A speed holds for all keys. It is therefore learned by the engine's own count, because a text may repeat words
+        of the prompt, and only of an answer that was not resumed, because its first part may be of another worker."""
         it, usage = ending.exchange, ending.usage
         if usage is None or ending.error is not None:
             return
@@ -115,9 +118,11 @@ class Estimates:
         made = ending.tokens_out / max(1, it.choices)
         if ending.finish_reason != "length":
             means.answer += weight * (made - means.answer)
-        working = seconds - ending.queued_ms / 1000
-        if made >= ENOUGH and working > 0 and (ending.route in self._speeds or len(self._speeds) < MAX_ROUTES):
-            self._speeds[ending.route] = max(self._speeds.get(ending.route, 0.0), made / working)
+        reported, working = usage.tokens_out / max(1, it.choices), seconds - ending.queued_ms / 1000
+        if reported < ENOUGH or working <= 0 or ending.resumes:
+            return
+        if ending.route in self._speeds or len(self._speeds) < MAX_ROUTES:
+            self._speeds[ending.route] = max(self._speeds.get(ending.route, 0.0), reported / working)
 
     def unseen(self, exchange: Exchange, estimate: Estimate, route: str, seconds: float) -> int:
         """Return how many tokens an engine can have made in that many seconds of an answer that the gateway did not
@@ -125,12 +130,12 @@ class Estimates:
 
         If no answer of this route has shown the engine's speed, the result is the request's own limit, or else the
         reserved tokens. If the speed is known, the result is the number of tokens at twice that speed, and at most the
-        request's own limit."""
+        request's own limit, or else LONGEST for each choice."""
         speed, most = self._speeds.get(route), estimate.most
         if speed is None or not exchange.endpoint.generates:
             return estimate.answer if most is None else most
         made = round(2 * speed * seconds) * exchange.choices
-        return made if most is None else min(made, most)
+        return min(made, LONGEST * exchange.choices if most is None else most)
 
     def _of(self, *name: *tuple[str, Kind, str]) -> _Means:
         means = self._means.get(name) or _Means()

@@ -53,6 +53,7 @@ class Answer:
         self.tried: list[Target] = []  # the last one is asked now
         self.tries: list[Try] = []  # how that went; of one that had no slot yet there is none
         self.asked = False  # an engine got the request
+        self.read = False  # an engine has read the prompt for a check, or begun to
         self.engine_id = ""  # the id that the engine which was asked last knows the request by
         self.first_token_at: float | None = None
         self.folded_bytes = 0  # of streams that are passed on as a whole

@@ -25,6 +25,11 @@ from gateway.upstream.client import Reply
 from gateway.upstream.engine_errors import fault
 from gateway.upstream.generate import Headers, continue_raw, generate
 
+# Bytes of memory that a folded answer holds for each byte of its events with log probabilities. Measured: 4.3 and 4.6
+# with twenty of them for each token, in llama.cpp's and Ollama's form, and 0.03 for events of plain text.
+PARSED = 5
+_PROBABILITY = b'prob":'  # in the events of each token with one: `logprob`, or llama.cpp's `prob`
+
 
 class Attempt:
     """One try at one engine, for which the request has a slot. `run` it once. It is the engine's Asker."""
@@ -75,6 +80,10 @@ class Attempt:
         """See Asker.ignored."""
         rounds = self._answer.rounds
         self._delivery.ignored = headers if rounds is None else [*headers, *rounds.headers]
+
+    def checks(self) -> None:
+        """See Asker.checks."""
+        self._answer.read = True
 
     def asked(self) -> None:
         """See Asker.asked."""
@@ -146,6 +155,7 @@ class Attempt:
         """Pass the engine's events on as they come, or their sum if the client waits for a blocking answer
         (relay.fold). If another engine began the answer, this one continues it."""
         upstream = self._target.upstream
+        self._answer.hidden_since = None  # of an attempt before this one
         tags = await self._tags()
         exchange, reader, raw = self._answer.ask(self._target, await self._way(), tags)
         self._reader = reader
@@ -265,7 +275,11 @@ class Attempt:
             self._answer.first_token_at = time.monotonic()
 
     def _fold(self, data: bytes) -> None:
-        """Count the bytes of a stream that is folded. Raises EngineError if they are too many."""
+        """Count the bytes of a stream that is folded, and hold what becomes of them. Raises EngineError if they are too
+        many."""
         self._answer.folded_bytes += len(data)
         if self._answer.folded_bytes > self._services.max_answer:
             raise EngineError(f"The engine's answer is larger than {self._services.max_answer} bytes.")
+        charge = self._answer.exchange.charge
+        if charge is not None:
+            charge.add_answer(len(data) * (PARSED if _PROBABILITY in data else 1))

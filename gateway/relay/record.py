@@ -245,24 +245,34 @@ class Record:
             usage=answer.usage,
             amount=answer.amount,
             estimated=self._lease.estimate.prompt,
-            counted=answer.tokens or self._unseen(error),
+            counted=self._counted(answer, error),
             first_token_at=course.first_token_at if it.stream else None,
             finish_reason=answer.finish_reason,
             ended=time.monotonic(),
             queued_ms=self._visit.milliseconds,
-            asked=course.asked,
+            asked=course.asked or course.read,
             engine_id=course.engine_id,
             tries=course.tries,
             waits=self._visit.waits,
         )
 
+    def _counted(self, answer: Answer, error: StackError | None) -> int:
+        """Return the tokens that were seen, or, if a round ended before its answer arrived, those of the rounds before
+        it and those that it may have made."""
+        unseen = self._unseen(error)
+        if not unseen or answer.usage is None:
+            return answer.tokens + unseen
+        return max(answer.tokens, answer.usage.tokens_out) + unseen
+
     def _unseen(self, error: StackError | None) -> int:
-        """Return how many tokens an engine may have made of a blocking answer that ended before it arrived."""
+        """Return how many tokens an engine may have made of a blocking answer, or of a round of it, that ended before
+        it arrived."""
         answer = self._answer
         if answer.hidden_since is None or not answer.asked or not wasteful(error):
             return 0
-        seconds = time.monotonic() - answer.hidden_since
-        return self._services.estimates.unseen(self._exchange, self._lease.estimate, answer.route.name, seconds)
+        seconds, rounds = time.monotonic() - answer.hidden_since, answer.rounds
+        made = self._services.estimates.unseen(self._exchange, self._lease.estimate, answer.route.name, seconds)
+        return made // self._exchange.choices if rounds is not None and rounds.alone else made
 
 
 def _for_log(fields: dict[str, Any]) -> str:

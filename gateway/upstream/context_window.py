@@ -11,6 +11,7 @@ tokenizer, and is not checked.
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 from gateway.dialects.asking import Prompt, Window, uncounted
@@ -37,12 +38,13 @@ class Contexts:
         self._windows: dict[tuple[str, str], Window] = {}
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def check(self, upstream: Upstream, prompt: Prompt) -> None:
-        """Check that an engine that `cuts` will not cut this prompt. Raises ContextExceeded if it would, and
-        EngineError if the engine cannot be asked."""
+    async def check(self, upstream: Upstream, prompt: Prompt, reads: Callable[[], None]) -> None:
+        """Check that an engine that `cuts` will not cut this prompt. `reads` is called before the engine reads it.
+        Raises ContextExceeded if it would be cut, and EngineError if the engine cannot be asked."""
         window = await self._window(upstream, prompt)
         if window.limit is None or (doubtful := _doubtful(prompt, window)) is None:
             return
+        reads()
         try:
             await _count(upstream, doubtful)
         except ContextExceeded as exc:

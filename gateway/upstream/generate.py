@@ -25,6 +25,9 @@ class Asker(Protocol):
         """Take the headers that name the parameters which this engine ignores, and the roles that it gets under another
         name. Called before the engine is asked."""
 
+    def checks(self) -> None:
+        """Note that the engine reads the prompt now, for a check. It gets the request afterwards, if at all."""
+
     def asked(self) -> None:
         """Note that the engine gets the request now."""
 
@@ -104,7 +107,7 @@ class _Question(NamedTuple):
         body = self.exchange.encode(self.model, fields, upstream.dialect.counts if self.stream else None)
         prompt = Prompt(kind, self.model, fields, len(body))
         if upstream.dialect.cuts:
-            await self.contexts.check(upstream, prompt)
+            await self.contexts.check(upstream, prompt, asker.checks)
         asker.asked()
         reply = await upstream.post(kind, body, asker.new_id, self.connect_timeout, lines=asker.lines())
         upstream.breaker.succeeded()  # the engine works: a stream may end much later

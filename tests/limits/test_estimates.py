@@ -1,6 +1,7 @@
 """Estimates of a request's tokens: assumed at first, then learned from the engine's reports."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,9 @@ def said(size: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": "x" * (size - 30)}]
 
 
-def learn(estimates: Estimates, it: Exchange, tokens_in: int, tokens_out: int, reason: str = "stop") -> None:
+def learn(
+    estimates: Estimates, it: Exchange, tokens_in: int, tokens_out: int, reason: str = "stop", **more: Any
+) -> None:
     ending = Ending(
         exchange=it,
         route="model",
@@ -48,7 +51,7 @@ def learn(estimates: Estimates, it: Exchange, tokens_in: int, tokens_out: int, r
         resumes=0,
         ended=it.started + 2,
     )
-    estimates.learn(ending, estimates.of(it, "model"))
+    estimates.learn(replace(ending, **more), estimates.of(it, "model"))
 
 
 def test_estimates_come_near_to_what_was_seen() -> None:
@@ -170,6 +173,22 @@ def test_what_nobody_saw_costs_what_was_set_aside_or_what_the_engine_can_have_ma
     assert estimates.unseen(free, estimates.of(free, "model"), "model", 30.0) == 6000
     texts = exchange("embedding", input="one")
     assert estimates.unseen(texts, estimates.of(texts, "model"), "model", 30.0) == 0
+
+
+@pytest.mark.parametrize("more", [{"counted": 20_000}, {"usage": Usage(25, 20_000), "resumes": 1}])
+def test_neither_counted_words_nor_a_resumed_answer_teach_how_fast_an_engine_is(more: dict[str, Any]) -> None:
+    """An answer with `echo` has all words of its prompt. The first part of a resumed one may be of another worker."""
+    estimates = Estimates()
+    learn(estimates, exchange("completion", prompt="a " * 20_000, echo=True, max_tokens=1), 25, 1, "length", **more)
+    free = exchange(messages=said(100), key="another")
+    assert estimates.unseen(free, estimates.of(free, "model"), "model", 30.0) == 256
+
+
+def test_what_nobody_saw_of_an_answer_without_a_limit_is_no_more_than_the_longest_answer() -> None:
+    estimates = Estimates()
+    learn(estimates, exchange(messages=said(100)), 25, 80_000)
+    free = exchange(messages=said(100), choices=2)
+    assert estimates.unseen(free, estimates.of(free, "model"), "model", 30.0) == 2 * LONGEST
 
 
 def test_an_event_with_a_long_text_is_more_than_a_token() -> None:

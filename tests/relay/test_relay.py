@@ -7,9 +7,13 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.byte_budget import OVERDRAFT, Budget
 from gateway.dialects import DIALECTS
+from gateway.dialects.asking import Window
+from gateway.dialects.ollama import OLLAMA
 from gateway.errors import (
     ClientLeft,
+    ContextExceeded,
     EngineError,
     EngineLost,
     EngineRefused,
@@ -17,9 +21,12 @@ from gateway.errors import (
     InvalidKey,
     StackError,
 )
+from gateway.exchange import Exchange
 from gateway.keys.known import Key
+from gateway.relay.attempt import PARSED
 from gateway.relay.relay import Relay
 from gateway.translation.face import Writer
+from gateway.upstream.context_window import Contexts
 from tests.support.relays import (
     ANSWER,
     DONE,
@@ -55,10 +62,17 @@ class Scene:
     """One relay, and all that it touches."""
 
     def __init__(
-        self, *engines: Engine, books: Books | None = None, writer: Writer | None = None, stream: bool = True
+        self,
+        *engines: Engine,
+        books: Books | None = None,
+        writer: Writer | None = None,
+        stream: bool = True,
+        it: Exchange | None = None,
+        **changes: Any,
     ) -> None:
         self.client, self.lease, self.books = Client(), CountedLease(), books or Books()
-        self.relay = Relay(exchange(stream=stream), route(*engines), KEY, self.lease, rules(self.books), writer)
+        it = it or exchange(stream=stream)
+        self.relay = Relay(it, route(*engines), KEY, self.lease, rules(self.books, **changes), writer)
 
     async def run(self) -> bool:
         return await self.relay.run(self.client, self.client.send)
@@ -106,6 +120,27 @@ async def test_a_writer_writes_the_sum_of_a_stream_whose_client_waits_for_the_wh
     assert await scene.run()
     assert engine.asked[0]["stream"] is True
     assert orjson.loads(scene.client.body) == {"said": "HELLO THERE"}
+
+
+@pytest.mark.parametrize("entry", [{"logprob": -1.5}, {"prob": 0.2}, None])
+async def test_the_sum_of_a_stream_holds_memory_as_a_blocking_answer_does(entry: dict[str, Any] | None) -> None:
+    """Events with log probabilities take several times their size when they are parsed."""
+    logprobs = None if entry is None else {"content": [{"token": "Hello", "top_logprobs": []} | entry]}
+    choice = {"index": 0, "delta": {"content": "Hello"}, "logprobs": logprobs, "finish_reason": None}
+    first, budget = b"data: %b\n\n" % orjson.dumps({"id": "c-1", "choices": [choice]}), Budget(10_000)
+    rest = chunk(reason="stop") + DONE
+
+    def scene(budget: Budget) -> Scene:
+        charge = budget.charge("key", 1)
+        engine = Engine([Reply([first, rest]) for _ in range(9)], dialect=replace(DIALECTS["vllm"], deaf=True))
+        return Scene(engine, it=replace(exchange(stream=False), charge=charge))
+
+    held = len(first) * (1 if entry is None else PARSED) + len(rest)
+    with_room = scene(budget)
+    assert await with_room.run()
+    assert budget.held == 1 + held
+    with pytest.raises(EngineError, match="larger than the gateway's free memory"):
+        await scene(Budget(held // OVERDRAFT)).run()
 
 
 async def test_a_writer_ends_an_answer_that_broke() -> None:
@@ -203,3 +238,75 @@ async def test_a_relay_that_is_halted_tells_its_client_why_unless_that_left(reas
     assert scene.books.endings[0].outcome == reason.outcome
     assert len(scene.lease.settled) == 1
     assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_client_that_leaves_in_a_later_round_pays_for_the_rounds_before_it_too() -> None:
+    """An Ollama makes one choice after the other. The first one has two tokens, and the second one may have 50."""
+    it = replace(exchange(stream=False, n=2, max_tokens=50), choices=2)
+    engine = Engine([Reply([WHOLE])], dialect=DIALECTS["ollama"])
+    scene = Scene(engine, it=it)
+    scene.lease.estimate = scene.relay._services.estimates.of(it, "model")
+    first = engine.post
+
+    async def post(*args: Any, **more: Any) -> Reply:
+        if engine.replies:
+            return await first(*args, **more)
+        scene.relay.halt(ClientLeft("The client left."))
+        return await asyncio.get_running_loop().create_future()
+
+    engine.post = post  # type: ignore[method-assign]
+    assert not await scene.run()
+    assert len(engine.asked) == 1, "the second one never got an answer"
+    assert scene.lease.settled == [3 + 2 + 50]
+
+
+@pytest.mark.parametrize(("left", "stream"), [(True, True), (True, False), (False, True)])
+async def test_a_prompt_that_an_ollama_reads_for_a_check_is_charged_unless_it_is_refused(
+    left: bool, stream: bool
+) -> None:
+    """The client leaves while the engine reads the prompt, or the prompt is too long."""
+    ways = OLLAMA.endpoints["chat"]
+    assert ways is not None
+
+    async def window(*_: object) -> Window:
+        return Window(10)
+
+    async def count(*_: object) -> int:
+        if not left:
+            raise ContextExceeded("It is too long.", param="messages", tokens=11, limit=10)
+        scene.relay.halt(ClientLeft("The client left."))
+        return await asyncio.get_running_loop().create_future()
+
+    reads = replace(OLLAMA, window=window, endpoints={"chat": replace(ways, count=count)})
+    it = replace(exchange(stream=stream, max_tokens=50), resume=stream)
+    scene = Scene(Engine([], dialect=reads), it=it, contexts=Contexts())
+    scene.lease.estimate = scene.relay._services.estimates.of(it, "model")
+    assert scene.lease.estimate.prompt > 0
+    if left:
+        assert not await scene.run()
+        assert scene.lease.settled == [scene.lease.estimate.prompt], "nothing of the answer was made"
+    else:
+        with pytest.raises(ContextExceeded):
+            await scene.run()
+        assert scene.lease.settled == [0]
+
+
+async def test_what_came_in_a_stream_is_not_charged_twice_after_a_blocking_answer_that_failed() -> None:
+    """The first engine hides what it makes. The fallback streams, so what it makes is seen."""
+    it = exchange(stream=False, max_tokens=50)
+    streams = Engine([Reply([chunk("Hello")])], name="other", dialect=replace(DIALECTS["vllm"], deaf=True))
+    scene = Scene(Engine([EngineUnreachable("The engine can't be reached.")]), streams, it=it)
+    scene.lease.estimate = scene.relay._services.estimates.of(it, "model")
+    reply = streams.replies[0]
+    assert isinstance(reply, Reply)
+    first = reply.next
+
+    async def following() -> bytes:
+        if reply._pieces:
+            return await first()
+        scene.relay.halt(ClientLeft("The client left."))
+        return await asyncio.get_running_loop().create_future()
+
+    reply.next = following  # type: ignore[method-assign]
+    assert not await scene.run()
+    assert scene.lease.settled == [scene.lease.estimate.prompt + 1]
