@@ -105,6 +105,8 @@ def test_nothing_is_wrong_with_the_stack(stack: Stack, bridge: str) -> None:
     page = (ROOT / "docs/doctor.md").read_text()
     documented = set(re.findall(r"`(stack\.[^`]+)`[^`]*(?=\||, `stack)", page))
     quiet = {
+        "stack.capabilities",
+        "stack.checks",
         "stack.gateway",
         "stack.settings",
         "stack.outside",
