@@ -1,19 +1,15 @@
-"""Validation: turn pydantic's errors into sentences that say what is possible, read days, and make validators of the
-JSON Schemas of callers."""
+"""Validation: turn pydantic's errors into sentences that say what is possible, and read days."""
 
 import datetime as dt
 import re
 from typing import Any
 
-import orjson
-from jsonschema_rs import RegexOptions, Validator, validator_for
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"
 WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-_LINEAR = RegexOptions()  # matches patterns in linear time, because callers write the patterns
 _PATTERNS = {
     NO_CONTROLS: "it must not have line breaks, tabs or other control characters",
     WORD: "it must be 1 to 64 letters, digits, '.', '_' and '-', and begin with a letter or digit",
@@ -46,20 +42,6 @@ def day(words: str) -> int | None:
         return None
     year, month, number = map(int, match.groups())
     return int(dt.datetime(year, month, number, tzinfo=dt.UTC).timestamp())
-
-
-def of_schema(schema: Any) -> Validator:
-    """Return a validator of what orjson reads, by a caller's JSON Schema. It fetches nothing.
-
-    Whole numbers beyond 64 bits, which the schema of a request has as orjson's Fragments, become floats: orjson rounds
-    them in the same way where it reads what is validated. Raises ValidationError and ReferencingError of jsonschema_rs,
-    and ValueError.
-    """
-    try:
-        read = orjson.loads(orjson.dumps(schema))
-    except orjson.JSONEncodeError:
-        raise ValueError("it is nested too deeply") from None
-    return validator_for(read, pattern_options=_LINEAR, offline=True)
 
 
 def first(exc: ValidationError, model: type[BaseModel]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from gateway.schema_steps import in_place, references, target
+from gateway.caller_schemas import in_place, references, target
 
 _WRAPPERS = 4  # schemas that are looked at for what a reference is relative to: a tool's is in two
 MOST = 10_000  # ways in which one rule may begin; 59,049 took llama.cpp 0.1 s for each token, a grammar of JSON has 13

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jsonschema_rs import ReferencingError, ValidationError, Validator
 
-from gateway import validation
+from gateway import caller_schemas
 from gateway.errors import BadRequest
 from gateway.forced_tools import keywords
 
@@ -34,7 +34,7 @@ class Tool:
         """
         for schema in (self.parameters, keywords.without(self.parameters, lambda name, _: name in _UNCHECKED)):
             try:
-                return validation.of_schema(schema)
+                return caller_schemas.validator(schema)
             except (ValidationError, ReferencingError, ValueError) as exc:
                 reason = str(getattr(exc, "message", exc))[:200]
         param = f"{self.where}.parameters"

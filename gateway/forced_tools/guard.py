@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from jsonschema_rs import Validator
 
-from gateway import schema_steps
+from gateway import caller_schemas
 from gateway.errors import EngineDisobeyed
 from gateway.forced_tools.reading import CallReader, Extent, MalformedError
 
@@ -185,7 +185,7 @@ class _Choice:
             arguments = orjson.loads("".join(call.parts))
         except orjson.JSONDecodeError:
             raise _WrongError("The arguments of the call are not valid JSON.", call.name) from None
-        if not schema_steps.bounded(self._terms.schemas[call.name], arguments):
+        if not caller_schemas.bounded(self._terms.schemas[call.name], arguments):
             raise _WrongError(
                 "The arguments of the call need too many steps to be checked against the schema.", call.name
             )

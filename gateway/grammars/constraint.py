@@ -9,13 +9,12 @@ from typing import Any
 import orjson
 from jsonschema_rs import ReferencingError, ValidationError, Validator
 
-from gateway import validation
+from gateway import caller_schemas
 from gateway.dialects.dialect import JsonStyle
 from gateway.grammars.grammar import Grammar, UnsupportedError, literal, read, write
 from gateway.grammars.json_schema import compiled
 from gateway.grammars.nailed import nailed
 from gateway.grammars.rest import Walk
-from gateway.schema_steps import bounded
 
 # The fields of a request that constrain its answer, whichever engine's they are.
 FIELDS = frozenset(
@@ -49,7 +48,7 @@ class Constraint:
     @cached_property
     def _validator(self) -> Validator | None:
         try:
-            return validation.of_schema(self.schema) if self.schema is not None else None
+            return caller_schemas.validator(self.schema) if self.schema is not None else None
         except (ValidationError, ReferencingError, ValueError):
             return None
 
@@ -61,7 +60,7 @@ class Constraint:
             value = orjson.loads(text)
         except orjson.JSONDecodeError:
             return "It is not valid JSON."
-        if self._validator is None or not bounded(self.schema, value) or self._validator.is_valid(value):
+        if self._validator is None or not caller_schemas.bounded(self.schema, value) or self._validator.is_valid(value):
             return None
         return "It does not fit the schema."
 

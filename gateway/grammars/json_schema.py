@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from gateway.caller_schemas import target
 from gateway.dialects.dialect import JsonStyle
 from gateway.grammars.grammar import ROOT, Grammar, Ref, Repeat, Sequence, Symbol, UnsupportedError, literal, read
 
@@ -232,12 +233,10 @@ class _Making:
 
 def pointed(schema: Any, where: str) -> Any:
     """Return the part of a schema to which a JSON pointer in it refers. Raises UnsupportedError if there is none."""
-    for step in where.removeprefix("#").split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        if not isinstance(schema, dict) or name not in schema:
-            raise UnsupportedError("the schema has a reference to nothing")
-        schema = schema[name]
-    return schema
+    found = target(schema, where)
+    if found is None:
+        raise UnsupportedError("the schema has a reference to nothing")
+    return found
 
 
 def _most(schema: Mapping[str, Any], name: str) -> int | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway import schema_steps
+from gateway import caller_schemas
 from gateway.api import branching
 from gateway.dialects import DIALECTS
 from gateway.forced_tools.demand import read
@@ -61,7 +61,7 @@ def unevaluated() -> dict[str, Any]:
     ],
 )
 def test_what_takes_too_many_steps_is_known(schema: Any, value: Any) -> None:
-    assert not schema_steps.bounded(schema, value)
+    assert not caller_schemas.bounded(schema, value)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_takes_too_many_steps_is_known(schema: Any, value: Any) -> None:
     ],
 )
 def test_schemas_as_they_are_written_are_checked(schema: Any, value: Any) -> None:
-    assert schema_steps.bounded(schema, value)
+    assert caller_schemas.bounded(schema, value)
 
 
 def test_a_call_that_takes_too_many_steps_does_not_pass() -> None:
@@ -109,7 +109,7 @@ def test_a_reference_is_looked_for_once_and_in_few_places(monkeypatch: pytest.Mo
 
     def target(root: Any, reference: str) -> Any:
         looked.append(reference)
-        return schema_steps.target(root, reference)
+        return caller_schemas.target(root, reference)
 
     monkeypatch.setattr(branching, "target", target)
     schema: Any = {"anyOf": [{"$ref": "#" + "/" * 999}] * 3000}
