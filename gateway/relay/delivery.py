@@ -30,7 +30,7 @@ class Phase(IntEnum):
     NOTHING = 0  # an error still gets its own status
     HEAD = 1  # the response's head, and comments: another engine can still begin the answer again
     EVENTS = 2  # a part of the answer: another engine can only continue it
-    WHOLE = 3  # the last byte is sent: nothing may end the answer early any more
+    WHOLE = 3  # all that is left is to send the last bytes: nothing may end the answer early any more
 
 
 class Delivery:
@@ -121,8 +121,9 @@ class Delivery:
         count = self._answer.resumes
         resumes = [(names.RESUMES, b"%d" % count)] if count else []
         await self._commit([kind, (b"content-length", b"%d" % len(body)), *resumes])
-        await self._send({"type": "http.response.body", "body": body})
         self.phase = Phase.WHOLE
+        self._visit.leave()  # the client may take its time
+        await self._send({"type": "http.response.body", "body": body})
 
     def ping(self) -> None:
         """Send a ping to a client whose stream has not begun. It does not wait for a slow client."""

@@ -5,6 +5,9 @@ two regular expressions. Here both go out together, and one check covers all hea
 steps, each of which costs some microseconds of a token. A Client uses plain calls: it takes a piece of a body, and
 reports a disconnect.
 
+A body with a length is written as fast as its client takes it. An event of a stream is written as a whole: another one
+may follow at any moment.
+
 A body ends in one of three ways: after the bytes of its Content-Length, with a last chunk, or, for a client of
 HTTP/1.0, with the connection. A body that is `cut` must look like none of these.
 """
@@ -21,6 +24,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 FLUSH = 1.0  # seconds for a client of HTTP/1.0 to take its answer, before its connection is reset
+PIECE = 64 * 1024  # bytes of a body with a length that are written at once
 LOOK = 0.01  # seconds between two checks whether it has
 
 
@@ -93,11 +97,26 @@ class Cycle(RequestResponseCycle):
                 raise RuntimeError("the body's length differs from its Content-Length")
         if self._head:
             data, self._head = self._head + data, b""
+        if len(data) > PIECE and not (self.chunked_encoding or self._lasts):
+            data = await self._write_all_but_the_end(data)
+            if self.disconnected:
+                return
         self.transport.write(data)
         if not more:
             if self._lasts:
                 self._reset_at_close(on=False)
             self._complete(keep_alive=self.keep_alive)
+
+    async def _write_all_but_the_end(self, data: bytes) -> bytes:
+        """Write a large body as fast as the client takes it, and return its last piece, which is not written yet. So
+        its sender waits, and what it holds for the answer is held until the client has nearly all of it."""
+        at = 0
+        while len(data) - at > PIECE and not self.disconnected:
+            self.transport.write(data[at : at + PIECE])
+            at += PIECE
+            if self.flow.write_paused:
+                await self.flow.drain()
+        return data[at:]
 
     def _complete(self, *, keep_alive: bool) -> None:
         self.response_complete = True

@@ -235,6 +235,44 @@ def test_a_refused_body_gives_its_room_back(tight: GatewayProcess, what: str) ->
             assert client.post(CHAT, content=body, headers=headers).status_code == status
 
 
+def unread(gateway: GatewayProcess, size: int) -> socket.socket:
+    """Return a connection whose client has asked for a blocking answer of `size` bytes, and reads only its head."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x" * size}, "finish_reason": "stop"}
+    whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    body = json.dumps({"messages": MESSAGES, "script": [["json", [200, whole]]]}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    raw = connect(gateway)
+    raw.settimeout(30)
+    raw.sendall(head.encode() + body)
+    assert raw.recv(12).startswith(b"HTTP/1.1 ")
+    return raw
+
+
+def test_answers_that_are_not_read_take_little_memory(tight: GatewayProcess) -> None:
+    """What waits for a client that does not read counts as its request's bytes, and no slot is held meanwhile. The
+    gateway has room for 8 MB of requests, and twice as much of answers."""
+    with ExitStack() as stack:
+        stack.enter_context(unread(tight, 2 * MB))
+        with tight.client() as other:  # there is one slot
+            assert other.post(CHAT, json={"messages": MESSAGES}, headers=SECOND).status_code == 200
+        before = rss(tight)
+        for _ in range(30):
+            stack.enter_context(unread(tight, 2 * MB))
+        assert rss(tight) - before < 40 * MB
+    with tight.client() as client:  # their room is free again
+        wait_for(lambda: client.post(CHAT, content=padded(b'"' + b"x" * 2 * MB + b'"')).status_code == 200)
+
+
+def test_a_large_answer_comes_whole_to_a_slow_reader(roomy: GatewayProcess) -> None:
+    with unread(roomy, 2 * MB) as raw, raw.makefile("rb") as file:
+        head = b"".join(iter(file.readline, b"\r\n"))
+        size = re.search(rb"content-length: (\d+)", head)
+        assert size
+        body = file.read(int(size[1]))
+    assert json.loads(body)["choices"][0]["message"]["content"] == "x" * 2 * MB
+
+
 def test_a_key_is_asked_for_before_the_body(tight: GatewayProcess) -> None:
     """The same holds for a client that waits for 100 Continue."""
     for key, answer in ((KEY, b"HTTP/1.1 100 "), ("sk-nobody", b"HTTP/1.1 401 ")):
