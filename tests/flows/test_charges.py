@@ -444,27 +444,32 @@ def test_the_charge_is_at_most_one_answer_less_than_what_the_engine_made(
 ) -> None:
     (key_id, key), mark = make(gateway, tokens_per_minute=10**9), uuid4().hex
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda it: _send(gateway, key, mark, **it), requests))
+        list(pool.map(lambda it: _send(gateway, key, mark, uuid4().hex, **it), requests))
 
-    def told(what: str) -> list[dict[str, Any]]:
-        return [it for it in gateway.log() if it.get("key") == key_id and it["msg"].startswith(f"chat_{what}")]
+    def charged() -> dict[str, int]:
+        """Tokens of the answers whose ends are in the log."""
+        ends = (it for it in gateway.log() if it.get("key") == key_id and it["msg"].startswith("chat_finished"))
+        return {it["request_id"]: it["tokens_out"] for it in ends}
 
-    # An Ollama is asked for each of `n` choices by itself.
-    wait_for(lambda: all(it["state"] != "running" for it in engine.seen(mark)))
-    wait_for(lambda: len(told("started")) == len(told("finished")))
-    made = [it["made"] for it in engine.seen(mark)]
-    charged = sum(it["tokens_out"] for it in told("finished"))
-    assert charged >= sum(made) - max(made, default=0)
+    def over() -> list[int] | None:
+        """Tokens of each request to the engine (an Ollama has one for each of `n` choices), once all have ended."""
+        seen = engine.seen(mark)
+        asked = {it["body"]["script"][0][1]["request_id"] for it in seen}
+        ended = all(it["state"] != "running" for it in seen) and asked <= charged().keys()
+        return [0, *(it["made"] for it in seen)] if ended else None
+
+    made = wait_for(over)
+    assert sum(charged().values()) >= sum(made) - max(made)
 
 
-def _send(gateway: GatewayProcess, key: str, mark: str, **it: Any) -> None:
-    what = {"dialect": it["model"], "length": 30, "pace": 0.0015, "usage": it["usage"]}
+def _send(gateway: GatewayProcess, key: str, mark: str, request_id: str, **it: Any) -> None:
+    what = {"dialect": it["model"], "length": 30, "pace": 0.0015, "usage": it["usage"], "request_id": request_id}
     fields = {"model": it["model"], "messages": MESSAGES, "user": mark, "stream": it["stream"], **it["names"]}
     if it["n"] is not None:
         fields["n"] = it["n"]
     body = json.dumps(fields | {"script": [["generate", what]]})
     content = body[:-1] + " " * it["padding"] + "}"
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json", "x-request-id": request_id}
     timeout = httpx.Timeout(30, read=30 if it["leaves"] is None else it["leaves"] or 0.001)
     with (
         suppress(httpx.TransportError),
