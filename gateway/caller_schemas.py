@@ -21,14 +21,23 @@ _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _OTHER_MEMBERS = ("additionalProperties", "unevaluatedProperties")
 _OTHER_ITEMS = ("items", "additionalItems", "unevaluatedItems", "contains")
 _UNEVALUATED = frozenset({"unevaluatedProperties", "unevaluatedItems"})
-_SCOPES = ("$id", "id", "$anchor", "$dynamicAnchor")
-_WATCHED = frozenset({"prefixItems", "properties", "patternProperties", "propertyNames"}).union(
-    _LISTS, _SINGLES, _MAPS, _REFERENCES, _OTHER_MEMBERS, _OTHER_ITEMS, _SCOPES
+_WATCHED = frozenset({"prefixItems", "properties", "patternProperties", "propertyNames", "$id", "id"}).union(
+    _LISTS, _SINGLES, _MAPS, _REFERENCES, _OTHER_MEMBERS, _OTHER_ITEMS
 )
 
 
 class _UnknownError(Exception):
     """A part of the schema is meant that cannot be found here."""
+
+
+class _Walk:
+    """What is known of the schema `root`: the targets of its references so far, and whether a part of it is `based` on
+    another address, to which references in that part are relative."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.targets: dict[str, Any] = {}
+        self.based = False
 
 
 def validator(schema: Any) -> Validator:
@@ -79,10 +88,16 @@ def target(root: Any, reference: str) -> Any:
     return found
 
 
+def is_based(root: Any, node: dict[str, Any]) -> bool:
+    """Return whether a part of the schema `root` has an address of its own. Its name is `id` in draft 4 only: in other
+    drafts, zod writes a name of its own there."""
+    return isinstance(node.get("id" if "draft-04" in str(root.get("$schema")) else "$id"), str)
+
+
 def bounded(schema: Any, value: Any) -> bool:
     """Return whether checking a value takes at most MOST steps, as far as can be told before. It also does not for a
-    schema that refers to parts by names of their own, because their number is not known then."""
-    targets: dict[str, Any] = {}
+    schema with a reference to a name or an address, because their number is not known then."""
+    walk = _Walk(schema)
     steps, waiting = 1, [(schema, value)]
     try:
         while waiting:
@@ -90,7 +105,7 @@ def bounded(schema: Any, value: Any) -> bool:
             if not isinstance(node, dict) or _WATCHED.isdisjoint(node):
                 continue
             before = len(waiting)
-            _add(waiting, schema, node, it, targets)
+            _add(waiting, walk, node, it)
             steps += len(waiting) - before
             if steps > MOST:
                 return False
@@ -99,17 +114,18 @@ def bounded(schema: Any, value: Any) -> bool:
     return True
 
 
-def _add(waiting: list[tuple[Any, Any]], root: Any, node: dict[str, Any], value: Any, targets: dict[str, Any]) -> None:
+def _add(waiting: list[tuple[Any, Any]], walk: _Walk, node: dict[str, Any], value: Any) -> None:
     """Add what a schema applies to a value, and to the parts of it."""
-    if node is not root and any(isinstance(node.get(name), str) for name in _SCOPES):
-        raise _UnknownError
+    walk.based |= node is not walk.root and is_based(walk.root, node)
     same = list(in_place(node))
     for reference in references(node):
-        if reference not in targets:
-            targets[reference] = target(root, reference)
-        if targets[reference] is None:
+        if reference not in walk.targets:
+            walk.targets[reference] = target(walk.root, reference)
+        if walk.targets[reference] is None:
             raise _UnknownError
-        same.append(targets[reference])
+        same.append(walk.targets[reference])
+    if walk.based and walk.targets:
+        raise _UnknownError
     # What is unevaluated is found out by applying the others once more.
     for _ in range(1 if _UNEVALUATED.isdisjoint(node) else 2):
         waiting += [(it, value) for it in same]

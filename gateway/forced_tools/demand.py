@@ -28,17 +28,35 @@ class Tool:
     where: str
 
     def validator(self) -> Validator:
-        """Return a validator of its arguments, which fetches nothing. Raises BadRequest if the schema is malformed.
+        """Return a validator of its arguments, which fetches nothing. Raises BadRequest if the schema is malformed, or
+        has a reference by which the steps of a check cannot be counted.
 
         A schema with a pattern that cannot be matched in linear time is checked without patterns.
         """
+        if (reference := self._unfollowed()) is not None:
+            raise self._refused(
+                f"refers to {reference[:64]!r}. Only JSON pointers to parts of it, such as '#/$defs/name', are"
+                " followed, and none if a part has an '$id'."
+            )
         for schema in (self.parameters, keywords.without(self.parameters, lambda name, _: name in _UNCHECKED)):
             try:
                 return caller_schemas.validator(schema)
             except (ValidationError, ReferencingError, ValueError) as exc:
                 reason = str(getattr(exc, "message", exc))[:200]
+        raise self._refused(f"is not a valid JSON Schema: {reason}")
+
+    def _unfollowed(self) -> str | None:
+        """Return a reference that does not point to a part of the schema by its place; None if there is none."""
+        root = self.parameters
+        parts = list(keywords.schemas(root))
+        found = [it for part in parts for it in caller_schemas.references(part)]
+        if found and any(part is not root and caller_schemas.is_based(root, part) for part in parts):
+            return found[0]
+        return next((it for it in found if caller_schemas.target(root, it) is None), None)
+
+    def _refused(self, reason: str) -> BadRequest:
         param = f"{self.where}.parameters"
-        raise BadRequest(f"'{param}' is not a valid JSON Schema: {reason}", param=param)
+        return BadRequest(f"'{param}' {reason}", param=param)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,23 @@ _INNER = frozenset(
 )
 
 
-def patterns(schema: Any) -> Iterator[str]:
-    """Return every `pattern` of a schema and of the schemas inside it."""
+def schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Return a schema and all schemas inside it."""
     if isinstance(schema, list):
         for it in schema:
-            yield from patterns(it)
+            yield from schemas(it)
     elif isinstance(schema, dict):
+        yield schema
         for name, value in schema.items():
-            if name == "pattern" and isinstance(value, str):
-                yield value
-            elif name in _MAPS and isinstance(value, dict):
-                yield from patterns(list(value.values()))
+            if name in _MAPS and isinstance(value, dict):
+                yield from schemas(list(value.values()))
             elif name in _INNER:
-                yield from patterns(value)
+                yield from schemas(value)
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """Return every `pattern` of a schema and of the schemas inside it."""
+    return (it["pattern"] for it in schemas(schema) if isinstance(it.get("pattern"), str))
 
 
 def without(schema: Any, drops: Callable[[str, Any], bool]) -> Any:

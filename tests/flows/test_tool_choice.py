@@ -179,7 +179,8 @@ def test_without_parallel_calls_only_the_first_call_passes(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_arguments_of_a_strict_function_fit_its_schema(http: httpx.Client, mark: str, engine: str) -> None:
-    function = {"name": "get_weather", "parameters": WEATHER, "strict": True}
+    named = {name: it | {"id": name, "$anchor": name} for name, it in WEATHER["properties"].items()}  # zod writes `id`
+    function = {"name": "get_weather", "parameters": WEATHER | {"properties": named}, "strict": True}
     wrong = {"calls": [["get_weather", {"city": 5}]], "finish": "tool_calls"}
     answer = ask(http, engine, mark, wrong, GOOD, tools=[{"type": "function", "function": function}])
     (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
@@ -214,6 +215,15 @@ def test_a_conversation_that_grows_keeps_its_prefix(
     assert first["response_format"] == second["response_format"]
 
 
+PARAMETERS = "tools[0].function.parameters"
+# References that the gateway does not follow. Not to follow them would mean that no call fits.
+UNFOLLOWED: list[dict[str, Any]] = [
+    {"$ref": "http://[::1]/x"},
+    {"$ref": "#/$defs/nobody"},
+    {"properties": {"a": {"$ref": "#city"}}, "$defs": {"b": {"$anchor": "city"}}},
+    {"properties": {"a": {"$ref": "city"}}, "$defs": {"b": {"$id": "city"}}},
+    {"properties": {"a": {"$id": "city", "$ref": "#/$defs/b"}}, "$defs": {"b": {}}},
+]
 WRONG_DEMANDS: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "always"}, "tool_choice"),
     ({"tool_choice": "required", "tools": []}, "tool_choice"),
@@ -226,9 +236,9 @@ WRONG_DEMANDS: list[tuple[dict[str, Any], str]] = [
         {"tool_choice": "required", "tools": [{"function": {"name": "f", "parameters": {"type": "strng"}}}]},
         "tools[0].function.parameters",
     ),
-    (
-        {"tool_choice": "required", "tools": [{"function": {"name": "f", "parameters": {"$ref": "http://[::1]/x"}}}]},
-        "tools[0].function.parameters",
+    *(
+        ({"tool_choice": "required", "tools": [{"function": {"name": "f", "parameters": it}}]}, PARAMETERS)
+        for it in UNFOLLOWED
     ),
 ]
 

@@ -269,12 +269,17 @@ def test_twenty_answers_of_every_kind_outlive_their_only_engine(scene: Scene) ->
 
 @pytest.mark.parametrize(("model", "pieces"), [("pair", 1), ("alone", TOKENS - 1)])
 def test_killed_after_the_first_token_and_before_the_last(scene: Scene, whole: str, pieces: int, model: str) -> None:
-    stream = scene.ask(model=model)
-    scene.kill_after(pieces, [stream], share=0.01)
-    if model == "alone":
-        scene.start()
-    assert stream.wait() == whole
-    assert stream.before_the_seam() == pieces
+    """On a busy machine the engine may send another token before it dies: then once more."""
+    for _ in range(5):
+        stream = scene.ask(model=model)
+        scene.kill_after(pieces, [stream], share=0.01)
+        if model == "alone":
+            scene.start()
+        assert stream.wait() == whole
+        if stream.before_the_seam() == pieces:
+            return
+        ready(scene)
+    pytest.fail("the engine was never killed there")
 
 
 OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -9,7 +9,7 @@ import jsonschema_rs
 
 from tests.support.processes import events, was_cut
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string", "minLength": 1}, "days": {"type": "integer", "maximum": 9}},
     "required": ["city"],
