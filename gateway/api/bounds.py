@@ -6,7 +6,8 @@ SmolLM2-135M). Most bounds hold for every engine, because a request means the sa
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import orjson
@@ -14,6 +15,8 @@ import orjson
 from gateway.api import branching
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
+from gateway.grammars import ambiguity
+from gateway.grammars.grammar import UnsupportedError
 
 NUMBERS = {  # the largest values
     "dry_penalty_last_n": 1 << 20,  # 8 bytes each: 5e8 took 3.8 GB
@@ -49,6 +52,7 @@ MOST_REPEATS = 100_000  # with any engine; some take fewer (gateway.dialects)
 
 _BRANCHES = "'{where}' has a rule that can begin in more than " + f"{branching.MOST} ways. Simplify it."
 
+_GBNF = ("grammar", "response_format.grammar")  # which llama.cpp reads
 _GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
 _SCHEMAS = ("json_schema", "guided_json")
 _WATCHED = frozenset(
@@ -62,10 +66,11 @@ _PAIRS = (
 )
 _NEEDED = ("minLength", "minItems")  # keywords that demand repetitions
 _REPEAT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
-# Text in quotes, in brackets or behind a backslash is not an operator. Without a closing quote or bracket, it extends
-# to the end, so each character is read once.
-_TEXTS = re.compile(r'\\.|"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|\s+', re.DOTALL)
-_CLASSES = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*\]?", re.DOTALL)
+# Text in quotes, in brackets, in a comment or behind a backslash is not an operator. Without a closing quote or
+# bracket, it extends to the end, so each character is read once. A class ends at its first bracket, as llama.cpp reads
+# it.
+_TEXTS = re.compile(r'#[^\n]*|//[^\n]*|\\.|"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|\s+', re.DOTALL)
+_CLASSES = re.compile(r"\\.|\[\^?(?:[^\]\\]|\\.)*\]?", re.DOTALL)
 
 
 def check(body: dict[str, Any], engines: Iterable[str]) -> None:
@@ -78,11 +83,22 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> None:
             raise BadRequest(f"'{name}' must be at most {NUMBERS[name]}.", param=name)
     for name in LISTS.keys() & body.keys():
         _check_list(name, body[name], *LISTS[name])
-    repeats = min((DIALECTS[it].most_repeats or MOST_REPEATS for it in engines), default=MOST_REPEATS)
+    dialects = [DIALECTS[it] for it in engines]
+    repeats = min((it.most_repeats or MOST_REPEATS for it in dialects), default=MOST_REPEATS)
+    each_way = any(it.follows_each_way for it in dialects)
     for where, text in _texts(body):
         _check_text(text, where, repeats, regex=where.endswith("regex"))
+        if each_way and where in _GBNF:
+            _check_ways(where, partial(ambiguity.of_grammar, text))
+    patterns: dict[str, str] = {}  # and where they are
     for where, schema in _schemas(body):
-        _check_schema(schema, where, repeats)
+        for pattern in _check_schema(schema, where, repeats):
+            patterns.setdefault(pattern, where)
+    if each_way and patterns:
+        where = patterns[max(patterns, key=len)]
+        if sum(map(len, patterns)) > MAX_TEXT:
+            raise BadRequest(f"'{where}' has patterns of more than {MAX_TEXT} characters in all.", param=where)
+        _check_ways(where, partial(ambiguity.of_patterns, tuple(patterns)))
 
 
 def _check_list(name: str, value: Any, most: int, longest: int) -> None:
@@ -151,18 +167,36 @@ def _check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
             )
 
 
+def _check_ways(where: str, ways: Callable[[], int]) -> None:
+    """Check in how many ways an engine can follow one text."""
+    try:
+        found = ways()
+    except UnsupportedError as exc:
+        raise BadRequest(f"'{where}' cannot be checked: {exc}.", param=where) from None
+    if found > ambiguity.MOST:
+        raise BadRequest(
+            f"'{where}' can follow one and the same text in more than {ambiguity.MOST} ways, for which the engine needs"
+            " seconds before each token. Do not repeat what is repeated itself, and let neighbours that may be absent"
+            " begin with different characters.",
+            param=where,
+        )
+
+
 def _whole(digits: str) -> int:
     return int(digits.lstrip("0")[:20] or "0")
 
 
-def _check_schema(schema: Any, where: str, repeats: int) -> None:
+def _check_schema(schema: Any, where: str, repeats: int) -> list[str]:
+    """Check a schema. Returns its patterns."""
     nodes, values = 0, 0
+    patterns: list[str] = []
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH * 2):  # a level of a schema is two of JSON: an object's properties, and one of them
         found: list[Any] = []
         for node in level:
             if isinstance(node, dict):
                 _check_object(node, where, repeats)
+                patterns += [it] if isinstance(it := node.get("pattern"), str) else []
                 values += len(node["enum"]) if isinstance(node.get("enum"), list) else 0
                 found += node.values()
             elif isinstance(node, list):
@@ -176,7 +210,7 @@ def _check_schema(schema: Any, where: str, repeats: int) -> None:
         if not level:
             if branching.of_schema(schema) > branching.MOST:
                 raise BadRequest(_BRANCHES.format(where=where), param=where)
-            return
+            return patterns
     raise BadRequest(f"'{where}' is nested more than {MAX_DEPTH} levels deep.", param=where)
 
 

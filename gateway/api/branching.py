@@ -19,7 +19,7 @@ MOST = 10_000  # ways in which one rule may begin; 59,049 took llama.cpp 0.1 s f
 # A rule's name with its sign, a reference, an operator, or a text (in quotes, in brackets, a token in angle brackets,
 # any character).
 _TOKENS = re.compile(
-    r"(?P<rule>[A-Za-z_][\w-]*)[ \t\r\n]*(?:::=|:)|(?P<name>[A-Za-z_][\w-]*)|(?P<sign>[|()?*+]|\{[^}]*\}?)|#[^\n]*|\s+"
+    r"(?P<rule>[\w-]+)[ \t\r\n]*(?:::=|:)|(?P<name>[\w-]+)|(?P<sign>[|()?*+]|\{[^}]*\}?)|#[^\n]*|\s+"
     r'|(?P<text>"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|<[^>\s]*>?|\\.|.)',
     re.DOTALL,
 )

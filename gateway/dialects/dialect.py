@@ -150,6 +150,7 @@ class Dialect:
     picky_contents: bool = False  # a content without text is refused, and each of its texts becomes a message
     refuses_nothing: bool = False  # no tools, a choice among none, or options of a stream that is none: refused
     most_repeats: int | None = None  # repetitions in a grammar or schema, beyond which it refuses that
+    follows_each_way: bool = False  # it follows each way of a grammar by itself (gateway.grammars.ambiguity)
 
     # What it says. The first of `words` that an error has counts; `too_long` are its phrases for a prompt that does not
     # fit; `bare_refusal` is the reason for a 401 or 403 without a text.

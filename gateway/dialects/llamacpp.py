@@ -171,6 +171,7 @@ LLAMACPP = Dialect(
         "speculative.ngram_m_hits": (),
     },
     most_repeats=MOST_REPEATS,
+    follows_each_way=True,
     words=WORDS,
     too_long=("exceed_context_size_error", "too large to process"),  # the latter of embeddings, with a 500
     window=_window,

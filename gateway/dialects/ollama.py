@@ -299,6 +299,7 @@ OLLAMA = Dialect(
     native=frozenset(_OWN_FIELDS.split()),
     picky_contents=True,
     most_repeats=llamacpp.MOST_REPEATS,
+    follows_each_way=True,
     words=_WORDS,
     too_long=(
         "exceeds the context length",  # before 0.30

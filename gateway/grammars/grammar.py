@@ -136,14 +136,24 @@ def _escaped(code: int, special: str) -> str:
 
 _TOKEN = re.compile(
     r"""\s*(?:\#[^\n]*\s*)*(?:
-        (?P<name>[a-zA-Z_][\w.-]*)\s*(?P<defines>::=)?
-        | (?P<text>"(?:[^"\\\n]|\\.)*")
-        | (?P<chars>\[(?:[^\]\\\n]|\\.)*\])
+        (?P<name>[\w-][\w.-]*)\s*(?P<defines>::=)?
+        | (?P<text>"(?:[^"\\]|\\.)*")
+        | (?P<chars>\[(?:[^\]\\]|\\.)*\])
         | (?P<bounds>\{\s*\d{1,9}\s*(?:,\s*(?:\d{1,9})?\s*)?\})
         | (?P<sign>[().|*+?])
     )""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
+_PATTERN = re.compile(
+    r"""(?P<nothing>[\^$]|\\[bB])|(?P<group>\(\?(?:[:=!]|<[=!]|P?<\w+>))
+        |(?P<chars>\[(?:[^\]\\]|\\.)*\]?)
+        |(?P<bounds>\{\d{1,9}(?:,\d{0,9})?\})
+        |(?P<sign>[().|*+?])
+        |(?P<kind>\\[dDwWsS])
+        |(?P<char>\\.|.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_KINDS = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "s": "[ \t-\r]", "D": "[^0-9]", "W": "[^0-9A-Za-z_]", "S": "[^ \t-\r]"}
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _SHORT = {"n": "\n", "r": "\r", "t": "\t"}
 
@@ -151,15 +161,21 @@ _SHORT = {"n": "\n", "r": "\r", "t": "\t"}
 def read(text: str) -> Grammar:
     """Return the grammar that this text describes. Raises UnsupportedError if it has anything else than rules,
     literals, classes, groups and repetitions."""
-    return _Reader(text).read()
+    return _Reader(_tokens(text)).read()
+
+
+def read_pattern(text: str) -> Grammar:
+    """Return the grammar of what a regular expression matches, as llama.cpp makes one of a schema's `pattern`: anchors
+    and the kinds of groups are left out. Raises UnsupportedError as `read` does."""
+    return _Reader([("defines", ROOT), *_pattern_tokens(text)]).read()
 
 
 class _Reader:
-    """Reads one grammar."""
+    """Reads one grammar from its tokens."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, tokens: Iterable[tuple[str, str]]) -> None:
         self._grammar = Grammar()
-        self._tokens = list(_tokens(text))
+        self._tokens = list(tokens)
         self._at = 0
 
     def read(self) -> Grammar:
@@ -257,6 +273,19 @@ def _tokens(text: str) -> Iterable[tuple[str, str]]:
         yield kind, found["name"] if kind == "defines" else found[kind]
 
 
+def _pattern_tokens(text: str) -> Iterable[tuple[str, str]]:
+    for count, found in enumerate(_PATTERN.finditer(text)):
+        if count > MOST_SYMBOLS:
+            raise UnsupportedError("the pattern is too long")
+        kind, it = str(found.lastgroup), found[0]
+        if kind == "kind":
+            yield "chars", _KINDS[it[1]]
+        elif kind == "char":
+            yield "text", f'"{it}"' if it.startswith("\\") else f'"{_escaped(ord(it), chr(34))}"'
+        elif kind != "nothing":
+            yield ("sign", "(") if kind == "group" else (kind, it)
+
+
 def _class(text: str) -> Chars:
     negated = text.startswith("^")
     parts = re.findall(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)|[^\\]", text[negated:], re.DOTALL)
@@ -277,6 +306,8 @@ def _class(text: str) -> Chars:
 def _unescaped(text: str) -> str:
     def char(found: re.Match[str]) -> str:
         said = found[1]
-        return chr(int(said[1:], 16)) if len(said) > 1 else _SHORT.get(said, said)
+        if len(said) > 1 and (code := int(said[1:], 16)) > 0x10FFFF:
+            raise UnsupportedError(f"the grammar has the unknown character \\{said}")
+        return chr(code) if len(said) > 1 else _SHORT.get(said, said)
 
     return _ESCAPE.sub(char, text)

@@ -12,30 +12,30 @@ MOST_PLACES = 2000  # at which a text may be at a time
 MOST_STEPS = 200_000  # from place to place: about 0.4 s, in which the worker does nothing else
 
 
-class _Place:
-    """A symbol that has to come, and what comes after it. There is one of each."""
+class Place:
+    """A place in a grammar: a symbol that has to come, and what comes after it. There is one of each."""
 
     __slots__ = ("after", "leaves", "symbol")
 
-    def __init__(self, symbol: Symbol, after: "_Place | None") -> None:
+    def __init__(self, symbol: Symbol, after: "Place | None") -> None:
         self.symbol = symbol
         self.after = after
-        self.leaves: tuple[_Place | None, ...] | None = None  # the characters at which it may begin; None: its end
+        self.leaves: tuple[Place | None, ...] | None = None  # the characters at which it may begin; None: its end
 
 
 class Walk:
-    """Follows one text through a grammar."""
+    """Follows one text through a grammar, for `most_steps` at most."""
 
-    def __init__(self, grammar: Grammar) -> None:
+    def __init__(self, grammar: Grammar, most_steps: int = MOST_STEPS) -> None:
         self._grammar = grammar
-        self._known: dict[tuple[Symbol, _Place | None], _Place] = {}
-        self._steps = 0
-        self._at: list[_Place | None] = [self._push(it, None) for it in grammar.rules[ROOT]]
+        self.steps_left = most_steps
+        self._known: dict[tuple[Symbol, Place | None], Place] = {}
+        self._at: list[Place | None] = [self._push(it, None) for it in grammar.rules[ROOT]]
 
     def follow(self, text: str) -> bool:
         """Go on by this text. Returns whether the grammar allows it. Raises UnsupportedError if that takes too long."""
         for char in text:
-            next_places: dict[_Place | None, None] = {}
+            next_places: dict[Place | None, None] = {}
             for place in self._at:
                 for leaf in self._leaves(place):
                     if leaf is not None and isinstance(leaf.symbol, Chars) and leaf.symbol.has(char):
@@ -66,28 +66,28 @@ class Walk:
         rest.rules[ROOT] = [literal(before) + it for it in ways]
         return rest
 
-    def _place(self, symbol: Symbol, after: _Place | None) -> _Place:
+    def _place(self, symbol: Symbol, after: Place | None) -> Place:
         found = self._known.get((symbol, after))
         if found is None:
-            found = self._known[symbol, after] = _Place(symbol, after)
+            found = self._known[symbol, after] = Place(symbol, after)
         return found
 
-    def _push(self, sequence: Sequence, after: _Place | None) -> _Place | None:
+    def _push(self, sequence: Sequence, after: Place | None) -> Place | None:
         for symbol in reversed(sequence):
             after = self._place(symbol, after)
         return after
 
-    def _leaves(self, place: _Place | None) -> tuple[_Place | None, ...]:
+    def _leaves(self, place: Place | None) -> tuple[Place | None, ...]:
         if place is None:
             return (None,)
         if place.leaves is None:
             place.leaves = tuple(self._open(place))
         return place.leaves
 
-    def _open(self, place: _Place) -> dict[_Place | None, None]:
-        leaves: dict[_Place | None, None] = {}
-        seen: set[_Place | None] = set()
-        waiting: list[_Place | None] = [place]
+    def _open(self, place: Place) -> dict[Place | None, None]:
+        leaves: dict[Place | None, None] = {}
+        seen: set[Place | None] = set()
+        waiting: list[Place | None] = [place]
         while waiting:
             it = waiting.pop()
             if it in seen:
@@ -104,7 +104,7 @@ class Walk:
                 waiting += self._repeats(it.symbol, it.after)
         return leaves
 
-    def _repeats(self, symbol: Repeat, after: _Place | None) -> Iterator[_Place | None]:
+    def _repeats(self, symbol: Repeat, after: Place | None) -> Iterator[Place | None]:
         if symbol.least == 0:
             yield after
         if symbol.most is None or symbol.most > 0:
@@ -114,12 +114,12 @@ class Walk:
             yield self._place(symbol.of, after)
 
     def _count(self, steps: int) -> None:
-        self._steps += steps
-        if self._steps > MOST_STEPS:
+        self.steps_left -= steps
+        if self.steps_left < 0:
             raise UnsupportedError("the text is too long for this grammar")
 
 
-def _symbols(place: _Place | None) -> Iterator[Symbol]:
+def _symbols(place: Place | None) -> Iterator[Symbol]:
     while place is not None:
         yield place.symbol
         place = place.after

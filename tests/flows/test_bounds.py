@@ -85,6 +85,25 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "denials": ({"tools": [tool({"not": conditions(20), "$defs": conditions(20)["$defs"]})]}, "tools[0]"),
     "a definition that applies itself": ({"tools": [tool(endless(20))]}, "tools[0]"),
     "at the end of none": (schema(**endless(0)), "response_format"),
+    "parentheses behind a quote in a comment": ({"grammar": 'root ::= # "\n' + parentheses(60_000)}, "grammar"),
+    "optional parts behind a bracket in a comment": ({"grammar": "root ::= # [\n" + "[a-z]? " * 200}, "grammar"),
+    "optional parts that begin alike": ({"grammar": "root ::= " + "[a-z]? " * 20}, "grammar"),
+    "in several rules": (
+        {"grammar": "root ::= r0 r1\n" + "".join(f"r{n} ::= {'[a-z]? ' * 9}\n" for n in (0, 1))},
+        "grammar",
+    ),
+    "in a rule with a number for its name": ({"grammar": f"root ::= 0\n0 ::= {'[a-z]? ' * 20}"}, "grammar"),
+    "behind a token": ({"grammar": "root ::= <think> " + "[a-z]? " * 20}, "grammar"),
+    "behind words": ({"grammar": 'root ::= "The answer is: " ' + "[a-z]? " * 20}, "grammar"),
+    "that count": ({"grammar": "root ::= " + "[a-z]{0,1999} " * 20}, "grammar"),
+    "repetitions of what is repeated": ({"grammar": "root ::= ([a-df-z]+)+"}, "grammar"),
+    "alternatives that are the same": ({"grammar": f"root ::= ({'|'.join(['[a-df-z]'] * 20)})*"}, "grammar"),
+    "a pattern of parts that begin alike": (text(pattern="^" + "[a-z]?" * 20 + "$"), "response_format"),
+    "behind an empty class": (text(pattern="^[]" + "b?" * 60 + "$"), "response_format"),
+    "a pattern that repeats what is repeated": (
+        {"tools": [tool({"properties": {"a": {"pattern": "^(a+)+$"}}})]},
+        "tools[0]",
+    ),
     "vLLM's grammar": ({"structured_outputs": {"grammar": parentheses(65)}}, "structured_outputs.grammar"),
     "vLLM's regex": ({"structured_outputs": {"regex": "a{5,2}"}}, "structured_outputs.regex"),
     "vLLM's schema": ({"structured_outputs": {"json": nested(200)}}, "structured_outputs.json"),
@@ -131,6 +150,17 @@ ENOUGH: dict[str, dict[str, Any]] = {
         "grammar": 'root ::= object\nobject ::= "{" ws (pair ("," ws pair)*)? "}"\npair ::= string ":" ws value\n'
         'value ::= object | string | number\nstring ::= "\\"" [^"]* "\\""\nnumber ::= "-"? [0-9]{1,15}\nws ::= [ \t\n]*'
     },
+    "a grammar with all that there is": {
+        "grammar": 'root ::= <think>? 1-a{2,3} # a comment\'s [\n1-a ::= . ( [^a-z\\]] | [a-y] )* "\\x41\\u00e9\n\\"" |'
+    },
+    "words in a row": {"grammar": 'root ::= line+\nline ::= [a-z]+ (" " [a-z]+)* [.!?]? "\\n"'},
+    "patterns as they are written": text(
+        anyOf=[
+            {"pattern": r"^[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}$"},
+            {"pattern": r"^(?:(?:25[0-5]|2[0-4]\d|[01]?\d\d?)\.){3}(?:25[0-5]|2[0-4]\d|[01]?\d\d?)$"},
+            {"pattern": r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?$"},
+        ]
+    ),
     "a grammar of many rules": {"grammar": branching(7)},
     "a schema that refers to itself": schema(
         **{"$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}}},
