@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate, count
 
-from gateway.grammars.grammar import Chars, Grammar, Ref, Repeat, Sequence, Symbol, UnsupportedError, read, read_pattern
+from gateway.grammars import pattern
+from gateway.grammars.grammar import Chars, Grammar, Ref, Repeat, Sequence, Symbol, UnsupportedError, read
 from gateway.grammars.rest import Place, Walk
 
 MOST = 1_000  # ways for one text; 924 took llama.cpp up to 0.4 s for each token on a busy core, and 8,008 took 3 s
@@ -40,9 +41,9 @@ def of_patterns(patterns: tuple[str, ...]) -> int:
     """Return the largest of these numbers for the patterns of a JSON schema. Raises UnsupportedError if that takes too
     long. Patterns that are not understood do not count: llama.cpp refuses them or leaves them out."""
     most, steps = 0, _STEPS
-    for pattern in patterns:
+    for it in patterns:
         try:
-            search = _Search(read_pattern(pattern), steps)
+            search = _Search(pattern.read(it), steps)
         except UnsupportedError:
             continue
         most = max(most, search.most())

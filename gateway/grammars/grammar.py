@@ -91,7 +91,7 @@ def _sequence(sequence: Sequence, names: Mapping[str, str]) -> str:
     text = ""
     for it in sequence:
         if isinstance(it, Chars) and not it.negated and len(it.ranges) == 1 and it.ranges[0][0] == it.ranges[0][1]:
-            text += _escaped(it.ranges[0][0], '"')
+            text += escaped(it.ranges[0][0], '"')
             continue
         if text:
             parts.append(f'"{text}"')
@@ -108,9 +108,7 @@ def _symbol(symbol: Symbol, names: Mapping[str, str]) -> str:
     if isinstance(symbol, Chars):
         if not symbol.ranges:
             return r"[\x00-\U0010FFFF]" if symbol.negated else '""'
-        said = (
-            _escaped(low, "]^-") + (f"-{_escaped(high, ']^-')}" if high > low else "") for low, high in symbol.ranges
-        )
+        said = (escaped(low, "]^-") + (f"-{escaped(high, ']^-')}" if high > low else "") for low, high in symbol.ranges)
         return f"[{'^' if symbol.negated else ''}{''.join(said)}]"
     inner = _symbol(symbol.of, names)
     if isinstance(symbol.of, Repeat):
@@ -120,7 +118,8 @@ def _symbol(symbol: Symbol, names: Mapping[str, str]) -> str:
     return inner + bounds.get((symbol.least, symbol.most), f"{{{symbol.least},{most}}}")
 
 
-def _escaped(code: int, special: str) -> str:
+def escaped(code: int, special: str) -> str:
+    """Return a character as a grammar has it, in quotes or brackets. `special`: what has a meaning there."""
     char = chr(code)
     if char in special or char == "\\":
         return f"\\{char}" if char in '"\\]' else f"\\x{code:02X}"
@@ -144,16 +143,6 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
-_PATTERN = re.compile(
-    r"""(?P<nothing>[\^$]|\\[bB])|(?P<group>\(\?(?:[:=!]|<[=!]|P?<\w+>))
-        |(?P<chars>\[(?:[^\]\\]|\\.)*\]?)
-        |(?P<bounds>\{\d{1,9}(?:,\d{0,9})?\})
-        |(?P<sign>[().|*+?])
-        |(?P<kind>\\[dDwWsS])
-        |(?P<char>\\.|.)""",
-    re.VERBOSE | re.DOTALL,
-)
-_KINDS = {"d": "[0-9]", "w": "[0-9A-Za-z_]", "s": "[ \t-\r]", "D": "[^0-9]", "W": "[^0-9A-Za-z_]", "S": "[^ \t-\r]"}
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _SHORT = {"n": "\n", "r": "\r", "t": "\t"}
 
@@ -161,16 +150,10 @@ _SHORT = {"n": "\n", "r": "\r", "t": "\t"}
 def read(text: str) -> Grammar:
     """Return the grammar that this text describes. Raises UnsupportedError if it has anything else than rules,
     literals, classes, groups and repetitions."""
-    return _Reader(_tokens(text)).read()
+    return Reader(_tokens(text)).read()
 
 
-def read_pattern(text: str) -> Grammar:
-    """Return the grammar of what a regular expression matches, as llama.cpp makes one of a schema's `pattern`: anchors
-    and the kinds of groups are left out. Raises UnsupportedError as `read` does."""
-    return _Reader([("defines", ROOT), *_pattern_tokens(text)]).read()
-
-
-class _Reader:
+class Reader:
     """Reads one grammar from its tokens."""
 
     def __init__(self, tokens: Iterable[tuple[str, str]]) -> None:
@@ -271,19 +254,6 @@ def _tokens(text: str) -> Iterable[tuple[str, str]]:
         at = found.end()
         kind = str(found.lastgroup)
         yield kind, found["name"] if kind == "defines" else found[kind]
-
-
-def _pattern_tokens(text: str) -> Iterable[tuple[str, str]]:
-    for count, found in enumerate(_PATTERN.finditer(text)):
-        if count > MOST_SYMBOLS:
-            raise UnsupportedError("the pattern is too long")
-        kind, it = str(found.lastgroup), found[0]
-        if kind == "kind":
-            yield "chars", _KINDS[it[1]]
-        elif kind == "char":
-            yield "text", f'"{it}"' if it.startswith("\\") else f'"{_escaped(ord(it), chr(34))}"'
-        elif kind != "nothing":
-            yield ("sign", "(") if kind == "group" else (kind, it)
 
 
 def _class(text: str) -> Chars:
