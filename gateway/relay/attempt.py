@@ -87,12 +87,12 @@ class Attempt:
 
     def asked(self) -> None:
         """See Asker.asked."""
-        self._answer.asked = True
         self._try.working_since = time.monotonic()
 
     def new_id(self) -> str:
         """See Asker.new_id. The id is random, because a request could otherwise use another one's id and end it at the
         engine."""
+        self._answer.asked = True
         self._answer.engine_id = self._try.engine_id = secrets.token_hex(16)
         return self._answer.engine_id
 

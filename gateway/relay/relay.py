@@ -215,9 +215,11 @@ class Relay:
                 upstream.breaker.gave_up(trial=trial)
                 raise
             upstream.breaker.failed(silence.message, silent=True)
+            self._answer.failed()
             self._visit.leave()
             raise silence from None
         except StackError as exc:
+            self._answer.failed()
             if isinstance(exc, EngineFull):
                 self._visit.turned_back(teaches=self.exchange.inputs == 1)
             if blames_the_engine(exc):

@@ -48,6 +48,7 @@ models:
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   pair: {{targets: [{{engine: vllm, model: fake-model}}], fallbacks: [{{engine: other, model: fake-model}}]}}
   hasty: {{targets: [{{engine: vllm, model: fake-model}}], resume: {{wait: 1}}}}
+  brief: {{targets: [{{engine: vllm, model: fake-model}}], timeouts: {{total: 1}}}}
   never: {{targets: [{{engine: vllm, model: fake-model}}], resume: {{most: 0}}}}
 default_model: vllm
 breaker: {{failures: {failures}, open_for: 0.5}}
@@ -255,6 +256,19 @@ def test_a_client_that_disconnects_ends_its_wait_for_an_engine(down: Setting) ->
     line = down.gateway.lines(caller.headers["x-request-id"])[-1]
     assert line["status"] == 499 or line["outcome"] == "client_left"
     wait_for(lambda: scrape(down.metrics).total("stack_slots_used") == 0)
+
+
+def test_a_wait_for_an_engine_costs_no_tokens(down: Setting) -> None:
+    """Neither a client that leaves meanwhile, nor one whose answer takes too long, pays for work that nobody did."""
+    left = {"x-request-id": uuid4().hex}
+    body = {"model": "vllm", "messages": MESSAGES, "max_tokens": 5000}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(down.gateway.url + CHAT, json=body, headers=AUTH | left, timeout=1)
+    caller = Caller(down, "brief", max_tokens=5000)
+    assert caller.wait() == "engine_timeout"
+    for request_id in (left["x-request-id"], caller.headers["x-request-id"]):
+        ends = [it for it in down.gateway.lines(request_id) if it["msg"] == "chat_finished"]  # none: nobody was asked
+        assert all(it["tokens_out"] == 0 for it in ends)
 
 
 def test_the_queue_of_an_engine_that_is_down_has_its_bounds(tmp_path: Path) -> None:

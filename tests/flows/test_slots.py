@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from tests.support.processes import (
     scrape,
     wait_for,
 )
+from tests.support.rows import Rows
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
@@ -68,6 +70,7 @@ def gateway(
     directory = tmp_path_factory.mktemp("slots")
     (directory / "stack.yaml").write_text(CONFIG.format(**{name: it.url for name, it in engines.items()}))
     settings = {
+        "STACK_DATA_DIR": str(directory),
         "STACK_CONFIG": str(directory / "stack.yaml"),
         "STACK_METRICS_BIND": f"127.0.0.1:{metrics}",
         "STACK_QUEUE_TIMEOUT": "60",
@@ -174,6 +177,25 @@ def test_a_request_that_may_not_wait_is_rejected_at_once(
         answer = client.post(CHAT, json={"model": "shut", "messages": MESSAGES}, headers=headers)
     assert told([answer]) == {(503, "server_is_overloaded"): 1}
     assert refusals(engines["shut"]) == 1
+
+
+def test_a_request_that_a_full_engine_rejected_costs_no_tokens(
+    gateway: GatewayProcess, engines: dict[str, FakeEngine], mark: str
+) -> None:
+    """Its client leaves while it waits for another turn."""
+    engines["told"].set(takes=1, works=0.05)
+    held = {"script": [["role"], ["token", "x"], ["gate", mark], ["finish", "stop"], ["done"], ["end"]], "user": mark}
+    asked = {"model": "told", "messages": MESSAGES}
+    with gateway.client() as client, client.stream("POST", CHAT, json=asked | held | {"stream": True}) as running:
+        lines = running.iter_lines()
+        assert next(lines)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=asked | {"max_tokens": 5000}, headers={"x-request-id": mark}, timeout=1)
+        with closing(Rows({"STACK_DATA_DIR": str(gateway.log_path.parent)})) as rows:
+            wait_for(lambda: rows.of(mark)["outcome"] == "client_left")
+            row = rows.of(mark)
+        engines["told"].release(mark)
+    assert (row["tokens_in"], row["tokens_out"]) == (0, 0)
 
 
 MANY: list[tuple[str, dict[str, Any], str, int]] = [
