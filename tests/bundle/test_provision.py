@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import PROXIED
 from tests.support.provisioners import Provisioner, ollama_provisioner, running_hub, vllm_provisioner
 
 GATED = (
@@ -68,6 +69,12 @@ def test_ollama_a_download_that_is_stopped_goes_on_where_it_was(ollama: Provisio
     assert ollama.run_and_stop("held:1", "1.00 of 5.00 GB") == 143
     assert "held:1: 3.00 of 5.00 GB (60%)" in ollama.run("held:1").stdout.splitlines()
     assert ollama.ended_well("held:1")
+
+
+def test_ollama_the_provisioners_own_ollama_is_asked_without_a_proxy(ollama: Provisioner) -> None:
+    ran = ollama.run("some:1", **PROXIED)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ollama.ended_well("some:1")
 
 
 @pytest.mark.parametrize(("first", "then"), [("some", "some:latest"), ("some:latest", "some"), ("some:1", "SOME:1")])
