@@ -4,7 +4,7 @@
     print(llm.chat([{"role": "user", "content": "Hello"}])["choices"][0]["message"]["content"])
 
 It adds two things to plain HTTP: errors come as `LLMError` with OpenAI's code, and a stream that ends before
-the answer is complete raises instead of ending.
+the answer is complete raises instead of ending. It uses no proxy, whatever the environment says.
 """
 
 import json
@@ -137,6 +137,7 @@ class LLM:
             "base_url": config.base_url,
             "timeout": config.timeout,
             "verify": self._tls,
+            "trust_env": False,  # a proxy must not get the key and the prompts of a gateway on this machine
             "headers": {"authorization": f"Bearer {config.api_key}"} if config.api_key else {},
         }
 

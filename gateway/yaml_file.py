@@ -31,7 +31,8 @@ def unreadable(path: Path, reason: OSError | UnicodeDecodeError) -> str:
         return f"{path} cannot be read: it is not UTF-8 text."
     return (
         f"{path} cannot be read ({reason.strerror}). In its container the gateway runs as uid 10001, which must be "
-        "allowed to read it: on the machine, 'chmod a+rX' the file and its directory (./config, or STACK_CONFIG_DIR)."
+        "allowed to read it: on the machine, 'chmod a+rX' the file and its directory (./config, or STACK_CONFIG_DIR). "
+        "If SELinux is on there, also 'chcon -t container_file_t' both."
     )
 
 

@@ -25,6 +25,7 @@ from typing import IO, Any
 from provisioning import FULL_DISK, SILENCE, Report, complete, forget, provision, provisioned, wanted
 
 API = "http://" + os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
+OWN = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # asks this container's Ollama, and no proxy
 BLOBS = Path.home() / ".ollama/models/blobs"
 
 # The meaning of Ollama's messages. The first match counts, and the bool says whether another attempt may help.
@@ -110,7 +111,8 @@ def call(
     """Ask Ollama. Raises OSError (of which URLError and HTTPError are kinds)."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(API + path, data, method=method)  # noqa: S310 - always http
-    return urllib.request.urlopen(request, timeout=seconds)  # noqa: S310 - always http
+    answer: http.client.HTTPResponse = OWN.open(request, timeout=seconds)
+    return answer
 
 
 def wait_for(server: "subprocess.Popen[bytes]", said: IO[bytes]) -> None:

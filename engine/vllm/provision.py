@@ -13,21 +13,26 @@ import os
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars
-from provisioning import WRITE_EVERY, Report, forget, provision, provisioned, wanted, weights
+from provisioning import WRITE_EVERY, Report, complete, forget, provision, provisioned, wanted, weights
 
 TOKEN = Path(os.environ.get("HF_TOKEN_PATH", "/run/secrets/hf_token"))
-ELSEWHERE = ["original/*", "metal/*"]  # the same weights in forms that vLLM does not read
+# The same weights in forms that vLLM does not read: in directories for other programs, and beside READ.
+# consolidated*.safetensors are not among them, because newer versions of vLLM prefer them to model*.safetensors.
+ELSEWHERE = ["original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*"]
+READ = "model*.safetensors"
+BESIDE = ["pytorch_model*.bin", "*.pth", "*.msgpack", "*.h5", "*.gguf"]
 AT_ONCE = 4  # files that are fetched at the same time
 
 
@@ -43,6 +48,8 @@ def main() -> int:
         case ["--remove", *models]:
             return remove(models)
     disable_progress_bars()  # a progress bar does not belong in a log
+    for name in complete():
+        drop_damaged(name)
     return provision(fetch, meaning)
 
 
@@ -65,38 +72,70 @@ def meaning(complaint: Exception) -> tuple[str, bool]:
 def fetch(report: Report) -> None:
     """Make one attempt. Raises what the hub's library raises, and OSError."""
     token = TOKEN.read_text().strip() or None
-    every = HfApi(token=token).model_info(report.model, files_metadata=True).siblings or []
-    files = [file for file in every if not any(fnmatch(file.rfilename, form) for form in ELSEWHERE)]
+    files = needed(HfApi(token=token).model_info(report.model, files_metadata=True).siblings or [])
     headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}  # of a packed answer there are no ranges
-    with telling(report, sum(file.size or 0 for file in files)), ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda file: bring(report.model, file, headers), files):
+    # Files with the same content are one blob, which is fetched once.
+    once = {announced(file): file for file in files}
+    blobs(report.model).mkdir(parents=True, exist_ok=True)
+    with telling(report, sum(file.size or 0 for file in once.values())), ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(lambda file: bring(report.model, file, headers), once.values()):
             pass
+    for file in files:
+        name = weights(report.model) / file.rfilename
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.unlink(missing_ok=True)
+        name.symlink_to(blobs(report.model) / announced(file))
+
+
+def announced(file: Any) -> str:
+    """Return the digest of a file's content, by which the file is named on the volume."""
+    return str(file.lfs.sha256 if file.lfs else file.blob_id)
+
+
+def needed(files: list[Any]) -> list[Any]:
+    """Return the files without weights in forms that vLLM does not read."""
+    paths = [(file, PurePosixPath(file.rfilename)) for file in files]
+    ready = {path.parent for _, path in paths if fnmatch(path.name, READ)}
+    return [
+        file
+        for file, path in paths
+        if not any(fnmatch(file.rfilename, form) for form in ELSEWHERE)
+        and not (path.parent in ready and any(fnmatch(path.name, form) for form in BESIDE))
+    ]
 
 
 def bring(model: str, file: Any, headers: dict[str, str]) -> None:
-    """Fetch one file, from where an earlier run was interrupted. A file on the volume has its content's digest as its
-    name."""
-    blob = blobs(model) / (file.lfs.sha256 if file.lfs else file.blob_id)
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    if not blob.exists():
-        part = blob.with_suffix(".part")
-        with part.open("ab") as out:
-            if out.tell() < file.size:
-                url = hf_hub_url(model, file.rfilename)
-                http_get(url, out, resume_size=out.tell(), headers=headers, expected_size=file.size)
-        if file.lfs and digest(part) != file.lfs.sha256:
-            part.unlink()
-            raise OSError(f"{file.rfilename} arrived with different content than the hub announced")
-        part.rename(blob)
-    name = weights(model) / file.rfilename
-    name.parent.mkdir(parents=True, exist_ok=True)
-    name.unlink(missing_ok=True)
-    name.symlink_to(blob)
+    """Fetch the content of one file, from where an earlier run was interrupted."""
+    blob = blobs(model) / announced(file)
+    if blob.exists() and blob.stat().st_size == file.size:
+        return
+    part = blob.with_suffix(".part")
+    with part.open("ab") as out:
+        if out.tell() < file.size:
+            url = hf_hub_url(model, file.rfilename)
+            http_get(url, out, resume_size=out.tell(), headers=headers, expected_size=file.size)
+    if digest(part) != blob.name:
+        part.unlink()
+        raise OSError(f"{file.rfilename} arrived with different content than the hub announced")
+    part.replace(blob)
 
 
-def digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def digest(blob: Path) -> str:
+    """Return the digest that the hub would announce: SHA-256, or Git's for a file that is not in LFS."""
+    with blob.open("rb") as content:
+        if len(blob.stem) == 64:  # the digits of SHA-256
+            return hashlib.file_digest(content, "sha256").hexdigest()
+        data = content.read()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def drop_damaged(model: str) -> None:
+    """Delete the blobs whose content is not what their name says, so that they are fetched again. Only blobs of several
+    files are read: in an earlier version, two threads wrote to such a blob."""
+    files = Counter(it.resolve() for it in weights(model).rglob("*") if it.is_file())
+    for blob in [it for it, number in files.items() if number > 1 and digest(it) != it.name]:
+        forget([model])
+        blob.unlink()
 
 
 @contextmanager

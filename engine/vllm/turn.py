@@ -18,6 +18,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TextIO
 
+OWN = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # asks this container's vLLM, and no proxy
 LOCK = Path.home() / "loading"
 HEALTH = "http://127.0.0.1:8000/health"
 SLEEP = "http://127.0.0.1:8000/sleep?level=1"
@@ -81,7 +82,7 @@ def _loaded(vllm: int, lock: TextIO) -> bool:
 def _sleep() -> None:
     """Have vLLM sleep, so that the next one finds the GPU free. If it cannot sleep, the next one fails."""
     try:
-        urllib.request.urlopen(SLEEP, data=b"", timeout=LONGEST).close()
+        OWN.open(SLEEP, data=b"", timeout=LONGEST).close()
     except (OSError, HTTPException) as exc:
         print(f"vLLM did not fall asleep: {exc}", flush=True)
     OPEN.touch()
@@ -97,7 +98,7 @@ def _ended(process: int) -> bool:
 
 def _answers() -> bool:
     try:
-        urllib.request.urlopen(HEALTH, timeout=4).close()
+        OWN.open(HEALTH, timeout=4).close()
     except (OSError, HTTPException):
         return False
     return True

@@ -15,6 +15,13 @@ from tests.support.processes import MESSAGES, ROOT, wait_for
 
 RULES = yaml.safe_load((ROOT / "monitoring/prometheus/rules.yml").read_text())["groups"][0]["rules"]
 IMAGES = ("PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
+# As Docker's client configuration can set it in every container. Nothing listens there.
+PROXIED = """
+services:
+  prometheus: { environment: &proxy { HTTP_PROXY: "http://127.0.0.1:9", http_proxy: "http://127.0.0.1:9" } }
+  alertmanager: { environment: *proxy }
+  grafana: { environment: *proxy }
+"""
 PUBLISHED = ("STACK_PUBLISH", "PROMETHEUS_PUBLISH", "GRAFANA_PUBLISH")
 
 
@@ -22,6 +29,8 @@ PUBLISHED = ("STACK_PUBLISH", "PROMETHEUS_PUBLISH", "GRAFANA_PUBLISH")
 def monitored(tmp_path_factory: pytest.TempPathFactory, python_image: str) -> Iterator[tuple[Tree, dict[str, str]]]:
     build("monitoring", "tests/bundle/monitoring")
     tree = clone(tmp_path_factory.mktemp("monitoring") / "clone")
+    (tree.path / "proxied.yaml").write_text(PROXIED)
+    tree.dotenv.write_text("COMPOSE_FILE=compose.yaml:compose.tiny.yaml:proxied.yaml\n")
     settings = dict.fromkeys(IMAGES, "stack-test-monitoring") | dict.fromkeys(PUBLISHED, "127.0.0.1:0")
     try:
         yield tree, settings | {"ENGINE": "tiny", "MONITORING": "on", "PYTHON_IMAGE": python_image}

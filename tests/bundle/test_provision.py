@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import PROXIED
 from tests.support.provisioners import Provisioner, ollama_provisioner, running_hub, vllm_provisioner
 
 GATED = (
@@ -35,6 +36,16 @@ def vllm(tmp_path: Path, hub: str) -> Provisioner:
     return vllm_provisioner(tmp_path, hub)
 
 
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory, hub: str) -> Path:
+    """A model's files, fetched without an interruption."""
+    provisioner = vllm_provisioner(tmp_path_factory.mktemp("fetched"), hub)
+    ran = provisioner.run("org/model")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "interrupted" not in ran.stdout
+    return provisioner.home / "weights/org--model/files"
+
+
 @pytest.mark.parametrize("model", ["dropped:1", "refused:1", "silent:1"])
 def test_ollama_a_download_that_breaks_off_goes_on_where_it_stopped(ollama: Provisioner, model: str) -> None:
     ran = ollama.run(model)
@@ -58,6 +69,12 @@ def test_ollama_a_download_that_is_stopped_goes_on_where_it_was(ollama: Provisio
     assert ollama.run_and_stop("held:1", "1.00 of 5.00 GB") == 143
     assert "held:1: 3.00 of 5.00 GB (60%)" in ollama.run("held:1").stdout.splitlines()
     assert ollama.ended_well("held:1")
+
+
+def test_ollama_the_provisioners_own_ollama_is_asked_without_a_proxy(ollama: Provisioner) -> None:
+    ran = ollama.run("some:1", **PROXIED)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ollama.ended_well("some:1")
 
 
 @pytest.mark.parametrize(("first", "then"), [("some", "some:latest"), ("some:latest", "some"), ("some:1", "SOME:1")])
@@ -134,9 +151,32 @@ def test_vllm_fetches_once(vllm: Provisioner) -> None:
     files = vllm.home / "weights/org--model/files"
     assert json.loads((files / "config.json").read_text())
     assert (files / "nested/model.safetensors").stat().st_size == 50 << 20
-    assert not (files / "original").exists()
     assert vllm.run("org/model", HF_ENDPOINT="http://127.0.0.1:9").stdout == "org/model: already here\n"
     assert vllm.run("org/model", "--present").stdout == "all\n"
+
+
+def test_vllm_weights_in_forms_that_it_does_not_read_are_left_out(fetched: Path) -> None:
+    assert {str(it.relative_to(fetched)) for it in fetched.rglob("*") if it.is_file()} == {
+        "config.json", "tokenizer.model", "linear/pytorch_model.bin",
+        "nested/model.safetensors", "nested/custom.py", "same/model.safetensors", "same/tokenizer.model",
+    }  # fmt: skip
+
+
+def test_vllm_files_with_the_same_content_are_fetched_once(fetched: Path) -> None:
+    assert (fetched / "same/model.safetensors").samefile(fetched / "nested/model.safetensors")
+    assert (fetched / "same/model.safetensors").stat().st_size == 50 << 20
+    assert (fetched / "same/tokenizer.model").read_bytes() == b"small"
+
+
+def test_vllm_a_damaged_file_is_fetched_again(vllm: Provisioner) -> None:
+    assert vllm.run("org/model").returncode == 0
+    files = vllm.home / "weights/org--model/files"
+    (files / "tokenizer.model").write_bytes(b"smallsmall")  # as two threads left it that wrote it at the same time
+    (files / "config.json").write_bytes(b"too long".ljust(99))
+    assert vllm.run("org/model").returncode == 0
+    assert vllm.ended_well("org/model")
+    assert (files / "tokenizer.model").read_bytes() == b"small"
+    assert json.loads((files / "config.json").read_text())
 
 
 def test_vllm_a_download_that_breaks_off_goes_on_where_it_stopped(vllm: Provisioner) -> None:

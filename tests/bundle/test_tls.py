@@ -26,6 +26,13 @@ from tests.support.stack import LONG
 
 NAME = "llm.test"
 CHAT = "/v1/chat/completions"
+# As Docker's client configuration can set it in every container. Nothing listens there.
+PROXIED = """
+services:
+  gateway: { environment: &proxy { HTTP_PROXY: "http://127.0.0.1:9", http_proxy: "http://127.0.0.1:9" } }
+  caddy: { environment: *proxy }
+  chat: { environment: *proxy }
+"""
 
 
 @dataclass
@@ -79,8 +86,11 @@ def caddy() -> str:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, python_image: str, caddy: str) -> Iterator[Served]:
-    """The files form: `make up` from a fresh clone made under umask 077."""
+    """The files form: `make up` from a fresh clone made under umask 077. Every container has a proxy that does not
+    answer, so a request that is sent to it fails."""
     tree = clone(tmp_path_factory.mktemp("tls") / "clone")
+    (tree.path / "proxied.yaml").write_text(PROXIED)
+    tree.dotenv.write_text("COMPOSE_FILE=compose.yaml:compose.tiny.yaml:proxied.yaml\n")
     authority = trustme.CA()
     issued = authority.issue_cert(NAME)
     issued.cert_chain_pems[0].write_to_path(tree.path / "cert.pem")
@@ -296,6 +306,8 @@ def test_the_root_certificate_of_caddys_own_authority_is_exported_and_trusted(lo
     assert answer.status_code == 200
     said = local.tree.run("scripts/doctor", **local.settings).stdout
     assert "    ok: certificate: the certificate for localhost ends in 1" in said, said
+    assert "    ok: ready: " in said, said  # the gateway, asked without the proxy
+    assert "    ok: chat: " in said, said
     published = f"only caddy at 127.0.0.1:{local.port}; the chat window by TLS at {local.chat}"
     assert f"    ok: published: {published}\n" in said, said
     assert "strict-transport-security" not in answer.headers  # it would hold for every port of localhost

@@ -26,10 +26,11 @@ DEVELOPMENT = [
     ("/v1/sleep", {}),
     ("/server_info", None),
 ]
-# Docker refuses a reservation of GPUs on a machine that has none. And the model hub is a container on the way out.
+# Docker refuses a reservation of GPUs on a machine that has none. Nobody may ask the proxy, which
+# Docker's client configuration can set in every container. And the model hub is a container on the way out.
 HERE_AND_NOW = """
 services:
-  engine: { deploy: !reset null }
+  engine: { deploy: !reset null, environment: { http_proxy: "http://127.0.0.1:9" } }
   provision: { environment: { HF_ENDPOINT: "http://hub:8080" }, depends_on: [hub] }
   hub: { image: "${VLLM_IMAGE}", entrypoint: [hub, "8080"], init: true, networks: [egress] }
 """

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from gateway.llm import LLM, LLMConfig, LLMError, config_from_env
-from tests.support.processes import KEY, MESSAGES, ROOT, FakeEngine, GatewayProcess, environment, fake_engine
+from tests.support.processes import KEY, MESSAGES, PROXIED, ROOT, FakeEngine, GatewayProcess, environment, fake_engine
 
 
 @pytest.fixture
@@ -104,10 +104,15 @@ def test_config_from_env(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "k'" not in repr(config_from_env())
 
 
-def chat(gateway_port: int, *arguments: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
-    env = environment("http://127.0.0.1:1", STACK_BIND=f"127.0.0.1:{gateway_port}", STACK_API_KEYS=key)
+def chat(gateway_port: int, *arguments: str, key: str = KEY, **more: str) -> subprocess.CompletedProcess[str]:
+    env = environment("http://127.0.0.1:1", STACK_BIND=f"127.0.0.1:{gateway_port}", STACK_API_KEYS=key, **more)
     command = [sys.executable, "-m", "gateway.cli.chat", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_chat_command_asks_no_proxy(gateway: GatewayProcess) -> None:
+    done = chat(gateway.port, "Hi", **PROXIED)
+    assert (done.returncode, done.stdout) == (0, "one two three\n"), done.stderr
 
 
 def test_the_chat_command_streams_an_answer(gateway: GatewayProcess) -> None:

@@ -28,6 +28,9 @@ KEY = "sk-test-0123456789abcdef"
 AUTH = {"authorization": f"Bearer {KEY}"}
 JSON = {"content-type": "application/json"}
 MESSAGES = [{"role": "user", "content": "Hello"}]
+# As Docker's client configuration can set it in every container. Nothing listens there, so a request to it fails.
+# Python does not understand a network in no_proxy.
+PROXIED = dict.fromkeys(("HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9") | {"no_proxy": "127.0.0.0/8"}
 # Without it, httpx reads the system's certificates at each call, which takes 24 ms
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 T = TypeVar("T")

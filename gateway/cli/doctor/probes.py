@@ -64,7 +64,8 @@ class Probes:
     def __init__(self, url: str, model: str, canary: Canary, timeout: float) -> None:
         self._canary = canary
         self._llm = LLM(LLMConfig(url, model, timeout, canary.key))
-        self._client = httpx.Client(base_url=url, timeout=timeout, headers={"authorization": f"Bearer {canary.key}"})
+        headers = {"authorization": f"Bearer {canary.key}"}
+        self._client = httpx.Client(base_url=url, timeout=timeout, headers=headers, trust_env=False)
 
     def close(self) -> None:
         self._llm.close()
