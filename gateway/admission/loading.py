@@ -202,15 +202,19 @@ class Loading:
         return self._places.models.loads(engine)
 
     async def _load(self, memory: Memory, upstream: Upstream, engine: int, kind: Kind, model: str) -> None:
-        wanted, there = self.number(upstream, model), await memory.loaded()
+        wanted = self.number(upstream, model)
+        there: Mapping[int, float] = {}
         try:
+            there = await memory.loaded()
             took = await memory.load(upstream, kind, model, there)
+            after = await memory.loaded()
         except EngineError:
-            if upstream.name in self._gpus:
-                await self._note(memory, engine, wanted, there, await memory.loaded(), 0.0)
+            after = {}
+            with suppress(EngineError):
+                after = await memory.loaded()
+            await self._note(memory, engine, wanted, there, after, 0.0)
             raise
         self._use(upstream, engine)
-        after = await memory.loaded()
         await self._note(memory, engine, wanted, there, after, took)
         scarce = self._places.models.loads(engine).scarce
         if took:

@@ -110,7 +110,8 @@ class Loads:
             costs = {**{it: costs[it] for it in kept}, model: mean + RECENT * (took - mean)}
             ends = {**{it: ends[it] for it in kept}, model: now}
         loaded = frozenset({*after, model} if took else after)
-        displaced = (self.loaded | set(there)) - loaded
+        failed = model not in loaded  # perhaps as the engine was restarted, so nothing was displaced
+        displaced = set() if failed else (self.loaded | set(there)) - loaded
         scarce = self.exclusive or bool(displaced) or (self.scarce and not costs.keys() <= loaded)
         before = self.before if self.begun or not took else now - took - self.since
         since = now if took or self.begun else self.since

@@ -61,11 +61,6 @@ class Answer:
         if trail is not None and trail.past is not None:
             self._go_on(trail.past)
 
-    def failed(self) -> None:
-        """Note that the engine that was asked last did not answer: what it may have done unseen is not charged."""
-        self.asked = self.read = False
-        self.hidden_since = None
-
     def begin_anew(self) -> None:
         """Forget everything that has come, because another attempt begins the answer again."""
         self._forget()
@@ -101,6 +96,11 @@ class Answer:
         self.tried.append(past.first)
         if self.fold is not None and self._trail is not None:
             self.fold.note, self.fold.exact = self._trail.chunk, past.first.upstream.dialect.whole_streams
+
+    def failed(self) -> None:
+        """Note that the engine that was asked last did not answer: what it may have done unseen is not charged."""
+        self.asked = self.read = False
+        self.hidden_since = None
 
     @property
     def engine(self) -> str | None:

@@ -3,12 +3,13 @@ Two workers. The engine is scripted: it loads a model when it is asked for it, a
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, free_port, scrape, wait_for
+from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess, fake_engine, free_port, scrape, wait_for
 from tests.support.two_models import CHAT, HELD, LOADING, A, B, ask, before, client, learn, memory, small_engine
 
 METRICS = free_port()
@@ -102,6 +103,27 @@ def test_a_load_goes_on_when_its_client_disconnects(engine: FakeEngine, gateway:
     engine.set(seconds=0)
     wait_for(lambda: memory(engine)["models"] == [A])
     assert memory(engine)["given_up"] == 0
+
+
+def test_a_load_that_a_restart_of_the_engine_ends_holds_up_no_other_model(tmp_path: Path) -> None:
+    port = free_port()
+    with ExitStack() as closing:
+        with fake_engine(port, dialect="ollama") as engine:
+            engine.set(
+                room=1, seconds=4
+            )  # a load that is lost was waited for as if it took twice that, and five seconds
+            gateway = closing.enter_context(before(engine, tmp_path))
+            learn(gateway)
+            engine.set(seconds=600)
+            http = closing.enter_context(gateway.client())
+            with http.stream("POST", CHAT, json={"model": A, "messages": MESSAGES, "stream": True}):
+                wait_for(lambda: memory(engine)["loading"] == A)
+            wait_for(lambda: '"outcome":"client_left"' in gateway.log_path.read_text())
+        with fake_engine(port, dialect="ollama") as engine:
+            engine.set(room=1, seconds=0.1)
+            answer = http.post(CHAT, json={"model": B, "messages": MESSAGES})
+            assert (answer.status_code, memory(engine)["models"]) == (200, [B])
+    assert int(answer.headers["x-stack-queue-ms"]) < 10_000
 
 
 def test_models_that_fit_are_served_side_by_side(engine: FakeEngine, gateway: GatewayProcess) -> None:
