@@ -14,6 +14,15 @@ def test_docker_is_not_installed(tree: Tree, programs: Path) -> None:
     refuses(tree, "Docker is not installed", "https://docs.docker.com/get-docker/", PATH=str(programs))
 
 
+def test_a_clone_made_by_git_for_windows_starts_in_wsl(tree: Tree, tmp_path: Path, programs: Path) -> None:
+    """Git for Windows sets core.autocrlf, and Bash does not start a script whose lines end with CRLF."""
+    for command in ("init --quiet", "add .", "-c user.name=it -c user.email=it@it.example commit --quiet -m it"):
+        assert tree.run("git", *command.split()).returncode == 0
+    words = ("clone", "--quiet", "-c", "core.autocrlf=true", ".", str(tmp_path / "windows"))
+    assert tree.run("git", *words).returncode == 0
+    refuses(Tree(tmp_path / "windows"), "Docker is not installed", PATH=str(programs))
+
+
 def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
     socket_path = f"unix://{tmp_path}/docker.sock"
     refuses(tree, "does not answer", socket_path, "systemctl start docker", DOCKER_HOST=socket_path)
