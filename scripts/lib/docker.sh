@@ -20,7 +20,7 @@ need_docker() {
   esac
 }
 
-# Compose 2.24 is the first with !reset and !override, which the engines' overrides use.
+# Compose 2.24.4 is the first with both !reset and !override, which the engines' overrides use.
 need_compose() {
   compose_is_new_enough && return
   if can_build_base; then
@@ -31,12 +31,12 @@ need_compose() {
 }
 
 refuse_compose() {
-  die "Docker Compose 2.24 or newer is needed (${compose_version:-none} is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
+  die "Docker Compose 2.24.4 or newer is needed (${compose_version:-none} is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
 }
 
 compose_is_new_enough() {
   compose_version=$(docker compose version --short 2>/dev/null) || return
-  awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && $2 >= 24)) }' <<<"$compose_version"
+  awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && ($2 > 24 || ($2 == 24 && $3 + 0 >= 4)))) }' <<<"$compose_version"
 }
 
 # mmdebstrap and apt are programs of Debian, and only root can create a root file system.
@@ -45,7 +45,7 @@ can_build_base() { [ -e /etc/debian_version ] && [ "$(id -u)" = 0 ] && command -
 # Debian 13's packages have the two plugins as single programs, which also run on older systems.
 install_compose() {
   local plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins container
-  say "Docker Compose 2.24 is missing here: installing Debian 13's into $plugins"
+  say "Docker Compose 2.24.4 or newer is missing here: installing Debian 13's into $plugins"
   "$(dirname "${BASH_SOURCE[0]}")/../base-image"
   container=$(docker create "$base_image" sh -ec '
     apt-get update -qq

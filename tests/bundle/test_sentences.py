@@ -45,11 +45,18 @@ def not_root(programs: Path) -> str:
     return str(programs)
 
 
-def test_compose_is_too_old(tree: Tree, not_root: str) -> None:
+@pytest.mark.parametrize("version", ["v2.23.3", "2.24.3-desktop.1"])
+def test_compose_is_too_old(tree: Tree, not_root: str, version: str) -> None:
     docker = Path(not_root) / "docker"
     real = docker.resolve()
-    write_program(docker, f'[ "$1 $2" = "compose version" ] && echo v2.23.3 && exit\nexec {real} "$@"\n')
-    refuses(tree, "Docker Compose 2.24 or newer is needed (v2.23.3 is here)", PATH=not_root)
+    write_program(docker, f'[ "$1 $2" = "compose version" ] && echo {version} && exit\nexec {real} "$@"\n')
+    refuses(tree, f"Docker Compose 2.24.4 or newer is needed ({version} is here)", PATH=not_root)
+
+
+@pytest.mark.parametrize("version", ["v2.24.4", "2.24.6-desktop.1", "2.25.0", "2.40.3-desktop.1", "5.0.1"])
+def test_compose_is_new_enough(tree: Tree, programs: Path, version: str) -> None:
+    write_program(programs / "docker", f'[ "$1 $2" != "compose version" ] || echo {version}\n')
+    assert "The stack is not running" in tree.run("scripts/chat", "Hello?", PATH=str(programs)).stdout
 
 
 def test_no_registry_and_no_way_to_build_a_base_image(tree: Tree, not_root: str, closed_port: str) -> None:
