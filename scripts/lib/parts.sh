@@ -51,7 +51,7 @@ reach_parts() {
     for name in $(images_of "$part"); do
       image=$(image_of_part "$name")
       within_reach "$image" ||
-        die "No registry answers for $image: load the image ('docker load'), set $name to a mirror that answers, or run '$(switch_of "$part")=off make up'."
+        die "No registry answers for $image ($unanswered): load the image ('docker load'), set $name to a mirror that answers, or run '$(switch_of "$part")=off make up'."
     done
   done
 }
