@@ -45,12 +45,23 @@ choose_engine() {
   chosen=${ENGINE:-$(engine_of "$files")}
   engine=${chosen:-ollama}
   [ "$engine" != outside ] || need_base_url
+  need_config_path
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
 }
 
 # Whether one service serves all models.
 one_for_all() { case $engine in ollama | outside) return 0 ;; *) return 1 ;; esac; }
+
+# Stops at a STACK_CONFIG_DIR that Compose takes for the name of a volume.
+need_config_path() {
+  local path
+  path=$(setting STACK_CONFIG_DIR)
+  case $path in
+    "" | [./~]*) ;;
+    *) die "STACK_CONFIG_DIR=$path would be the name of a volume: write STACK_CONFIG_DIR=./$path for the directory." ;;
+  esac
+}
 
 # Stops if the gateway's container could not reach the engine outside at LLM_BASE_URL.
 need_base_url() {

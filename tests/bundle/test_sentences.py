@@ -125,6 +125,11 @@ def test_a_configuration_that_the_gateways_user_may_not_read(tree: Tree, tmp_pat
     refuses(tree, f"STACK_CONFIG_DIR names {other}", f"'chmod a+x {other}'", STACK_CONFIG_DIR=str(other))
 
 
+def test_a_configuration_directory_that_would_be_a_volume(tree: Tree) -> None:
+    said = "STACK_CONFIG_DIR=myconf would be the name of a volume", "write STACK_CONFIG_DIR=./myconf"
+    refuses(tree, *said, STACK_CONFIG_DIR="myconf")
+
+
 @pytest.mark.parametrize(
     ("line", "name", "meant"),
     [
