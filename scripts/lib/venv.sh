@@ -30,7 +30,7 @@ make_venv() {
   "$python" -m venv --clear "$directory" >/dev/null ||
     die "$python has no venv module: install it (on Debian and Ubuntu 'apt-get install python3-venv'), then run this again."
   say "installing $lock into it"
-  "$directory/bin/pip" install --quiet --disable-pip-version-check --require-hashes "$@" --requirement "$lock" ||
+  "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes "$@" --requirement "$lock" ||
     die "The packages could not be installed. Check that this machine reaches the Python package index of pip's configuration, then run this again."
   printf '%s\n' "$sum" >"$stamp"
 }
