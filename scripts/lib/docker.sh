@@ -39,6 +39,18 @@ compose_is_new_enough() {
   awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && ($2 > 24 || ($2 == 24 && $3 + 0 >= 4)))) }' <<<"$compose_version"
 }
 
+# Stops if the containers of this stack's name were started from another directory. A clone has the name of its directory, so two
+# clones may have the same one.
+need_own_project() {
+  local ids name directory
+  read -ra ids <<<"$(docker compose ps --all --quiet 2>/dev/null | tr '\n' ' ')"
+  [ ${#ids[@]} -gt 0 ] || return 0
+  while IFS=$'\t' read -r name directory; do
+    [ "$directory" -ef . ] ||
+      die "The stack with the name $name was started from $directory, and not from here: set COMPOSE_PROJECT_NAME in .env to another name, or if this is the same clone, moved, run 'docker compose --project-name $name down', which keeps models and keys, then run this again."
+  done < <(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}{{"\t"}}{{index .Config.Labels "com.docker.compose.project.working_dir"}}' "${ids[@]}" | sort -u)
+}
+
 # mmdebstrap and apt are programs of Debian, and only root can create a root file system.
 can_build_base() { [ -e /etc/debian_version ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 

@@ -12,6 +12,14 @@ images_of() {
   esac
 }
 
+# Prints a line for each address at which part $1 is published: the setting, and the services that may publish it.
+published_by() {
+  case $1 in
+    monitoring) printf '%s\n' "GRAFANA_PUBLISH grafana" "PROMETHEUS_PUBLISH prometheus" ;;
+    chat) echo "CHAT_PUBLISH chat caddy" ;;
+  esac
+}
+
 # Prints the compose files $1 with each part as the user chose it. Otherwise it stays as it is in the files $2, those of the
 # earlier choice. compose.chat-tls.yaml is there if the chat window is behind Caddy.
 with_parts() {

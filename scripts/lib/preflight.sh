@@ -24,7 +24,8 @@ preflight_checks() {
     esac
     return
   fi
-  echo need_new_docker need_port need_secret_files need_config
+  echo need_new_docker need_project need_port need_secret_files need_config
+  ! has_part monitoring && ! has_part chat || echo need_part_ports
   ! has_part tls || echo need_tls
   case $engine in
     outside) echo tell_outside ;;
@@ -137,10 +138,29 @@ need_new_docker() {
   echo "Docker $version, Compose $compose_version"
 }
 
+need_project() {
+  need_own_project
+  echo "no other directory has a stack with the name of this one"
+}
+
 need_port() {
   need_free_port
   # shellcheck disable=SC2154 # port: lib/address.sh
   echo "port $port is free, or used by this stack"
+}
+
+# TLS has no address of its own: Caddy takes over the gateway's, and the chat window's.
+need_part_ports() {
+  local part line address
+  for part in "${parts[@]}"; do
+    has_part "$part" || continue
+    while read -ra line; do
+      address=$(setting "${line[0]}")
+      [ -n "$address" ] || address=$(sed -n "s/^#${line[0]}=//p" .env.example)
+      (split_address "$address" "${line[0]}" && need_free_port "${line[@]}") || exit
+    done < <(published_by "$part")
+  done
+  echo "the ports of the parts beside the stack are free, or used by them"
 }
 
 need_secret_files() {

@@ -98,6 +98,20 @@ def test_the_port_is_taken_by_a_program(tree: Tree, taken_port: int, host: str) 
     refuses(tree, f"Port {taken_port} is taken by", "(pid ", another, STACK_PUBLISH=address)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [("MONITORING", "GRAFANA_PUBLISH"), ("MONITORING", "PROMETHEUS_PUBLISH"), ("CHAT", "CHAT_PUBLISH")],
+)
+def test_the_port_of_a_part_is_taken_by_a_program(
+    tree: Tree, taken_port: int, python_image: str, part: str, setting: str
+) -> None:
+    images = dict.fromkeys(("PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE", "CHAT_IMAGE"), python_image)
+    free = {name: "127.0.0.1:0" for name in ("GRAFANA_PUBLISH", "PROMETHEUS_PUBLISH")}
+    where = free | {"ENGINE": "tiny", part: "on", setting: f"127.0.0.1:{taken_port}"}
+    said = f"Port {taken_port} is taken by", "(pid ", f"such as {setting}=127.0.0.1:{taken_port + 1}"
+    refuses(tree, *said, **images, **where)
+
+
 @pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clone import Tree, clone, write_program
+from tests.support.clone import Tree, clone, refuses, write_program
 from tests.support.processes import free_port
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
@@ -81,6 +81,25 @@ def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
     ran = tree.run("scripts/up", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}")
     assert ran.returncode == 1
     assert f"is taken by the container {up.project}-gateway-1" in ran.stdout
+
+
+def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree) -> None:
+    """Their directories may have the same name. The engine and the port of the second one are its own."""
+    said = f"The stack with the name {up.project} was started from {up.path}", "set COMPOSE_PROJECT_NAME in .env"
+    other = Tree(tree.path, up.project)
+    refuses(other, *said, f"'docker compose --project-name {up.project} down', which keeps models", ENGINE="tiny")
+    down = other.run("scripts/down")
+    assert (down.returncode, all(it in down.stdout for it in said)) == (1, True), down.stdout
+    doctor = other.run("scripts/doctor", ENGINE="tiny", STACK_PUBLISH="127.0.0.1:0")
+    assert (said[0] in doctor.stdout, "checking the stack that runs" in doctor.stdout) == (True, False), doctor.stdout
+    assert port_of(up)
+
+
+def test_a_symbolic_link_to_a_clone_is_the_same_clone(up: Tree, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(up.path)
+    libraries = " ".join(f". scripts/lib/{it}.sh;" for it in ("say", "docker"))
+    ran = up.run("bash", "-euc", f"cd '{tmp_path}/link'; {libraries} need_own_project; docker compose ps", ENGINE="tiny")
+    assert (ran.returncode, f"{up.project}-gateway-1" in ran.stdout) == (0, True), ran.stdout
 
 
 RESTARTED = """
