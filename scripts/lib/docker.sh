@@ -10,6 +10,7 @@ base_image=stack-base:trixie
 need_docker() {
   command -v docker >/dev/null ||
     die "Docker is not installed: install Docker Engine or Docker Desktop (https://docs.docker.com/get-docker/), then run this again."
+  need_own_files
   local complaint
   complaint=$(docker version 2>&1 >/dev/null) && return
   case $complaint in
@@ -18,6 +19,17 @@ need_docker() {
     *)
       die "The Docker daemon does not answer${DOCKER_HOST:+ at DOCKER_HOST=$DOCKER_HOST}: start it (Docker Desktop, or 'sudo systemctl start docker'), then run this again." ;;
   esac
+}
+
+# Stops at a .env or .secrets that this user may not read, as after `sudo make up`. Compose would call the file malformed.
+need_own_files() {
+  local file theirs=()
+  for file in .env .secrets .models; do [ ! -e $file ] || [ -O $file ] || theirs+=("$file"); done
+  for file in .env .secrets; do
+    # shellcheck disable=SC2012 # stat's options differ between systems
+    [ ! -e $file ] || [ -r $file ] ||
+      die "$file belongs to $(ls -ld $file | awk '{ print $3 }'), and you may not read it: run 'sudo chown -R $(id -un) ${theirs[*]-$file}', then this again."
+  done
 }
 
 # Compose 2.24.4 is the first with both !reset and !override, which the engines' overrides use.

@@ -1,5 +1,7 @@
 """If something is missing, `make up` stops before it changes anything, with one sentence that says what to do."""
 
+import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -21,6 +23,21 @@ def test_a_clone_made_by_git_for_windows_starts_in_wsl(tree: Tree, tmp_path: Pat
     words = ("clone", "--quiet", "-c", "core.autocrlf=true", ".", str(tmp_path / "windows"))
     assert tree.run("git", *words).returncode == 0
     refuses(Tree(tmp_path / "windows"), "Docker is not installed", PATH=str(programs))
+
+
+@pytest.mark.parametrize("script", ["up", "doctor", "down"])
+def test_a_dotenv_that_belongs_to_root(tree: Tree, script: str) -> None:
+    """As after `sudo make up`. Root without its capabilities takes the place of a user who is not root."""
+    tree.dotenv.write_text("A=1\n")
+    tree.dotenv.chmod(0)
+    words = f"scripts/{script}"
+    if os.geteuid() == 0:
+        os.chown(tree.dotenv, 65534, -1)
+        words = f"setpriv --inh-caps=-all --bounding-set=-all {words}"
+    ran = tree.run(*words.split())
+    tree.dotenv.unlink()
+    assert ran.returncode == 1
+    assert re.search(r"\.env belongs to \w+, and you may not read it: run 'sudo chown -R \w+ \.env'", ran.stdout), ran.stdout
 
 
 def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
