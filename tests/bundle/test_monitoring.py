@@ -150,7 +150,10 @@ BOTH = "compose.yaml:compose.monitoring.yaml:compose.chat.yaml"
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    return clone(tmp_path_factory.mktemp("clone"))
+    tree = clone(tmp_path_factory.mktemp("clone"))
+    (tree.path / "a").mkdir()
+    (tree.path / "a/mine.yaml").write_text("services: { gateway: { labels: { mine: 'yes' } } }\n")
+    return tree
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
             "compose.yaml:compose.monitoring.yaml:compose.tiny.yaml",
             {"MONITORING": "off"},
             "compose.yaml:compose.tiny.yaml",
+        ),
+        ("compose.yaml:compose.gpu.yaml:a/mine.yaml", {"ENGINE": "tiny"}, "compose.yaml:compose.tiny.yaml:a/mine.yaml"),
+        (
+            "./compose.yaml:a/mine.yaml:compose.monitoring.yaml",
+            {},
+            "compose.yaml:compose.monitoring.yaml:a/mine.yaml",
         ),
     ],
 )

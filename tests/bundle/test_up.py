@@ -156,7 +156,9 @@ def test_a_registry_that_hangs_is_one_that_does_not_answer(tree: Tree, black_hol
 
 
 def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) -> None:
-    """And keeps every other line of .env. The clone is one made under umask 077, and containers run as other users."""
+    """And keeps every other line of .env. The clone is one made under umask 077, and containers run as other users. An
+    override that Compose reads by itself stays in force."""
+    (tree.path / "compose.override.yaml").write_text("services: { gateway: { labels: { mine: 'yes' } } }\n")
     kept = "# mine\nexport STACK_LOG_LEVEL='DEBUG'\n\nSTACK_PUBLISH=0.0.0.0:0\nCOMPOSE_FILE=compose.yaml\n"
     tree.dotenv.write_text(kept + f"PYTHON_IMAGE={python_image}")
     ran = tree.run("scripts/up", ENGINE="tiny")
@@ -164,8 +166,12 @@ def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) ->
     base_url, key = said_by(ran.stdout)
     assert len(key) >= 40
     assert "chmod a+rx config\n" in ran.stdout
+    assert ran.stdout.count("compose.override.yaml belongs to the stack: adding it to COMPOSE_FILE") == 1
+    mine = "docker", "ps", "--quiet", "--filter", f"name={tree.project}-gateway", "--filter", "label=mine=yes"
+    assert tree.run(*mine).stdout
 
-    kept = kept.replace("COMPOSE_FILE=compose.yaml\n", "COMPOSE_FILE=compose.yaml:compose.tiny.yaml\n")
+    files = "compose.yaml:compose.tiny.yaml:compose.override.yaml"
+    kept = kept.replace("COMPOSE_FILE=compose.yaml\n", f"COMPOSE_FILE={files}\n")
     assert tree.dotenv.read_text() == (kept + f"PYTHON_IMAGE={python_image}\nSTACK_API_KEYS_FILE=.secrets/api_keys\n")
     file = tree.path / ".secrets/api_keys"
     assert file.read_text().strip() == key
