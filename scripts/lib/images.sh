@@ -3,6 +3,17 @@
 
 probe_seconds=10 # a registry that has not answered by then counts as unreachable
 
+# Prints about how many GB the image of the setting $1 takes on the disk, or 0 if it is small. Rounded up from what users of the
+# images have reported.
+image_gb() {
+  case $1 in
+    VLLM_IMAGE) echo 30 ;;
+    OLLAMA_IMAGE | CHAT_IMAGE) echo 6 ;;
+    GRAFANA_IMAGE) echo 1 ;;
+    *) echo 0 ;;
+  esac
+}
+
 has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
 # Whether this machine has image $1 or a registry begins to serve it. Stops if a registry refuses it. Otherwise `unanswered` is

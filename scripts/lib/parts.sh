@@ -52,6 +52,7 @@ switch_of() { echo "$1" | tr '[:lower:]' '[:upper:]'; }
 has_part() { case :$COMPOSE_FILE: in *:compose.$1.yaml:*) return 0 ;; *) return 1 ;; esac; }
 
 # Stops if a part was chosen and its images cannot be had. The stack itself needs none of them.
+# shellcheck disable=SC2154 # unanswered: lib/images.sh
 reach_parts() {
   local part name image
   for part in "${parts[@]}"; do

@@ -186,7 +186,7 @@ def test_a_value_is_recorded_so_that_compose_reads_it(tree: Tree) -> None:
 
 
 def test_the_path_of_the_clone_may_have_quotes_and_dollar_signs(tmp_path: Path) -> None:
-    tree = clone(tmp_path / "Ann's $5 \"clone\"")
+    tree = clone(tmp_path / 'Ann\'s $5 "clone"')
     assert record(tree, "A=1\n", "new.yaml") == ("A=1\nCOMPOSE_FILE=new.yaml\n", "")
     unchanged = 'MINE="one\nCOMPOSE_FILE=two"\n'
     after, said = record(tree, unchanged, "new.yaml")

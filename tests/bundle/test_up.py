@@ -97,8 +97,8 @@ def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree
 
 def test_a_symbolic_link_to_a_clone_is_the_same_clone(up: Tree, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(up.path)
-    libraries = " ".join(f". scripts/lib/{it}.sh;" for it in ("say", "docker"))
-    ran = up.run("bash", "-euc", f"cd '{tmp_path}/link'; {libraries} need_own_project; docker compose ps", ENGINE="tiny")
+    script = "cd $0; for it in say docker; do . scripts/lib/$it.sh; done; need_own_project; docker compose ps"
+    ran = up.run("bash", "-euc", script, str(tmp_path / "link"), COMPOSE_FILE="compose.yaml:compose.tiny.yaml")
     assert (ran.returncode, f"{up.project}-gateway-1" in ran.stdout) == (0, True), ran.stdout
 
 
