@@ -28,7 +28,7 @@ need_own_files() {
   for file in .env .secrets; do
     # shellcheck disable=SC2012 # stat's options differ between systems
     [ ! -e $file ] || [ -r $file ] ||
-      die "$file belongs to $(ls -ld $file | awk '{ print $3 }'), and you may not read it: run 'sudo chown -R $(id -un) ${theirs[*]-$file}', then this again."
+      die "$file belongs to $(ls -ld $file | awk '{ print $3 }'), and you may not read it: 'sudo chown -R $(id -un) ${theirs[*]-$file}', then run this again."
   done
 }
 

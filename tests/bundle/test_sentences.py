@@ -36,7 +36,7 @@ def test_a_dotenv_that_belongs_to_root(tree: Tree, script: str) -> None:
         words = f"setpriv --inh-caps=-all --bounding-set=-all {words}"
     ran = tree.run(*words.split())
     tree.dotenv.unlink()
-    said = r"\.env belongs to \w+, and you may not read it: run 'sudo chown -R \w+ \.env'"
+    said = r"\.env belongs to \w+, and you may not read it: 'sudo chown -R \w+ \.env'"
     assert (ran.returncode, bool(re.search(said, ran.stdout))) == (1, True), ran.stdout
 
 
