@@ -29,10 +29,10 @@ reachable_host() {
 # Prints the address at which the running stack is published, or nothing.
 published() { docker compose port caddy 8443 2>/dev/null || docker compose port gateway 9000 2>/dev/null || true; }
 
-# Whether the stack is to be published at $port. A service that crashes and is restarted holds the port only at times.
+# Whether one of the given services is to be published at $port. One that crashes and is restarted holds the port only at times.
 is_own_port() {
   local service container
-  for service in caddy gateway; do
+  for service; do
     container=$(docker compose ps --quiet "$service" 2>/dev/null) || continue
     case $(docker inspect --format '{{json .HostConfig.PortBindings}}' "$container" 2>/dev/null) in
       *"\"HostPort\":\"$port\""*) return ;;
@@ -41,15 +41,17 @@ is_own_port() {
   return 1
 }
 
-# Stops if another program holds $port. The stack itself may hold it, after an earlier `make up`.
+# Stops if another program holds $port. The stack itself may hold it, after an earlier `make up`. $1 is the setting, STACK_PUBLISH
+# unless given, and the services that it publishes follow.
 need_free_port() {
-  local own holder
+  local own="" holder
+  [ $# -gt 0 ] || set -- STACK_PUBLISH caddy gateway
   [ "$port" = 0 ] && return # any free one
-  own=$(published)
-  [ "${own##*:}" = "$port" ] || is_own_port && return
+  [ "$1" != STACK_PUBLISH ] || own=$(published)
+  [ "${own##*:}" = "$port" ] || is_own_port "${@:2}" && return
   holder=$(port_holder)
   [ -z "$holder" ] ||
-    die "Port $port is taken by $holder: stop that program, or put another address into .env, such as STACK_PUBLISH=$host:$((port + 1)), then run this again."
+    die "Port $port is taken by $holder: stop that program, or put another address into .env, such as $1=$host:$((port + 1)), then run this again."
 }
 
 # Prints what listens at $host:$port: a container, a program, or nothing.

@@ -10,6 +10,7 @@ base_image=stack-base:trixie
 need_docker() {
   command -v docker >/dev/null ||
     die "Docker is not installed: install Docker Engine or Docker Desktop (https://docs.docker.com/get-docker/), then run this again."
+  need_own_files
   local complaint
   complaint=$(docker version 2>&1 >/dev/null) && return
   case $complaint in
@@ -20,7 +21,18 @@ need_docker() {
   esac
 }
 
-# Compose 2.24 is the first with !reset and !override, which the engines' overrides use.
+# Stops at a .env or .secrets that this user may not read, as after `sudo make up`. Compose would call the file malformed.
+need_own_files() {
+  local file theirs=()
+  for file in .env .secrets .models; do [ ! -e $file ] || [ -O $file ] || theirs+=("$file"); done
+  for file in .env .secrets; do
+    # shellcheck disable=SC2012 # stat's options differ between systems
+    [ ! -e $file ] || [ -r $file ] ||
+      die "$file belongs to $(ls -ld $file | awk '{ print $3 }'), and you may not read it: 'sudo chown -R $(id -un) ${theirs[*]-$file}', then run this again."
+  done
+}
+
+# Compose 2.24.4 is the first with both !reset and !override, which the engines' overrides use.
 need_compose() {
   compose_is_new_enough && return
   if can_build_base; then
@@ -31,12 +43,24 @@ need_compose() {
 }
 
 refuse_compose() {
-  die "Docker Compose 2.24 or newer is needed (${compose_version:-none} is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
+  die "Docker Compose 2.24.4 or newer is needed (${compose_version:-none} is here): install the Compose plugin (https://docs.docker.com/compose/install/linux/), then run this again."
 }
 
 compose_is_new_enough() {
   compose_version=$(docker compose version --short 2>/dev/null) || return
-  awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && $2 >= 24)) }' <<<"$compose_version"
+  awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && ($2 > 24 || ($2 == 24 && $3 + 0 >= 4)))) }' <<<"$compose_version"
+}
+
+# Stops if the containers of this stack's name were started from another directory. A clone has the name of its directory, so two
+# clones may have the same one.
+need_own_project() {
+  local ids name directory
+  read -ra ids <<<"$(docker compose ps --all --quiet 2>/dev/null | tr '\n' ' ')"
+  [ ${#ids[@]} -gt 0 ] || return 0
+  while IFS=$'\t' read -r name directory; do
+    [ "$directory" -ef . ] ||
+      die "The stack with the name $name was started from $directory, and not from here: set COMPOSE_PROJECT_NAME in .env to another name, or if this is the same clone, moved, run 'docker compose --project-name $name down', which keeps models and keys, then run this again."
+  done < <(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}{{"\t"}}{{index .Config.Labels "com.docker.compose.project.working_dir"}}' "${ids[@]}" | sort -u)
 }
 
 # mmdebstrap and apt are programs of Debian, and only root can create a root file system.
@@ -45,7 +69,7 @@ can_build_base() { [ -e /etc/debian_version ] && [ "$(id -u)" = 0 ] && command -
 # Debian 13's packages have the two plugins as single programs, which also run on older systems.
 install_compose() {
   local plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins container
-  say "Docker Compose 2.24 is missing here: installing Debian 13's into $plugins"
+  say "Docker Compose 2.24.4 or newer is missing here: installing Debian 13's into $plugins"
   "$(dirname "${BASH_SOURCE[0]}")/../base-image"
   container=$(docker create "$base_image" sh -ec '
     apt-get update -qq

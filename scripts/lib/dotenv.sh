@@ -53,7 +53,9 @@ settings_now() {
 
 # All values of the file $1, as Compose reads such files: JSON, each in a line `"NAME": "value"`.
 dotenv_values() {
-  compose_config "services: {it: {image: it, env_file: ['$1']}}" |
+  local file
+  file=$(sed -e "s/'/''/g" -e 's/\$/$$/g' <<<"$1") # a path may have either, and they mean something to YAML and to Compose
+  compose_config "services: {it: {image: it, env_file: ['$file']}}" |
     sed -n '/^ *"environment": {$/,/^ *}/ { /^ *"[^"]*": ["n]/p; }'
 }
 
@@ -108,15 +110,14 @@ closest() {
 # Sets $1 to $2 in .env, if the value differs. Rewrites the line or appends one, and keeps all other bytes. The file is complete
 # at any moment. Its mode is 0600, because it may hold keys.
 record() {
-  local file new before after
+  local file before after
   [ -e .env ] || printf '# Written by make up. .env.example lists everything that can stand here.\n' >.env
   [ "$(cat .env)" = "${recorded_text-unknown}" ] || { recorded_values=$(dotenv_values .env) && recorded_text=$(cat .env); } || exit
   before=$recorded_values
   [ "$(value_of "$1" <<<"$before")" != "$2" ] || return 0
   file=$(readlink -f .env)
   new=$(mktemp "$file.XXXXXX") # 0600, and in the same directory, so that mv replaces the file in one step
-  # shellcheck disable=SC2064 # this file's name
-  trap "rm -f '$new'" EXIT
+  trap 'rm -f "$new"' EXIT # not local, because the trap may run after this function
   NAME=$1 VALUE=$(in_quotes "$2") awk '
     $0 ~ "^[ \t]*(export[ \t]+)?" ENVIRON["NAME"] "[ \t]*[=:]" { if (!done) print ENVIRON["NAME"] "=" ENVIRON["VALUE"]; done = 1; next }
     { print }

@@ -12,6 +12,14 @@ images_of() {
   esac
 }
 
+# Prints a line for each address at which part $1 is published: the setting, and the services that may publish it.
+published_by() {
+  case $1 in
+    monitoring) printf '%s\n' "GRAFANA_PUBLISH grafana" "PROMETHEUS_PUBLISH prometheus" ;;
+    chat) echo "CHAT_PUBLISH chat caddy" ;;
+  esac
+}
+
 # Prints the compose files $1 with each part as the user chose it. Otherwise it stays as it is in the files $2, those of the
 # earlier choice. compose.chat-tls.yaml is there if the chat window is behind Caddy.
 with_parts() {
@@ -44,6 +52,7 @@ switch_of() { echo "$1" | tr '[:lower:]' '[:upper:]'; }
 has_part() { case :$COMPOSE_FILE: in *:compose.$1.yaml:*) return 0 ;; *) return 1 ;; esac; }
 
 # Stops if a part was chosen and its images cannot be had. The stack itself needs none of them.
+# shellcheck disable=SC2154 # unanswered: lib/images.sh
 reach_parts() {
   local part name image
   for part in "${parts[@]}"; do
@@ -51,7 +60,7 @@ reach_parts() {
     for name in $(images_of "$part"); do
       image=$(image_of_part "$name")
       within_reach "$image" ||
-        die "No registry answers for $image: load the image ('docker load'), set $name to a mirror that answers, or run '$(switch_of "$part")=off make up'."
+        die "No registry answers for $image ($unanswered): load the image ('docker load'), set $name to a mirror that answers, or run '$(switch_of "$part")=off make up'."
     done
   done
 }

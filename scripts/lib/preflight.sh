@@ -24,7 +24,8 @@ preflight_checks() {
     esac
     return
   fi
-  echo need_new_docker need_port need_secret_files need_config
+  echo need_new_docker need_project need_port need_image_disk need_secret_files need_config
+  ! has_part monitoring && ! has_part chat || echo need_part_ports
   ! has_part tls || echo need_tls
   case $engine in
     outside) echo tell_outside ;;
@@ -41,14 +42,28 @@ preflight_checks() {
 # shellcheck disable=SC2154 # models: lib/models.sh
 weigh() {
   model=${models[$1]} number=$1
+  [ "$1" -gt 0 ] || weigh_images
   [ "$engine" != outside ] || return 0
-  [ "$1" = 0 ] && earlier=0 || earlier=$(to_fetch)
+  [ "$1" = 0 ] && earlier=$images_gb || earlier=$(to_fetch)
   weigh_model
   [ "$1" -gt 0 ] || ! shares_gpus || know_models
   weigh_context "$1"
 }
 
-# Prints the GB that this model and the earlier ones of the list still need on the disk.
+# Sets images, the names of the large images that are not on this machine yet, and images_gb, about how many GB they will take.
+weigh_images() {
+  local part name gb image names
+  names=$(tr '[:lower:]' '[:upper:]' <<<"$engine")_IMAGE images="" images_gb=0
+  for part in "${parts[@]}"; do ! has_part "$part" || names+=" $(images_of "$part")"; done
+  for name in $names; do
+    gb=$(image_gb "$name")
+    [ "$gb" -gt 0 ] || continue
+    image=$(image_of_part "$name")
+    has_image "$image" || { images+="${images:+, }$image" && images_gb=$((images_gb + gb)); }
+  done
+}
+
+# Prints the GB that the images, this model and the earlier ones of the list still need on the disk.
 to_fetch() {
   if [ "$present" = all ] || [ -z "$weights" ]; then echo "$earlier"; else calculate "$earlier + $weights - $present / 1e9"; fi
 }
@@ -137,10 +152,29 @@ need_new_docker() {
   echo "Docker $version, Compose $compose_version"
 }
 
+need_project() {
+  need_own_project
+  echo "no other directory has a stack with the name of this one"
+}
+
 need_port() {
   need_free_port
   # shellcheck disable=SC2154 # port: lib/address.sh
   echo "port $port is free, or used by this stack"
+}
+
+# TLS has no address of its own: Caddy takes over the gateway's, and the chat window's.
+need_part_ports() {
+  local part line address
+  for part in "${parts[@]}"; do
+    has_part "$part" || continue
+    while read -ra line; do
+      address=$(setting "${line[0]}")
+      [ -n "$address" ] || address=$(sed -n "s/^#${line[0]}=//p" .env.example)
+      (split_address "$address" "${line[0]}" && need_free_port "${line[@]}") || exit
+    done < <(published_by "$part")
+  done
+  echo "the ports of the parts beside the stack are free, or used by them"
 }
 
 need_secret_files() {
@@ -285,6 +319,27 @@ tool_parser() {
   echo none
 }
 
+# Docker keeps its images beside its volumes. The check of each model counts them too.
+need_image_disk() {
+  local root have
+  if [ "$images_gb" = 0 ]; then
+    echo "disk: no large image is missing on this machine"
+  elif find_disk; then
+    enough "$have" "$images_gb" ||
+      die "The images that are not here yet ($images) need about $images_gb GB of disk, and $have GB are free where Docker keeps them ($root): free some space there ('docker system df' shows what Docker uses)."
+    echo "disk: about $images_gb GB needed for $images, $have GB free in $root"
+  else
+    echo "disk: Docker keeps its images in a virtual machine, whose disk was not checked; about $images_gb GB are needed for $images"
+  fi
+}
+
+# Sets root, the directory of Docker's volumes, and have, the GB that are free there, or returns 1 if this machine does not see it.
+find_disk() {
+  root=$(docker info --format '{{.DockerRootDir}}')
+  [ -d "$root" ] || return
+  have=$(calculate "$(df -Pk "$root" | awk 'NR == 2 { print $4 }') * 1024 / 1e9")
+}
+
 need_disk() {
   local root have need
   if [ "$present" = all ]; then
@@ -292,15 +347,13 @@ need_disk() {
     return
   fi
   weighed || return 0
-  root=$(docker info --format '{{.DockerRootDir}}')
-  if ! [ -d "$root" ]; then
+  if ! find_disk; then
     echo "disk: Docker keeps its volumes in a virtual machine, whose disk was not checked; $model needs about $weights GB ($source)"
     return
   fi
-  have=$(calculate "$(df -Pk "$root" | awk 'NR == 2 { print $4 }') * 1024 / 1e9")
   need=$(to_fetch)
   enough "$have" "$need" ||
-    die "$model needs about $need GB of disk ($source$([ "$earlier" = 0 ] || echo ", with the models before it in LLM_MODELS")), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$have")."
+    die "$model needs about $need GB of disk ($source$([ "$earlier" = 0 ] || echo ", with all that is fetched before it")), and $have GB are free where Docker keeps its volumes ($root): free some space there ('docker system df' shows what Docker uses), or $(smaller "$(calculate "$have - $earlier")")."
   echo "disk: about $need GB needed for $model ($source), $have GB free in $root"
 }
 

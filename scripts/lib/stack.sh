@@ -45,12 +45,23 @@ choose_engine() {
   chosen=${ENGINE:-$(engine_of "$files")}
   engine=${chosen:-ollama}
   [ "$engine" != outside ] || need_base_url
+  need_config_path
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
 }
 
 # Whether one service serves all models.
 one_for_all() { case $engine in ollama | outside) return 0 ;; *) return 1 ;; esac; }
+
+# Stops at a STACK_CONFIG_DIR that Compose takes for the name of a volume.
+need_config_path() {
+  local path
+  path=$(setting STACK_CONFIG_DIR)
+  case $path in
+    "" | [./~]*) ;;
+    *) die "STACK_CONFIG_DIR=$path would be the name of a volume: write STACK_CONFIG_DIR=./$path for the directory." ;;
+  esac
+}
 
 # Stops if the gateway's container could not reach the engine outside at LLM_BASE_URL.
 need_base_url() {
@@ -65,13 +76,37 @@ need_base_url() {
   esac
 }
 
-# From here on, `docker compose` in this script uses the stack with engine $1.
+# Prints those of the compose files $1 that are the user's own, each once and behind a colon.
+own_files() {
+  local file files own=""
+  IFS=: read -ra files <<<"$1"
+  for file in ${files[@]+"${files[@]}"}; do
+    file=${file#"$PWD/"} file=${file#./}
+    case $file in
+      "" | compose.yaml | compose.gpu.yaml | compose.tiny.yaml | compose.outside.yaml | .models/compose.yaml) continue ;;
+      compose.monitoring.yaml | compose.tls.yaml | compose.chat.yaml | compose.chat-tls.yaml) continue ;;
+    esac
+    case $own: in *":$file:"*) ;; *) own=$own:$file ;; esac
+  done
+  echo "$own"
+}
+
+# Prints the override that Compose reads by itself if COMPOSE_FILE is not set, or nothing.
+override_file() {
+  local file
+  for file in compose.override.yml compose.override.yaml docker-compose.override.yml docker-compose.override.yaml; do
+    [ ! -e "$file" ] || { echo "$file" && return; }
+  done
+}
+
+# From here on, `docker compose` in this script uses the stack with engine $1. The user's own files come after the stack's, which
+# they override.
 use_engine() {
   local files recorded
   recorded=$(recorded_files)
-  files=$recorded
-  [ "$(engine_of "$files")" = "$1" ] || files=$(compose_files "$1")
-  COMPOSE_FILE=$(with_services "$(with_parts "$files" "$recorded")")
+  files=$(compose_files "$1") || exit
+  files=$(with_parts "$files" "$recorded") || exit
+  COMPOSE_FILE=$(with_services "$files$(own_files "$recorded:$(override_file)")")
   export COMPOSE_FILE
   merged=$(docker compose config --format json 2>&1) || die "Compose does not accept the settings: $merged."
 }

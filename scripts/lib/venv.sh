@@ -25,12 +25,12 @@ make_venv() {
     die "$directory is a symbolic link to an environment that does not have the packages of $lock: remove the link, then run this again."
 
   python=$(new_enough_python) ||
-    die "Python 3.11 or newer is needed: install it (on Debian and Ubuntu 'apt-get install python3 python3-venv'), then run this again."
+    die "Python 3.11 or newer is needed: install it (from Debian 12 and Ubuntu 24.04 on 'apt-get install python3 python3-venv'; older ones have an older Python, so there for example 'uv python install 3.13', see https://docs.astral.sh/uv/), then run this again."
   say "creating the virtual environment $directory with $python"
   "$python" -m venv --clear "$directory" >/dev/null ||
-    die "$python has no venv module: install it (on Debian and Ubuntu 'apt-get install python3-venv'), then run this again."
+    die "$python has no venv module: install it (on Debian and Ubuntu 'apt-get install ${python##*/}-venv'), then run this again."
   say "installing $lock into it"
-  "$directory/bin/pip" install --quiet --disable-pip-version-check --require-hashes "$@" --requirement "$lock" ||
+  "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes "$@" --requirement "$lock" ||
     die "The packages could not be installed. Check that this machine reaches the Python package index of pip's configuration, then run this again."
   printf '%s\n' "$sum" >"$stamp"
 }

@@ -123,7 +123,7 @@ def test_a_registry_that_does_not_answer_is_told_before_anything_is_changed(tmp_
     ran = tree.run("scripts/up", ENGINE="tiny", CHAT="on", CHAT_IMAGE=image, STACK_PUBLISH="127.0.0.1:0")
     assert ran.returncode == 1, ran.stdout
     last = ran.stdout.rstrip().splitlines()[-1]
-    assert f"No registry answers for {image}: load the image" in last
+    assert f"No registry answers for {image} (" in last
     assert "'CHAT=off make up'" in last
     assert not tree.dotenv.exists()
 

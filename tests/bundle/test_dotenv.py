@@ -1,10 +1,11 @@
 """The scripts read .env as Compose does, in whatever form a line is written, and change no other line than theirs."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.support.clone import Tree, refuses
+from tests.support.clone import Tree, clone, refuses
 from tests.support.machine import Machine
 
 # Ways to write a line; what all of them say is NAME=value.
@@ -182,6 +183,14 @@ def test_a_dotenv_whose_line_cannot_be_changed_alone_stays_unchanged(tree: Tree)
 def test_a_value_is_recorded_so_that_compose_reads_it(tree: Tree) -> None:
     after, said = record(tree, "A=1\n", "compose.yaml:my own.yaml #1 $x")
     assert (after, said) == ("A=1\nCOMPOSE_FILE='compose.yaml:my own.yaml #1 $x'\n", "")
+
+
+def test_the_path_of_the_clone_may_have_quotes_and_dollar_signs(tmp_path: Path) -> None:
+    tree = clone(tmp_path / 'Ann\'s $5 "clone"')
+    assert record(tree, "A=1\n", "new.yaml") == ("A=1\nCOMPOSE_FILE=new.yaml\n", "")
+    unchanged = 'MINE="one\nCOMPOSE_FILE=two"\n'
+    after, said = record(tree, unchanged, "new.yaml")
+    assert (after, "put COMPOSE_FILE=new.yaml into it" in said) == (unchanged, True)
 
 
 def test_a_dotenv_that_is_a_link_stays_one(tree: Tree) -> None:

@@ -1,7 +1,9 @@
-"""The virtual environment of the client packages: `make test` makes it once for each lock, or says why it cannot."""
+"""What `make test` installs: the virtual environment of the client packages, once for each lock, and the programs that
+are missing. If it cannot, it says why."""
 
 import hashlib
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -68,3 +70,36 @@ def test_an_environment_that_is_only_linked_is_not_deleted(tree: Tree, tmp_path:
     assert ran.returncode == 1
     assert ran.stdout.startswith("stack: .venv-clients is a symbolic link to an environment that does not have")
     assert (shared / "installed-from").exists()
+
+
+def test_an_older_python_is_told_what_to_install(tree: Tree, programs: Path) -> None:
+    (programs / "cksum").symlink_to(shutil.which("cksum") or "cksum")
+    write_program(programs / "python3", "exit 1\n")  # says that it is older
+    ran = tree.run("bash", "-c", MAKE_IT, PATH=str(programs))
+    assert ran.stdout.startswith("stack: Python 3.11 or newer is needed: install it (from Debian 12 and")
+
+
+def need_browser(tree: Tree, programs: Path, distribution: str) -> tuple[int, str]:
+    (tree.path / "os-release").write_text(f'NAME="It"\nID={distribution}\n')
+    script = "for it in say tools; do . scripts/lib/$it.sh; done; os_release=os-release; need_tools chromium"
+    ran = tree.run("bash", "-euc", script, PATH=str(programs))
+    return ran.returncode, ran.stdout
+
+
+def test_any_browser_that_starts_will_do(tree: Tree, programs: Path) -> None:
+    """Ubuntu's chromium-browser is a script that asks for the snap, if that is not installed."""
+    write_program(programs / "chromium-browser", "echo 'requires the chromium snap to be installed'; exit 1\n")
+    status, said = need_browser(tree, programs, "ubuntu")
+    assert (status, "Chromium is missing, and Ubuntu's archive has it only as a snap" in said) == (1, True)
+    write_program(programs / "google-chrome", "echo Google Chrome 140\n")
+    assert need_browser(tree, programs, "ubuntu") == (0, "")
+
+
+def test_a_package_that_cannot_be_installed_is_named(tree: Tree, programs: Path) -> None:
+    """Only on Debian or Ubuntu something is installed. Without the right to write policy-rc.d, nothing is tried."""
+    (programs / "chmod").symlink_to(shutil.which("chmod") or "chmod")
+    for name, text in (("id", "echo 0\n"), ("apt-get", "exit 100\n")):
+        write_program(programs / name, text)
+    status, said = need_browser(tree, programs, "debian")
+    ending = "could not be installed. " if Path("/etc/debian_version").exists() else "is missing: install it"
+    assert (status, f"stack: chromium {ending}" in said) == (1, True), said

@@ -150,7 +150,10 @@ BOTH = "compose.yaml:compose.monitoring.yaml:compose.chat.yaml"
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    return clone(tmp_path_factory.mktemp("clone"))
+    tree = clone(tmp_path_factory.mktemp("clone"))
+    (tree.path / "a").mkdir()
+    (tree.path / "a/mine.yaml").write_text("services: { gateway: { labels: { mine: 'yes' } } }\n")
+    return tree
 
 
 @pytest.mark.parametrize(
@@ -174,6 +177,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
             "compose.yaml:compose.monitoring.yaml:compose.tiny.yaml",
             {"MONITORING": "off"},
             "compose.yaml:compose.tiny.yaml",
+        ),
+        ("compose.yaml:compose.gpu.yaml:a/mine.yaml", {"ENGINE": "tiny"}, "compose.yaml:compose.tiny.yaml:a/mine.yaml"),
+        (
+            "./compose.yaml:a/mine.yaml:compose.monitoring.yaml",
+            {},
+            "compose.yaml:compose.monitoring.yaml:a/mine.yaml",
         ),
     ],
 )
@@ -201,5 +210,5 @@ def test_a_registry_that_does_not_answer_is_told_before_anything_is_changed(tree
     ran = tree.run("scripts/up", ENGINE="tiny", MONITORING="on", PROMETHEUS_IMAGE=image, STACK_PUBLISH="127.0.0.1:0")
     assert ran.returncode == 1, ran.stdout
     last = ran.stdout.rstrip().splitlines()[-1]
-    assert last.startswith(f"stack: No registry answers for {image}: load the image"), ran.stdout
+    assert last.startswith(f"stack: No registry answers for {image} ("), ran.stdout
     assert tree.dotenv.read_text() == ""

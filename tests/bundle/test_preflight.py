@@ -67,6 +67,22 @@ def test_the_disk_is_too_small_for_the_model(tree: Tree, machine: Machine) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (4, "The images that are not here yet (none.invalid/ollama:1, none.invalid/chat:1) need about 12 GB of disk"),
+        (15, "llama3.1:8b needs about 16.9 GB of disk (known size, with all that is fetched before it), and 15.0 GB"),
+        (20, "ok: disk: about 16.9 GB needed for llama3.1:8b (known size), 20.0 GB free in /"),
+    ],
+)
+def test_images_that_are_not_here_yet_need_disk_too(tree: Tree, machine: Machine, free: int, said: str) -> None:
+    machine.disk(free=free * GB)
+    images = {"OLLAMA_IMAGE": "none.invalid/ollama:1", "CHAT_IMAGE": "none.invalid/chat:1"}
+    ran = tree.run("scripts/doctor", **machine.environment | images, ENGINE="ollama", CHAT="on")
+    assert said in ran.stdout
+    assert ran.returncode == (0 if said.startswith("ok") else 1)
+
+
 def test_no_gpu_driver(tree: Tree, machine: Machine) -> None:
     (machine.programs / "nvidia-smi").unlink()
     refuses(

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import shlex
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -11,11 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from tests.support.clone import Tree
+from tests.support.clone import Tree, refuses, write_program
 
 SLOWLY = 3.0  # seconds for the one layer: longer than the tests' probe
 
@@ -106,10 +109,10 @@ def registry() -> Iterator[Registry]:
         registry.shutdown()
 
 
-def fetch(tree: Tree, image: str) -> subprocess.CompletedProcess[str]:
+def fetch(tree: Tree, image: str, **env: str) -> subprocess.CompletedProcess[str]:
     """What `make up` does for an image it needs, with a second's patience."""
     script = '. scripts/lib/say.sh; . scripts/lib/images.sh; probe_seconds=1; fetch "$0" || echo "nobody answers"'
-    return tree.run("bash", "-euo", "pipefail", "-c", script, image)
+    return tree.run("bash", "-euo", "pipefail", "-c", script, image, **env)
 
 
 def test_a_slow_registry_is_waited_for(tree: Tree, registry: Registry) -> None:
@@ -132,6 +135,77 @@ def test_a_registry_that_refuses_the_image_is_reported_with_its_reason(tree: Tre
     assert ran.returncode == 1
     assert f"stack: The registry refuses {registry.address}/team/image:2" in ran.stdout
     assert "manifest unknown" in ran.stdout
+
+
+RESOLVE = 'failed to resolve reference "docker.io/a/b:1": '
+REGISTRY = "https://registry-1.docker.io/v2/"
+WRONG_NAMES = [
+    "manifest for a/b:1 not found: manifest unknown: manifest unknown",
+    "pull access denied for a/b, repository does not exist or may require 'docker login': denied: requested access",
+    f"{RESOLVE}docker.io/a/b:1: not found",
+]
+REFUSALS = [
+    "toomanyrequests: You have reached your unauthenticated pull rate limit. https://www.docker.com/increase-rate-limit",
+    f"{RESOLVE}unexpected status from HEAD request to {REGISTRY}a/b/manifests/1: 429 Too Many Requests",
+    f"{RESOLVE}unexpected status from HEAD request to {REGISTRY}a/b/manifests/1: 403 Forbidden",
+    'Head "https://ghcr.io/v2/a/b/manifests/1": denied',
+    f'Get "{REGISTRY}": tls: failed to verify certificate: x509: certificate signed by unknown authority',
+    f'{RESOLVE}failed to do request: Head "{REGISTRY}": x509: certificate signed by unknown authority',
+]
+SILENCES = [
+    f'Get "{REGISTRY}": dial tcp: lookup registry-1.docker.io on 192.0.2.53:53: no such host',
+    f'{RESOLVE}failed to do request: Head "{REGISTRY}": dial tcp 192.0.2.1:443: connect: connection refused',
+]
+
+
+def says(programs: Path, complaint: str) -> dict[str, str]:
+    """An environment with a Docker that can pull nothing."""
+    real = shutil.which("docker")
+    told = shlex.quote(f"Error response from daemon: {complaint}")
+    write_program(
+        programs / "docker",
+        f'case "$*" in "pull "*) echo {told} >&2; exit 1 ;; "image inspect a/"*) exit 1 ;; esac\nexec {real} "$@"\n',
+    )
+    return {"PATH": str(programs), "OLLAMA_IMAGE": "a/b:1", "PYTHON_IMAGE": "a/b:1"}
+
+
+def test_a_refusal_is_told_from_silence_in_the_words_of_both_of_dockers_image_stores(
+    tree: Tree, programs: Path
+) -> None:
+    for complaint in WRONG_NAMES + REFUSALS:
+        ran = fetch(tree, "a/b:1", **says(programs, complaint))
+        assert f"stack: The registry refuses a/b:1 ({complaint}): " in ran.stdout
+        assert ran.returncode == 1
+    for complaint in SILENCES:
+        assert "nobody answers" in fetch(tree, "a/b:1", **says(programs, complaint)).stdout
+
+
+def test_a_refusal_does_not_make_the_stack_take_the_tiny_engine(tree: Tree, programs: Path) -> None:
+    refuses(tree, f"The registry refuses a/b:1 ({WRONG_NAMES[2]}): correct", **says(programs, WRONG_NAMES[2]))
+
+
+def test_a_registry_that_does_not_answer_is_told_with_dockers_words(tree: Tree, programs: Path) -> None:
+    refuses(tree, f"No registry answers for a/b:1 ({SILENCES[0]}): ", ENGINE="ollama", **says(programs, SILENCES[0]))
+
+
+BRING = """
+for it in say docker images; do . scripts/lib/$it.sh; done
+resolved() { echo "$PYTHON_IMAGE"; }
+can_build_base() { true; }
+bring_python_image
+echo "$PYTHON_IMAGE"
+"""
+
+
+def test_only_a_wrong_name_keeps_the_base_image_from_being_built(tree: Tree, programs: Path) -> None:
+    """The image that is built here does the same as the one of the registry."""
+    write_program(tree.path / "scripts/base-image", 'echo "built, because $1"\n')
+    for complaint in WRONG_NAMES + REFUSALS + SILENCES:
+        ran = tree.run("bash", "-euo", "pipefail", "-c", BRING, **says(programs, complaint))
+        if complaint in WRONG_NAMES:
+            assert (ran.returncode, f"refuses a/b:1 ({complaint}): correct the name" in ran.stdout) == (1, True)
+        else:
+            assert ran.stdout.splitlines()[1:] == [f"built, because {complaint}", "stack-base:trixie"], ran.stdout
 
 
 @pytest.mark.parametrize("host", ["black_hole", "closed_port"])

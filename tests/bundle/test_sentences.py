@@ -1,5 +1,7 @@
 """If something is missing, `make up` stops before it changes anything, with one sentence that says what to do."""
 
+import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -12,6 +14,30 @@ from tests.support.clone import Tree, refuses, write_program
 
 def test_docker_is_not_installed(tree: Tree, programs: Path) -> None:
     refuses(tree, "Docker is not installed", "https://docs.docker.com/get-docker/", PATH=str(programs))
+
+
+def test_a_clone_made_by_git_for_windows_starts_in_wsl(tree: Tree, tmp_path: Path, programs: Path) -> None:
+    """Git for Windows sets core.autocrlf, and Bash does not start a script whose lines end with CRLF."""
+    for command in ("init --quiet", "add .", "-c user.name=it -c user.email=it@it.example commit --quiet -m it"):
+        assert tree.run("git", *command.split()).returncode == 0
+    words = ("clone", "--quiet", "-c", "core.autocrlf=true", ".", str(tmp_path / "windows"))
+    assert tree.run("git", *words).returncode == 0
+    refuses(Tree(tmp_path / "windows"), "Docker is not installed", PATH=str(programs))
+
+
+@pytest.mark.parametrize("script", ["up", "doctor", "down"])
+def test_a_dotenv_that_belongs_to_root(tree: Tree, script: str) -> None:
+    """As after `sudo make up`. Root without its capabilities takes the place of a user who is not root."""
+    tree.dotenv.write_text("A=1\n")
+    tree.dotenv.chmod(0)
+    words = f"scripts/{script}"
+    if os.geteuid() == 0:
+        os.chown(tree.dotenv, 65534, -1)
+        words = f"setpriv --inh-caps=-all --bounding-set=-all {words}"
+    ran = tree.run(*words.split())
+    tree.dotenv.unlink()
+    said = r"\.env belongs to \w+, and you may not read it: 'sudo chown -R \w+ \.env'"
+    assert (ran.returncode, bool(re.search(said, ran.stdout))) == (1, True), ran.stdout
 
 
 def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
@@ -36,11 +62,18 @@ def not_root(programs: Path) -> str:
     return str(programs)
 
 
-def test_compose_is_too_old(tree: Tree, not_root: str) -> None:
+@pytest.mark.parametrize("version", ["v2.23.3", "2.24.3-desktop.1"])
+def test_compose_is_too_old(tree: Tree, not_root: str, version: str) -> None:
     docker = Path(not_root) / "docker"
     real = docker.resolve()
-    write_program(docker, f'[ "$1 $2" = "compose version" ] && echo v2.23.3 && exit\nexec {real} "$@"\n')
-    refuses(tree, "Docker Compose 2.24 or newer is needed (v2.23.3 is here)", PATH=not_root)
+    write_program(docker, f'[ "$1 $2" = "compose version" ] && echo {version} && exit\nexec {real} "$@"\n')
+    refuses(tree, f"Docker Compose 2.24.4 or newer is needed ({version} is here)", PATH=not_root)
+
+
+@pytest.mark.parametrize("version", ["v2.24.4", "2.24.6-desktop.1", "2.25.0", "2.40.3-desktop.1", "5.0.1"])
+def test_compose_is_new_enough(tree: Tree, programs: Path, version: str) -> None:
+    write_program(programs / "docker", f'[ "$1 $2" != "compose version" ] || echo {version}\n')
+    assert "The stack is not running" in tree.run("scripts/chat", "Hello?", PATH=str(programs)).stdout
 
 
 def test_no_registry_and_no_way_to_build_a_base_image(tree: Tree, not_root: str, closed_port: str) -> None:
@@ -49,7 +82,8 @@ def test_no_registry_and_no_way_to_build_a_base_image(tree: Tree, not_root: str,
     real = docker.resolve()
     write_program(docker, f'case "$*" in "image inspect stack-base"*) exit 1 ;; esac\nexec {real} "$@"\n')
     images = {"OLLAMA_IMAGE": f"{closed_port}/ollama:1.2.3", "PYTHON_IMAGE": f"{closed_port}/python:3.13.0"}
-    refuses(tree, "docker load", "PYTHON_IMAGE", "OLLAMA_IMAGE", PATH=not_root, **images)
+    said = "No image registry answers (", "connection refused), and only root", "docker load"
+    refuses(tree, *said, "PYTHON_IMAGE", "OLLAMA_IMAGE", PATH=not_root, **images)
 
 
 def test_an_unknown_engine(tree: Tree) -> None:
@@ -81,6 +115,20 @@ def test_the_port_is_taken_by_a_program(tree: Tree, taken_port: int, host: str) 
     refuses(tree, f"Port {taken_port} is taken by", "(pid ", another, STACK_PUBLISH=address)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [("MONITORING", "GRAFANA_PUBLISH"), ("MONITORING", "PROMETHEUS_PUBLISH"), ("CHAT", "CHAT_PUBLISH")],
+)
+def test_the_port_of_a_part_is_taken_by_a_program(
+    tree: Tree, taken_port: int, python_image: str, part: str, setting: str
+) -> None:
+    images = dict.fromkeys(("PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE", "CHAT_IMAGE"), python_image)
+    free = dict.fromkeys(("GRAFANA_PUBLISH", "PROMETHEUS_PUBLISH"), "127.0.0.1:0")
+    where = free | {"ENGINE": "tiny", part: "on", setting: f"127.0.0.1:{taken_port}"}
+    said = f"Port {taken_port} is taken by", "(pid ", f"such as {setting}=127.0.0.1:{taken_port + 1}"
+    refuses(tree, *said, **images, **where)
+
+
 @pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
@@ -106,6 +154,11 @@ def test_a_configuration_that_the_gateways_user_may_not_read(tree: Tree, tmp_pat
     other = tmp_path / "other"
     other.mkdir(mode=0o700)
     refuses(tree, f"STACK_CONFIG_DIR names {other}", f"'chmod a+x {other}'", STACK_CONFIG_DIR=str(other))
+
+
+def test_a_configuration_directory_that_would_be_a_volume(tree: Tree) -> None:
+    said = "STACK_CONFIG_DIR=myconf would be the name of a volume", "write STACK_CONFIG_DIR=./myconf"
+    refuses(tree, *said, STACK_CONFIG_DIR="myconf")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clone import Tree, clone, write_program
+from tests.support.clone import Tree, clone, refuses, write_program
 from tests.support.processes import free_port
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
@@ -83,6 +83,25 @@ def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
     assert f"is taken by the container {up.project}-gateway-1" in ran.stdout
 
 
+def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree) -> None:
+    """Their directories may have the same name. The engine and the port of the second one are its own."""
+    said = f"The stack with the name {up.project} was started from {up.path}", "set COMPOSE_PROJECT_NAME in .env"
+    other = Tree(tree.path, up.project)
+    refuses(other, *said, f"'docker compose --project-name {up.project} down', which keeps models", ENGINE="tiny")
+    down = other.run("scripts/down")
+    assert (down.returncode, all(it in down.stdout for it in said)) == (1, True), down.stdout
+    doctor = other.run("scripts/doctor", ENGINE="tiny", STACK_PUBLISH="127.0.0.1:0")
+    assert (said[0] in doctor.stdout, "checking the stack that runs" in doctor.stdout) == (True, False), doctor.stdout
+    assert port_of(up)
+
+
+def test_a_symbolic_link_to_a_clone_is_the_same_clone(up: Tree, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(up.path)
+    script = "cd $0; for it in say docker; do . scripts/lib/$it.sh; done; need_own_project; docker compose ps"
+    ran = up.run("bash", "-euc", script, str(tmp_path / "link"), COMPOSE_FILE="compose.yaml:compose.tiny.yaml")
+    assert (ran.returncode, f"{up.project}-gateway-1" in ran.stdout) == (0, True), ran.stdout
+
+
 RESTARTED = """
 case "$*" in
   "compose port "*) echo "no port 9000/tcp for container" >&2; exit 1 ;;
@@ -117,7 +136,7 @@ def test_a_registry_that_hangs_is_one_that_does_not_answer(tree: Tree, black_hol
         return
     assert ran.returncode == 0, ran.stdout
     assert time.monotonic() - began < 150
-    assert "no image registry answers, so the stack uses the tiny engine" in ran.stdout
+    assert "no image registry answers (no answer within 10 seconds), so the stack uses the tiny engine" in ran.stdout
     base_url, key = said_by(ran.stdout)
     assert key == "dev-key"
     status, text = post(base_url, key, "/chat/completions", model="llama3.1:8b", **HI)
@@ -137,7 +156,9 @@ def test_a_registry_that_hangs_is_one_that_does_not_answer(tree: Tree, black_hol
 
 
 def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) -> None:
-    """And keeps every other line of .env. The clone is one made under umask 077, and containers run as other users."""
+    """And keeps every other line of .env. The clone is one made under umask 077, and containers run as other users. An
+    override that Compose reads by itself stays in force."""
+    (tree.path / "compose.override.yaml").write_text("services: { gateway: { labels: { mine: 'yes' } } }\n")
     kept = "# mine\nexport STACK_LOG_LEVEL='DEBUG'\n\nSTACK_PUBLISH=0.0.0.0:0\nCOMPOSE_FILE=compose.yaml\n"
     tree.dotenv.write_text(kept + f"PYTHON_IMAGE={python_image}")
     ran = tree.run("scripts/up", ENGINE="tiny")
@@ -145,8 +166,12 @@ def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) ->
     base_url, key = said_by(ran.stdout)
     assert len(key) >= 40
     assert "chmod a+rx config\n" in ran.stdout
+    assert ran.stdout.count("compose.override.yaml belongs to the stack: adding it to COMPOSE_FILE") == 1
+    mine = "docker", "ps", "--quiet", "--filter", f"name={tree.project}-gateway", "--filter", "label=mine=yes"
+    assert tree.run(*mine).stdout
 
-    kept = kept.replace("COMPOSE_FILE=compose.yaml\n", "COMPOSE_FILE=compose.yaml:compose.tiny.yaml\n")
+    files = "compose.yaml:compose.tiny.yaml:compose.override.yaml"
+    kept = kept.replace("COMPOSE_FILE=compose.yaml\n", f"COMPOSE_FILE={files}\n")
     assert tree.dotenv.read_text() == (kept + f"PYTHON_IMAGE={python_image}\nSTACK_API_KEYS_FILE=.secrets/api_keys\n")
     file = tree.path / ".secrets/api_keys"
     assert file.read_text().strip() == key

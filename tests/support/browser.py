@@ -16,21 +16,26 @@ from tests.support.processes import ROOT
 PICTURES = ROOT / "test-results" / "screenshots"
 DESK, PHONE = (1280, 900), (390, 844)  # width and height in pixels
 PATIENCE = 60_000  # milliseconds, because the machine may be busy
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+NAMES = ("google-chrome", "chromium", "chromium-browser")  # as in scripts/lib/tools.sh; Ubuntu's chromium is a snap
 
 
 @contextmanager
 def chromium(home: Path | None = None) -> Iterator[Browser]:
-    """Debian's browser, with another home directory if one is given. Fails with a sentence if there is none."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    """This machine's browser, with another home directory if one is given. Fails with a sentence if there is none."""
+    program = next(filter(_starts, filter(None, map(shutil.which, NAMES))), None)
     if program is None:
-        pytest.fail("chromium is missing: install it (on Debian 'apt-get install chromium')", pytrace=False)
+        told = "on Debian 'apt-get install chromium', on Ubuntu Google Chrome from https://www.google.com/chrome/"
+        pytest.fail(f"No browser starts: install one ({told})", pytrace=False)
     with sync_playwright() as playwright:
         browser = _launch(playwright, program, home)
         try:
             yield browser
         finally:
             browser.close()
+
+
+def _starts(program: str) -> bool:
+    return subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0
 
 
 def _launch(playwright: Playwright, program: str, home: Path | None) -> Browser:
