@@ -58,8 +58,8 @@ need_own_project() {
   read -ra ids <<<"$(docker compose ps --all --quiet 2>/dev/null | tr '\n' ' ')"
   [ ${#ids[@]} -gt 0 ] || return 0
   while IFS=$'\t' read -r name directory; do
-    [ "$directory" -ef . ] ||
-      die "The stack with the name $name was started from $directory, and not from here: set COMPOSE_PROJECT_NAME in .env to another name, or if this is the same clone, moved, run 'docker compose --project-name $name down', which keeps models and keys, then run this again."
+    [ "$directory" -ef . ] || [ ! -d "$directory" ] || # this clone was moved, or the other one is gone
+      die "The stack with the name $name was started from $directory, and not from here: run 'make down' there, or set COMPOSE_PROJECT_NAME in .env to another name, then run this again."
   done < <(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}{{"\t"}}{{index .Config.Labels "com.docker.compose.project.working_dir"}}' "${ids[@]}" | sort -u)
 }
 

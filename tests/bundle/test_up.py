@@ -87,7 +87,7 @@ def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree
     """Their directories may have the same name. The engine and the port of the second one are its own."""
     said = f"The stack with the name {up.project} was started from {up.path}", "set COMPOSE_PROJECT_NAME in .env"
     other = Tree(tree.path, up.project)
-    refuses(other, *said, f"'docker compose --project-name {up.project} down', which keeps models", ENGINE="tiny")
+    refuses(other, *said, "'make down' there", ENGINE="tiny")
     down = other.run("scripts/down")
     assert (down.returncode, all(it in down.stdout for it in said)) == (1, True), down.stdout
     doctor = other.run("scripts/doctor", ENGINE="tiny", STACK_PUBLISH="127.0.0.1:0")
