@@ -107,6 +107,7 @@ def test_the_responses_to_whose_items_a_request_refers_are_bounded(client: opena
     for ids, status in [
         (made, 413),  # together they are larger than a body may be
         ([f"msg_{number}_0" for number in range(1001)], 413),
+        ([made[0], made[0]], 400),  # the item would be sent twice
     ]:
         with pytest.raises(openai.APIStatusError) as refused:
             client.responses.create(model="fake-model", input=references(ids))
