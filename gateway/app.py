@@ -121,7 +121,7 @@ def create_app(
         opened.append(book)
     opened += [*upstreams.values(), admission, Probes(config.breaker, upstreams), answers, responses, console]
     fastapi = docs.documented_app(_lifespan(opened, [store.close, bodies.close]))
-    add_routes(fastapi, keys, routes, Listing(routes), health, responses)
+    add_routes(fastapi, keys, routes, Listing(routes), health, responses, held)
     add_admin_routes(fastapi, settings, keybook, promptbook, usage, routes)
     fastapi.router.routes.extend(console.paths())
     relayed = Dispatch(fastapi, pipeline, answers, progress, relays, metrics)

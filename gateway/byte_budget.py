@@ -80,7 +80,10 @@ class Charge:
         more = size - self.size
         if more > 0 and not self._budget.has_room(self._key_id, self.size, more):
             if size > self._budget.limit:
-                raise TooLarge("The body needs more memory than the gateway has for requests. Send a smaller body.")
+                raise TooLarge(
+                    "The request needs more memory than the gateway has for requests. "
+                    "Send a smaller body, or continue or read a smaller stored response."
+                )
             raise GatewayBusy("The gateway has no memory for another request now. Try again shortly.")
         self._add(more)
 

@@ -12,16 +12,14 @@ import gc
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from sys import getsizeof
 from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
 from gateway.api.field_names import refuse_long_numbers
 from gateway.errors import BadRequest
+from gateway.values import MAX_CONTAINERS, MAX_VALUES, weigh
 
-MAX_VALUES = 1 << 20  # commas and colons: 2,048 inputs of 512 tokens for an embedding
-MAX_CONTAINERS = 100_000  # lists and objects
 LARGE = 1 << 20  # bytes of memory beyond which a body is weighed exactly, in a thread
 
 _HEAVIEST = 100  # bytes of memory for each structural character, at most
@@ -78,29 +76,13 @@ def _parse_and_weigh(raw: bytes) -> tuple[dict[str, Any], int]:
         body = parse(raw)
     finally:
         gc.enable()
-    return body, _weigh(body)[0]
+    return body, weigh(body).size
 
 
 def _estimate(raw: bytes) -> int:
     """Return how many bytes of memory the parsed body takes at most, by its characters."""
     plain = raw.isascii() and b"\\u" not in raw
     return _HEAVIEST * _count(raw) + len(raw) * (1 if plain else _WIDEST)
-
-
-def _weigh(body: dict[str, Any]) -> tuple[int, int]:
-    """Return how many bytes of memory a parsed body takes, and how many names its objects have."""
-    size = names = 0
-    left: list[Any] = [body]
-    while left:
-        value = left.pop()
-        size += getsizeof(value)
-        if type(value) is dict:
-            names += len(value)
-            size += sum(map(getsizeof, value))
-            left.extend(value.values())
-        elif type(value) is list:
-            left.extend(value)
-    return size, names
 
 
 def _count(text: bytes) -> int:
@@ -148,7 +130,7 @@ def _read_exactly(raw: bytes, body: dict[str, Any]) -> dict[str, Any]:
             return body
     except TypeError:  # nested deeper than orjson writes; it is refused later
         return body
-    if _skeleton(raw).count(b":") != _weigh(body)[1]:
+    if _skeleton(raw).count(b":") != weigh(body).names:
         name = _repeated_name(raw) if len(raw) <= LARGE else None
         which = f"The name '{name}'" if name is not None else "A name"
         raise BadRequest(f"{which} appears twice in one object.", param=name)

@@ -45,7 +45,9 @@ from gateway.routing.routes import Route, Routes
 from gateway.settings import Settings
 from gateway.traces.trace import Trace
 
-_WIDEST = 4  # bytes of memory for each byte of a stored conversation: text takes up to four bytes for a character
+# Bytes of memory for each byte of a stored conversation while it is read: as it is stored, and four for a character of
+# text. Only one conversation is unpacked at a time, so its values are charged when they are known.
+_COPIES = 5
 Said = tuple[bytes | memoryview, ...]  # a body, in pieces
 _JSON = re.compile(rb"application/([\w.-]+\+)?json *(;.*)?", re.IGNORECASE)
 
@@ -152,12 +154,14 @@ class Pipeline:
     ) -> tuple[Setting, Reading]:
         """With what the face reads a request, and how. `size` and `weight` are the body's, in bytes, as it came and as
         values. Raises StackError."""
-        past = await self._responses.history(key.account, *face.refers(body))
-        held = past.size * _WIDEST
-        charge.resize(size + 2 * weight + held)
+        own = size + 2 * weight
+        past = await self._responses.history(
+            key.account, *face.refers(body), hold=lambda stored: charge.resize(own + _COPIES * stored)
+        )
+        charge.resize(own + past.size + 2 * past.weight)
         unique, now = secrets.token_hex(16), int(time.time())
         its = Setting(scope["request_id"], now, unique, endpoint.counting, past, self._responses.on)
-        return its, (weight + held, functools.partial(face.read, body))
+        return its, (weight + past.weight, functools.partial(face.read, body))
 
     async def as_begun(self, request: Request, setting: dict[str, Any]) -> Request:
         """Return the request with a new writer, which is in the state in which an earlier request's writer began.

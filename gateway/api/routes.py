@@ -18,6 +18,7 @@ from gateway.api import openapi
 from gateway.api.faces import refusal
 from gateway.api.models import add_model_routes
 from gateway.api.stored import add_stored_routes
+from gateway.byte_budget import Budget
 from gateway.errors import (
     BadRequest,
     InternalError,
@@ -64,7 +65,13 @@ _ERRORS[429]["headers"] = {
 
 
 def add_routes(
-    app: FastAPI, keys: Keys, routes: Routes, listing: Listing, health: Health, responses: Responses
+    app: FastAPI,
+    keys: Keys,
+    routes: Routes,
+    listing: Listing,
+    health: Health,
+    responses: Responses,
+    memory: Budget,
 ) -> None:
     """Give the app its routes and make every error leave as an OpenAI envelope."""
 
@@ -81,7 +88,7 @@ def add_routes(
     keyed: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 404)}
     _document_relayed_routes(app)
     add_model_routes(app, listing, caller, keyed)
-    add_stored_routes(app, responses, user, keyed)
+    add_stored_routes(app, responses, memory, user, keyed)
     _add_health_routes(app, keys, routes, health)
     _add_error_handlers(app)
 

@@ -1,7 +1,10 @@
 """Stored: the routes that read and delete stored responses. A response is visible only to the account that made
 it (Key.account).
+
+What a response takes of the memory is charged from before it is read until its client has it.
 """
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
@@ -10,18 +13,22 @@ from fastapi import Depends, FastAPI, Query
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from gateway.byte_budget import Budget, Charge
 from gateway.errors import BadRequest
 from gateway.keys.known import Key
 from gateway.responses.responses import Responses
 
 MOST = 100  # items of one page
+# Bytes of memory for each byte of JSON: as it is stored or written to the connection, and as it is. Items are unpacked
+# for a page, with up to four bytes for a character of text; only one thread does that.
+_COPIES, _COPIES_UNPACKED = 2, 6
 
 Limit = Annotated[int, Query(ge=1, le=MOST)]
 Order = Literal["asc", "desc"]
 
 
 class ItemPage(BaseModel):
-    """One page of a response's input items."""
+    """One page of a response's input items, for the OpenAPI document."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
@@ -36,8 +43,21 @@ class DeletedResponse(BaseModel):
     deleted: bool = True
 
 
+class _Charged(Response):
+    """JSON whose charge is held until it is sent."""
+
+    def __init__(self, body: bytes, charge: Charge) -> None:
+        super().__init__(body, media_type="application/json")
+        charge.resize(_COPIES * len(body))
+        self._charge = charge
+
+
 def add_stored_routes(
-    app: FastAPI, responses: Responses, caller: Callable[..., Awaitable[Key]], errors: dict[int | str, dict[str, Any]]
+    app: FastAPI,
+    responses: Responses,
+    memory: Budget,
+    caller: Callable[..., Awaitable[Key]],
+    errors: dict[int | str, dict[str, Any]],
 ) -> None:
     """Give the app the paths below /v1/responses. `caller` is the dependency that authenticates."""
     Caller = Annotated[Key, Depends(caller)]  # noqa: N806  a type
@@ -50,8 +70,11 @@ def add_stored_routes(
             raise BadRequest(
                 "'stream' cannot be true, because a stored response is sent as one object.", param="stream"
             )
-        stored = await responses.show(key.account, response_id)
-        return Response(orjson.dumps(stored.response), media_type="application/json")
+        charge = memory.charge(key.id, 0)
+        body = await responses.show(
+            key.account, response_id, "response", hold=lambda size: charge.resize(_COPIES * size)
+        )
+        return _Charged(body, charge)
 
     @app.delete("/v1/responses/{response_id}", **common)
     async def delete_response(response_id: str, key: Caller) -> DeletedResponse:
@@ -59,20 +82,29 @@ def add_stored_routes(
         await responses.delete(key.account, response_id)
         return DeletedResponse(id=response_id)
 
-    @app.get("/v1/responses/{response_id}/input_items", **common)
+    @app.get("/v1/responses/{response_id}/input_items", response_model=ItemPage, **common)
     async def list_input_items(
         response_id: str, key: Caller, limit: Limit = 20, order: Order = "desc", after: str | None = None
-    ) -> ItemPage:
+    ) -> Response:
         """List the input items of a stored response's own request, the last one first unless `order` is asc."""
-        stored = await responses.show(key.account, response_id)
-        return page(stored.items, limit, order, after)
+        charge = memory.charge(key.id, 0)
+        body = await responses.show(
+            key.account,
+            response_id,
+            "input",
+            hold=lambda size: charge.resize(_COPIES_UNPACKED * size),
+            write=functools.partial(page, limit=limit, order=order, after=after),
+        )
+        return _Charged(body, charge)
 
 
-def page(items: list[dict[str, Any]], limit: int, order: Order, after: str | None) -> ItemPage:
-    """Return `limit` items in that order, beginning after the item with the id `after`.
+def page(written: bytes, limit: int, order: Order, after: str | None) -> bytes:
+    """Return the JSON of an ItemPage: `limit` of the items in that order, beginning after the item with the id `after`.
+    `written` is the JSON of all items.
 
     Raises BadRequest if there is no such item.
     """
+    items: list[dict[str, Any]] = orjson.loads(written)
     ordered = items if order == "asc" else items[::-1]
     start = 0
     if after is not None:
@@ -83,9 +115,12 @@ def page(items: list[dict[str, Any]], limit: int, order: Order, after: str | Non
             )
     found = ordered[start : start + limit]
     ids = [str(it["id"]) for it in found]
-    return ItemPage(
-        data=found,
-        first_id=ids[0] if ids else None,
-        last_id=ids[-1] if ids else None,
-        has_more=len(ordered) > start + limit,
+    return orjson.dumps(
+        {
+            "object": "list",
+            "data": found,
+            "first_id": ids[0] if ids else None,
+            "last_id": ids[-1] if ids else None,
+            "has_more": len(ordered) > start + limit,
+        }
     )

@@ -26,6 +26,10 @@ class ResponseRequest(_Open):
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     include: list[str] | None = None
+    store: bool | None = Field(
+        default=None, description="Default: true if the gateway stores responses; otherwise true is refused."
+    )
+    previous_response_id: str | None = Field(default=None, description="The stored response to continue.")
 
 
 class ResponseAnswer(_Open):
@@ -118,8 +122,8 @@ class MessageErrorEnvelope(BaseModel):
 def responses(body: ResponseRequest) -> None:
     """Answer a conversation in the form of OpenAI's Responses API; with `stream`, as its events.
 
-    Responses are not stored. A streamed request that no engine can answer gets a stream that ends with
-    `response.failed`.
+    A response is stored if the gateway is set up to store responses (`STACK_RESPONSES_DAYS`), unless `store` is false.
+    A streamed request that no engine can answer gets a stream that ends with `response.failed`.
     """
 
 

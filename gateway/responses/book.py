@@ -7,9 +7,9 @@ only the user (`account`, see keys.known.Key). A response can be found only unti
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import sqlalchemy as sa
@@ -18,9 +18,10 @@ from sqlalchemy.exc import IntegrityError
 from gateway.errors import TooLarge
 from gateway.responses.tables import MAX_ID, forget, remove, responses, totals
 from gateway.store.store import Store
+from gateway.values import Weight, weigh
 
 DAY = 86_400_000  # milliseconds
-LONGEST = 1000  # responses of one conversation
+LONGEST = 1000  # responses that one request continues and refers to
 STEP = 100  # rows deleted in one transaction, at most
 _LEVEL = 3  # zlib's level: text shrinks to a third at 100 MB/s
 _deleted_keys = sa.table("deleted_keys", sa.column("id"))  # gateway.keys.tables owns this table
@@ -28,18 +29,31 @@ _deleted_keys = sa.table("deleted_keys", sa.column("id"))  # gateway.keys.tables
 log = logging.getLogger("stack")
 
 
+Part = Literal["input", "response"]  # of a row: the input items of its own request, and the response object
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A stored response: its object, and the input items of its own request."""
+    """What a stored response adds to a conversation: the input items of its own request, and its output items."""
 
-    response: dict[str, Any]
     items: list[dict[str, Any]]
-    size: int  # bytes of JSON
+    output: list[dict[str, Any]]
+    weight: Weight
 
     @property
     def all_items(self) -> list[dict[str, Any]]:
         """The input items, then the output items."""
-        return [*self.items, *self.response["output"]]
+        return [*self.items, *self.output]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which responses a request continues (`chain`, the oldest first) and refers to (`others`), by their ids. All of
+    them are `size` bytes of JSON."""
+
+    chain: list[str]
+    others: list[str]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,42 +112,65 @@ class ResponseBook:
             return "exists"
         return ""
 
-    def find(self, account: str, response_ids: Iterable[str]) -> dict[str, Stored]:
-        """Return those of these responses that the account has stored, by id."""
-        wanted = {it for it in response_ids if len(it) <= MAX_ID and "\0" not in it}
-        if not wanted:
-            return {}
-        query = sa.select(responses.c.id, responses.c.size, responses.c.input, responses.c.response).where(
-            *_of(account), responses.c.id.in_(wanted), responses.c.kept_at >= self._oldest()
-        )
+    def sizes(self, account: str, response_ids: Iterable[str]) -> dict[str, int]:
+        """Return those of these responses that the account has stored, with their sizes in bytes of JSON."""
+        query = sa.select(responses.c.id, responses.c.size).where(*self._among(account, response_ids))
         with self._store.read() as connection:
-            rows = connection.execute(query).all()
-        found = {}
-        for response_id, size, items, response in rows:
+            return {it.id: it.size for it in connection.execute(query)}
+
+    def find(self, account: str, response_ids: Iterable[str]) -> Iterator[tuple[str, Stored]]:
+        """Return those of these responses that the account has stored, with their ids. Each is unpacked when it is
+        asked for."""
+        query = sa.select(responses.c.id, responses.c.input, responses.c.response)
+        with self._store.read() as connection:
+            rows = connection.execute(query.where(*self._among(account, response_ids))).all()
+        for response_id, packed, response in rows:
             try:
-                found[response_id] = Stored(_unpacked(response), _unpacked(items), size)
+                items, output = orjson.loads(zlib.decompress(packed)), orjson.loads(zlib.decompress(response))["output"]
             except (zlib.error, ValueError):
-                log.error("a stored response of the key %s is damaged and left out", account)  # noqa: TRY400  no bug of ours
-        return found
+                self._note_damage(account)
+                continue
+            yield response_id, Stored(items, output, weigh([items, output]))
 
-    def chain(self, account: str, response_id: str) -> tuple[list[Stored], str | None]:
-        """Return a response and its predecessors, the oldest first, and the id of a missing predecessor, if any.
+    def part(self, account: str, response_id: str, part: Part) -> bytes | None:
+        """Return a part of a response as JSON. None: the account has not stored it."""
+        query = sa.select(responses.c[part]).where(*self._among(account, [response_id]))
+        with self._store.read() as connection:
+            packed = connection.execute(query).scalar()
+        try:
+            return None if packed is None else zlib.decompress(packed)
+        except zlib.error:
+            self._note_damage(account)
+            return None
 
-        Raises TooLarge if they are too large for one conversation.
+    def plan(self, account: str, previous_id: str | None, referred: Collection[str]) -> tuple[Plan, str | None]:
+        """Return which responses a request continues and refers to, and the id of one that it would continue and that
+        is missing, if any. Responses to which it refers may be missing. No response is read.
+
+        Raises TooLarge if they are too many or too large for one request.
         """
-        links = self._links(account, response_id)
-        missing = links[-1][1] if links else response_id
+        links = [] if previous_id is None else self._links(account, previous_id)
+        missing = links[-1][1] if links else previous_id
         if missing is not None and len(links) < LONGEST:
-            return [], missing
-        if missing is not None or sum(it[2] for it in links) > self._rules.most:
+            return Plan([], [], 0), missing
+        size = sum(it[2] for it in links)
+        if missing is not None or size > self._rules.most:
             raise TooLarge(
                 f"The earlier conversation has more than {LONGEST} responses or {self._rules.most} bytes. "
                 "Begin a new conversation, or send the important part of this one in 'input'.",
                 param="previous_response_id",
             )
-        found = self.find(account, (it[0] for it in links))
-        lost = next((it[0] for it in links if it[0] not in found), None)
-        return ([], lost) if lost else ([found[it[0]] for it in reversed(links)], None)
+        chain = [it[0] for it in reversed(links)]
+        others = set(referred) - set(chain)
+        sizes = self.sizes(account, others) if others and len(chain) + len(others) <= LONGEST else {}
+        size += sum(sizes.values())
+        if len(chain) + len(others) > LONGEST or size > self._rules.most:
+            raise TooLarge(
+                f"The responses to whose items 'input' refers, and the earlier conversation, are more than {LONGEST} "
+                f"responses or {self._rules.most} bytes. Send the items themselves, or refer to fewer.",
+                param="input",
+            )
+        return Plan(chain, list(sizes), size), None
 
     def delete(self, account: str, response_id: str) -> bool:
         """Delete a response; return whether the account had one with that id."""
@@ -164,6 +201,14 @@ class ResponseBook:
         """The time before which a response no longer counts, in milliseconds since 1970."""
         now = int(self._clock() * 1000)
         return now - self._rules.days * DAY if self._rules.days else now + 1
+
+    def _among(self, account: str, response_ids: Iterable[str]) -> list[sa.ColumnElement[bool]]:
+        """The conditions of a query for those of these responses that count."""
+        wanted = {it for it in response_ids if len(it) <= MAX_ID and "\0" not in it}
+        return [*_of(account), responses.c.id.in_(wanted), responses.c.kept_at >= self._oldest()]
+
+    def _note_damage(self, account: str) -> None:
+        log.error("a stored response of the key %s is damaged and left out", account)
 
     def _links(self, account: str, response_id: str) -> list[tuple[str, str | None, int]]:
         """Return the id, the predecessor's id and the size of a response and of its predecessors, LONGEST at most."""
@@ -204,10 +249,6 @@ class ResponseBook:
 def _of(account: str) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
     key_id, _, user_id = account.partition("/")
     return responses.c.key_id == key_id, responses.c.user_id == user_id
-
-
-def _unpacked(packed: bytes) -> Any:
-    return orjson.loads(zlib.decompress(packed))
 
 
 def _count(connection: sa.Connection, key_id: str, more: int) -> int:

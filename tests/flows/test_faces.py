@@ -215,7 +215,12 @@ def test_a_web_page_may_call_them_with_their_clients_headers(faced: Setting, pat
 
 
 def test_the_documentation_lists_them(faced: Setting) -> None:
-    paths = faced.client.get("/openapi.json").json()["paths"]
+    document = faced.client.get("/openapi.json").json()
+    paths = document["paths"]
     assert {it for api in APIS.values() for it in (api.path, api.counts)} <= paths.keys()
     shape = paths["/v1/messages"]["post"]["responses"]["429"]["content"]["application/json"]["schema"]["$ref"]
     assert shape.endswith("/MessageErrorEnvelope")
+    assert "unless `store` is false" in paths["/v1/responses"]["post"]["description"]
+    assert {"store", "previous_response_id"} <= document["components"]["schemas"]["ResponseRequest"][
+        "properties"
+    ].keys()

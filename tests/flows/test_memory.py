@@ -31,8 +31,10 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture(scope="module")
 def roomy(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway with one worker, and room for several of the largest bodies."""
-    settings = {"STACK_WORKERS": "1", "STACK_BODY_BUDGET_BYTES": str(300 * MB)}
-    with running_gateway(tmp_path_factory.mktemp("roomy") / "log", engine.url, **settings) as gateway:
+    settings = {"STACK_WORKERS": "1", "STACK_BODY_BUDGET_BYTES": str(300 * MB), "STACK_RESPONSES_DAYS": "1"}
+    directory = tmp_path_factory.mktemp("roomy")
+    settings |= {"STACK_DATA_DIR": str(directory)}
+    with running_gateway(directory / "log", engine.url, **settings) as gateway:
         yield gateway
 
 
@@ -41,7 +43,7 @@ def tight(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A gateway with one worker that may hold 8 MB of requests. Its engine takes one request at a time."""
     settings = {"STACK_WORKERS": "1", "STACK_BODY_BUDGET_BYTES": str(8 * MB), "LLM_SLOTS": "1"}
     directory = tmp_path_factory.mktemp("tight")
-    settings |= {"STACK_CONNECTIONS": "32", "STACK_DATA_DIR": str(directory)}
+    settings |= {"STACK_CONNECTIONS": "32", "STACK_DATA_DIR": str(directory), "STACK_RESPONSES_DAYS": "1"}
     with running_gateway(directory / "log", engine.url, **settings) as gateway:
         yield gateway
 
@@ -282,6 +284,54 @@ def test_a_key_is_asked_for_before_the_body(tight: GatewayProcess) -> None:
                 "expect: 100-continue\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n".encode()
             )
             assert raw.recv(65536).startswith(answer)
+
+
+# ── Stored responses ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def respond(gateway: GatewayProcess, values: int, status: int = 200, **fields: Any) -> dict[str, Any]:
+    """Return the answer to a request of the Responses API whose input has this many empty objects."""
+    hosted = {"type": "web_search_call", "action": [{}] * values}
+    body = {"model": "fake-model", "input": [{"role": "user", "content": "Hello"}, hosted]} | fields
+    with gateway.client() as client:
+        got = client.post("/v1/responses", json=body)
+    assert got.status_code == status, got.text[:500]
+    answer: dict[str, Any] = got.json()
+    return answer
+
+
+@pytest.mark.parametrize(("field", "path"), [("instructions", ""), ("input", "/input_items")])
+def test_stored_responses_that_are_not_read_take_little_memory(tight: GatewayProcess, field: str, path: str) -> None:
+    made = respond(tight, 0, **{field: "x" * MB})
+    asks = f"GET /v1/responses/{made['id']}{path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n\r\n"
+    with ExitStack() as stack:
+        told = []
+        for _ in range(10):
+            raw = stack.enter_context(connect(tight, asks.encode()))
+            raw.settimeout(30)
+            told.append(raw.recv(12))
+        assert told[0] == b"HTTP/1.1 200"
+        assert told[2:] == [b"HTTP/1.1 503"] * 8
+    with tight.client() as client:  # their room is free again
+        wait_for(lambda: client.get(f"/v1/responses/{made['id']}{path}").status_code == 200)
+
+
+def test_what_a_request_continues_counts_by_its_values(tight: GatewayProcess) -> None:
+    """90 kB of JSON with 30,000 objects are more than 4 MB in memory, with a translation of them. There is room for
+    8 MB."""
+    first = respond(tight, 30_000)
+    respond(tight, 30_000, 413, previous_response_id=first["id"])
+    assert respond(tight, 0, previous_response_id=first["id"])["previous_response_id"] == first["id"]
+
+
+def test_a_conversation_may_have_as_many_values_as_a_body(roomy: GatewayProcess) -> None:
+    first = respond(roomy, 60_000)
+    second = respond(roomy, 60_000, previous_response_id=first["id"])
+    refused = respond(roomy, 0, 400, previous_response_id=second["id"])["error"]
+    assert (refused["code"], refused["param"]) == ("too_many_values", "previous_response_id")
+    items = [{"type": "item_reference", "id": it["output"][0]["id"]} for it in (first, second)]
+    refused = respond(roomy, 0, 400, input=items)["error"]
+    assert (refused["code"], refused["param"]) == ("too_many_values", "input")
 
 
 # ── Connections ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """Conversations over the Responses API whose past the gateway has stored: the official package, in both databases."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ def gateway(
 ) -> Iterator[GatewayProcess]:
     """With two workers: a response is found by the one that did not make it."""
     log = tmp_path_factory.mktemp("conversations") / "log"
-    with running_gateway(log, engine.url, STACK_RESPONSES_DAYS="2", **lasting_settings) as gateway:
+    settings = lasting_settings | {"STACK_RESPONSES_DAYS": "2", "STACK_MAX_BODY_BYTES": "200000"}
+    with running_gateway(log, engine.url, **settings) as gateway:
         yield gateway
 
 
@@ -94,6 +95,23 @@ def test_an_item_is_found_by_its_reference(client: openai.OpenAI, engine: FakeEn
     with pytest.raises(openai.BadRequestError) as unknown:
         client.responses.create(model="fake-model", input=asked)
     assert unknown.value.param == "input[1].id"
+
+
+def references(item_ids: Iterable[str]) -> Any:
+    return [{"type": "item_reference", "id": it} for it in item_ids]
+
+
+def test_the_responses_to_whose_items_a_request_refers_are_bounded(client: openai.OpenAI) -> None:
+    made = [client.responses.create(model="fake-model", input="x" * 90_000).output[0].id for _ in range(3)]
+    client.responses.create(model="fake-model", input=references(made[:2]))
+    for ids, status in [
+        (made, 413),  # together they are larger than a body may be
+        ([f"msg_{number}_0" for number in range(1001)], 413),
+        ([made[0], made[0]], 400),  # the item would be sent twice
+    ]:
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.responses.create(model="fake-model", input=references(ids))
+        assert (refused.value.status_code, refused.value.body["param"]) == (status, "input")
 
 
 def test_the_package_reads_pages_and_deletes(client: openai.OpenAI, mark: str) -> None:

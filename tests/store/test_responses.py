@@ -1,7 +1,7 @@
 """Stored responses, in both databases: what is kept, for whom, for how long, and the routes that read it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from gateway.errors import BadRequest, NotFound, TooLarge
 from gateway.keys.book import Keybook
 from gateway.keys.configured import listed_ids
 from gateway.keys.entries import NewKeyFields
-from gateway.responses.book import DAY, LONGEST, STEP, ResponseBook, Rules
+from gateway.responses.book import DAY, LONGEST, STEP, ResponseBook, Rules, Stored
 from gateway.responses.responses import Responses
 from gateway.responses.tables import responses as table
 from gateway.responses.tables import totals
@@ -96,6 +96,18 @@ def add(book: ResponseBook, answer: Answer, key: str = "k1") -> str:
     return book.add(key, answer.response(), answer.input_items(), answer.previous_response_id)
 
 
+def chain(book: ResponseBook, response_id: str, key: str = "k1") -> tuple[list[Stored], str | None]:
+    """The responses that a request with this previous_response_id continues, and the id of one that is missing."""
+    plan, missing = book.plan(key, response_id, ())
+    found = dict(book.find(key, plan.chain))
+    lost = [it for it in plan.chain if it not in found]
+    return ([], lost[0]) if lost else ([found[it] for it in plan.chain], missing)
+
+
+def held(_: int) -> None:
+    """There is memory for everything."""
+
+
 def stored_ids(store: Store) -> list[str]:
     with store.read() as connection:
         return list(connection.execute(sa.select(table.c.id).order_by(table.c.kept_at, table.c.id)).scalars())
@@ -114,30 +126,30 @@ def check_totals(store: Store) -> dict[str, int]:
 def test_a_chain_is_found_from_its_oldest_response_on_by_its_own_key_alone(book: ResponseBook) -> None:
     for name, previous in [("a", None), ("b", "a"), ("c", "b"), ("other", "a")]:
         assert add(book, Answer(name, asks=f"asks {name}", previous=previous)) == ""
-    chain, missing = book.chain("k1", "resp_c")
+    found, missing = chain(book, "resp_c")
     assert missing is None
-    assert [it.response["id"] for it in chain] == ["resp_a", "resp_b", "resp_c"]
-    assert [texts(it.items) for it in chain] == [["asks a"], ["asks b"], ["asks c"]]
-    assert book.chain("k2", "resp_c") == ([], "resp_c")
-    assert book.find("k2", ["resp_a"]) == {}
+    assert [it.output[0]["id"] for it in found] == ["msg_a_0", "msg_b_0", "msg_c_0"]
+    assert [texts(it.items) for it in found] == [["asks a"], ["asks b"], ["asks c"]]
+    assert chain(book, "resp_c", "k2") == ([], "resp_c")
+    assert dict(book.find("k2", ["resp_a"])) == {}
 
 
 def test_two_keys_may_have_responses_with_the_same_id(book: ResponseBook) -> None:
     assert add(book, Answer("a", says="one"), "k1") == add(book, Answer("a", says="two"), "k2") == ""
     assert add(book, Answer("a", says="again"), "k1") == "exists"
-    assert texts(book.find("k1", ["resp_a"])["resp_a"].response["output"]) == ["one"]
+    assert texts(dict(book.find("k1", ["resp_a"]))["resp_a"].output) == ["one"]
     assert book.delete("k1", "resp_a")
     assert not book.delete("k1", "resp_a")
-    assert texts(book.find("k2", ["resp_a"])["resp_a"].response["output"]) == ["two"]
+    assert texts(dict(book.find("k2", ["resp_a"]))["resp_a"].output) == ["two"]
 
 
 def test_a_conversation_without_one_of_its_responses_is_not_continued(book: ResponseBook) -> None:
     for name, previous in [("a", None), ("b", "a"), ("c", "b")]:
         add(book, Answer(name, previous=previous))
     assert book.delete("k1", "resp_a")
-    assert book.chain("k1", "resp_c") == ([], "resp_a")
+    assert chain(book, "resp_c") == ([], "resp_a")
     for impossible in ("", "resp_\0", "x" * 10_000):
-        assert book.chain("k1", impossible) == ([], impossible)
+        assert chain(book, impossible) == ([], impossible)
         assert not book.delete("k1", impossible)
 
 
@@ -146,9 +158,9 @@ def test_a_conversation_larger_than_a_body_is_refused_before_it_is_read(store: S
     assert add(book, Answer("huge", asks="x" * 2000)) == "too_large"
     for number in range(4):
         assert add(book, Answer(f"n{number}", asks="x" * 600, previous=f"n{number - 1}" if number else None)) == ""
-    assert len(book.chain("k1", "resp_n1")[0]) == 2
+    assert len(chain(book, "resp_n1")[0]) == 2
     with pytest.raises(TooLarge, match="2000 bytes") as caught:
-        book.chain("k1", "resp_n3")
+        chain(book, "resp_n3")
     assert caught.value.param == "previous_response_id"
 
 
@@ -158,9 +170,9 @@ def test_a_conversation_of_too_many_responses_is_refused(store: Store, book: Res
         first = dict(connection.execute(sa.select(table)).mappings().one())
         rows = [first | {"id": f"resp_n{it}", "previous_id": f"resp_n{it - 1}"} for it in range(1, LONGEST + 1)]
         connection.execute(table.insert(), rows)
-    assert len(book.chain("k1", f"resp_n{LONGEST - 1}")[0]) == LONGEST
+    assert len(chain(book, f"resp_n{LONGEST - 1}")[0]) == LONGEST
     with pytest.raises(TooLarge):
-        book.chain("k1", f"resp_n{LONGEST}")
+        chain(book, f"resp_n{LONGEST}")
 
 
 def test_old_responses_cannot_be_found_and_are_deleted_in_steps(store: Store, book: ResponseBook, clock: Clock) -> None:
@@ -170,8 +182,8 @@ def test_old_responses_cannot_be_found_and_are_deleted_in_steps(store: Store, bo
     add(book, Answer("new", previous="old0"))
     assert book.sweep() == 0
     clock.seconds += 2
-    assert book.find("k1", ["resp_old1", "resp_new"]).keys() == {"resp_new"}
-    assert book.chain("k1", "resp_new") == ([], "resp_old0")
+    assert dict(book.find("k1", ["resp_old1", "resp_new"])).keys() == {"resp_new"}
+    assert chain(book, "resp_new") == ([], "resp_old0")
     assert not book.delete("k1", "resp_old1")  # it counts no more, although it is there
     assert [book.sweep(), book.sweep(), book.sweep()] == [STEP, 4, 0]
     assert stored_ids(store) == ["resp_new"]
@@ -217,8 +229,8 @@ def test_a_damaged_response_counts_as_missing(store: Store, book: ResponseBook) 
     add(book, Answer("b", previous="a"))
     with store.write() as connection:
         connection.execute(table.update().where(table.c.id == "resp_a").values(input=b"damaged"))
-    assert book.find("k1", ["resp_a", "resp_b"]).keys() == {"resp_b"}
-    assert book.chain("k1", "resp_b") == ([], "resp_a")
+    assert dict(book.find("k1", ["resp_a", "resp_b"])).keys() == {"resp_b"}
+    assert chain(book, "resp_b") == ([], "resp_a")
 
 
 @asynccontextmanager
@@ -233,19 +245,37 @@ def test_a_kept_response_is_the_past_of_the_next_request(settings: Settings, sto
             first, second = Answer("a_1", asks="one?", says="one"), Answer("b", "two?", "two", previous="a_1")
             assert await responses.keep("k1", first, first)
             assert await responses.keep("k1", second, second)
-            past = await responses.history("k1", "resp_b", ["msg_a_1_0", "in_b_0", "msg_other_0", "weird"])
+            past = await responses.history("k1", "resp_b", ["msg_a_1_0", "in_b_0", "msg_other_0", "weird"], held)
             assert texts(past.items) == ["one?", "one", "two?", "two"]
             assert {name: it["content"][0]["text"] for name, it in past.kept.items()} == {
                 "msg_a_1_0": "one",
                 "in_b_0": "two?",
             }
-            assert (await responses.history("k1", None, ["msg_b_0"])).kept.keys() == {"msg_b_0"}
-            assert (await responses.history("k2", None, ["msg_b_0"])).kept == {}
+            assert (await responses.history("k1", None, ["msg_b_0"], held)).kept.keys() == {"msg_b_0"}
+            assert (await responses.history("k2", None, ["msg_b_0"], held)).kept == {}
             with pytest.raises(BadRequest) as caught:
-                await responses.history("k2", "resp_b", [])
+                await responses.history("k2", "resp_b", [], held)
             assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
 
     asyncio.run(talk())
+
+
+def test_a_key_waits_for_one_call_of_another_key_at_most(settings: Settings, store: Store) -> None:
+    ended: list[str] = []
+
+    async def note(name: str, call: Awaitable[object]) -> None:
+        await call
+        ended.append(name)
+
+    async def talk() -> None:
+        async with opened(settings, store) as responses:
+            first, small = Answer("a"), Answer("b")
+            assert await responses.keep("k1", first, first)
+            loads = [note("k1", responses.history("k1", "resp_a", [], held)) for _ in range(5)]
+            await asyncio.gather(*loads, note("k2", responses.keep("k2", small, small)))
+
+    asyncio.run(talk())
+    assert ended == ["k2", *["k1"] * 5]
 
 
 def test_a_response_with_store_false_is_not_stored(settings: Settings, store: Store) -> None:
@@ -254,7 +284,7 @@ def test_a_response_with_store_false_is_not_stored(settings: Settings, store: St
             refused = Answer("a", store=False)
             assert not await responses.keep("k1", refused, refused)
             with pytest.raises(NotFound):
-                await responses.show("k1", "resp_a")
+                await responses.show("k1", "resp_a", "response", held)
         off = settings.model_copy(update={"stack_responses_days": 0})
         kept = Answer("b")
         async with opened(settings, store) as responses:
@@ -263,7 +293,7 @@ def test_a_response_with_store_false_is_not_stored(settings: Settings, store: St
             assert not responses.on
             assert not await responses.keep("k1", Answer("c"), Answer("c"))
             with pytest.raises(NotFound, match="STACK_RESPONSES_DAYS"):
-                await responses.show("k1", "resp_b")
+                await responses.show("k1", "resp_b", "response", held)
             await asyncio.to_thread(wait_for, lambda: not stored_ids(store))  # switched off, what was stored goes
 
     asyncio.run(talk())

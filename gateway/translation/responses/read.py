@@ -65,10 +65,22 @@ def unknown_previous(response_id: str) -> BadRequest:
 
 
 def referred(body: dict[str, Any]) -> tuple[str, ...]:
-    """Return the ids of items to which `input` refers without holding them. A malformed `input` has none."""
+    """Return the ids of items to which `input` refers without holding them. A malformed `input` has none.
+
+    Raises BadRequest with OpenAI's words for an id that appears twice, because the item would be sent twice.
+    """
     items = body.get("input")
-    found = (it.get("id") for it in items if _is_reference(it)) if type(items) is list else ()
-    return tuple(it for it in found if type(it) is str)
+    found = [it.get("id") for it in items if _is_reference(it)] if type(items) is list else []
+    ids: dict[str, None] = {}
+    for item_id in found:
+        if type(item_id) is str:
+            if item_id in ids:
+                raise BadRequest(
+                    f"Duplicate item found with id '{item_id[:80]}'. Remove duplicate items from your input.",
+                    param="input",
+                )
+            ids[item_id] = None
+    return tuple(ids)
 
 
 def read(
