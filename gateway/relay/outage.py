@@ -56,9 +56,9 @@ class Outage:
         the request may be the reason."""
         return upstream in self._killed and (not upstream.dialect.dies_apart or upstream.trouble is not None)
 
-    async def target(self, error: StackError, upstream: Upstream) -> Target:
-        """Return the target whose engine is back first, after this error of `upstream`. Raises the error if the request
-        may not wait, or if no engine is back in time.
+    async def target(self, error: StackError, upstream: Upstream, unfit: AbstractSet[Upstream]) -> Target:
+        """Return the target whose engine is back first, after this error of `upstream`. Engines that are `unfit` cannot
+        serve the request. Raises the error if the request may not wait, or if no engine is back in time.
 
         The wait counts from the request's arrival, or from the moment when `upstream` was first missed. It counts as a
         wait in a queue.
@@ -71,7 +71,7 @@ class Outage:
         seconds = min(self._visit.left, self._route.patience.first_token, since + self._route.resume.wait - now)
         if self._rounds < 0 or seconds <= 0:
             raise error
-        targets = [target for tier in self._route.tiers for target in tier]
+        targets = [target for tier in self._route.tiers for target in tier if target.upstream not in unfit]
         self.waits = True
         try:
             with self._visit.outside("outage"):

@@ -21,12 +21,17 @@ from starlette.types import Send
 from gateway import logs
 from gateway.errors import (
     ClientLeft,
+    ContextExceeded,
     Draining,
     EngineError,
     EngineFull,
+    EngineLost,
     EngineSilent,
     EngineUnavailable,
+    EngineUnreachable,
+    EngineUnsupported,
     InternalError,
+    ModelLoading,
     StackError,
 )
 from gateway.exchange import Exchange, Running
@@ -85,6 +90,8 @@ class Relay:
         self._tried = self._answer.tried
         self._unasked: list[Target] = []  # of these, those for which it only waits with others
         self._killed: set[Upstream] = set()  # engines that died at it
+        self._away: tuple[StackError, Upstream] | None = None  # the last engine that could not be asked, and why
+        self._unfit: set[Upstream] = set()  # engines that refused it for their own limits, while another one is away
         self._outage = Outage(exchange, route, services.progress, self._visit, self._killed)
         self._turns = Turns(exchange, self._visit, services)
 
@@ -266,6 +273,7 @@ class Relay:
 
     async def _next(self, error: StackError) -> Target:
         """Return the target to ask after this failure, when it is time. Raises a StackError if there is none."""
+        error = self._put_down(error)
         try:
             return await self._retry(error)
         except EngineError as exc:
@@ -276,10 +284,28 @@ class Relay:
             await self._queue_again(exc)
         return self._tried.pop()  # it was not really asked
 
+    def _put_down(self, error: StackError) -> StackError:
+        """Return what the request failed of: the absence of an engine rather than the limits of another one. They would
+        be a final answer to the client, although the absent engine may soon be back."""
+        upstream = self._tried[-1].upstream
+        if isinstance(error, EngineUnreachable | EngineLost | EngineSilent | ModelLoading):
+            self._away = error, upstream
+        if not isinstance(error, ContextExceeded | EngineUnsupported):
+            return error
+        self._unfit.add(upstream)
+        others = {it.upstream for tier in self._route.tiers for it in tier} - self._unfit
+        if self._away is None and (shut := next((it for it in others if not it.breaker.allows()), None)) is not None:
+            self._away = EngineUnreachable("The engine is unreachable."), shut
+        return self._away[0] if self._away is not None and self._away[1] in others else error
+
+    def _failed_at(self, error: StackError) -> Upstream:
+        """Return the engine that had this error."""
+        return self._away[1] if self._away and self._away[0] is error else self._tried[-1].upstream
+
     async def _wait(self, error: EngineError) -> Target:
         """Return the first target that is back, if all engines are down. Raises the error otherwise."""
         self._watch.begun = False  # so that the client gets pings
-        target = await self._outage.target(error, self._tried[-1].upstream)
+        target = await self._outage.target(error, self._failed_at(error), self._unfit)
         self._answer.begin_anew()
         self._record.hands_on("waited", error, target)
         for it in self._unasked:
@@ -305,7 +331,7 @@ class Relay:
         except EngineUnavailable:
             raise error from error.__cause__
         same = any(target.upstream is it.upstream for it in self._tried)
-        if same and self._outage.covers(error, self._tried[-1].upstream):
+        if same and self._outage.covers(error, self._failed_at(error)):
             raise error  # the request waits until that engine is back
         if target.upstream in self._killed or not worthwhile(error, same_engine=same) or not services.budget.take():
             raise error

@@ -42,11 +42,13 @@ engines:
   vllm: {{dialect: vllm, slots: 4, base_url: '{url}'}}
   llamacpp: {{dialect: llamacpp, slots: 4, base_url: '{url}'}}
   other: {{dialect: vllm, slots: 4, base_url: '{other}'}}
+  weak: {{dialect: ollama, slots: 4, base_url: '{other}'}}
 models:
   ollama: {{targets: [{{engine: ollama, model: fake-model}}]}}
   vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   pair: {{targets: [{{engine: vllm, model: fake-model}}], fallbacks: [{{engine: other, model: fake-model}}]}}
+  unequal: {{targets: [{{engine: vllm, model: fake-model}}], fallbacks: [{{engine: weak, model: small}}]}}
   hasty: {{targets: [{{engine: vllm, model: fake-model}}], resume: {{wait: 1}}}}
   brief: {{targets: [{{engine: vllm, model: fake-model}}], timeouts: {{total: 1}}}}
   never: {{targets: [{{engine: vllm, model: fake-model}}], resume: {{most: 0}}}}
@@ -65,10 +67,12 @@ class Setting:
 
 
 @contextmanager
-def serving(directory: Path, port: int, *, failures: int = 1, **settings: str) -> Iterator[Setting]:
-    """`failures` open an engine's breaker."""
+def serving(
+    directory: Path, port: int, *, other: int | None = None, failures: int = 1, **settings: str
+) -> Iterator[Setting]:
+    """`failures` open an engine's breaker. `other` is the port of another engine, which is down unless it is given."""
     file, metrics = directory / "stack.yaml", free_port()
-    urls = {"url": f"http://127.0.0.1:{port}", "other": f"http://127.0.0.1:{free_port()}"}
+    urls = {"url": f"http://127.0.0.1:{port}", "other": f"http://127.0.0.1:{other or free_port()}"}
     file.write_text(CONFIG.format(**urls, failures=failures))
     own = {"STACK_CONFIG": str(file), "STACK_WORKERS": "1", "STACK_METRICS_BIND": f"127.0.0.1:{metrics}"}
     said = {"STACK_RESUME": "3", "STACK_HOLD": "0.3"} | settings
@@ -196,6 +200,27 @@ def test_a_request_that_comes_while_its_engine_is_down_waits_for_it(tmp_path: Pa
             assert [it.wait() for it in callers] == [WHOLE] * 8
         waited = at.gateway.told("waited")
         assert {(it["after"], it["to"]) for it in waited} == {("engine_unavailable", "vllm")}
+
+
+TOO_LONG = {"type": "exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": 4096, "code": 400}
+REFUSALS: dict[str, dict[str, Any]] = {
+    "its window": TOO_LONG | {"message": "the request exceeds the available context size, try increasing it"},
+    "what it can do": {"message": "fake-model does not support tools", "type": "invalid_request_error", "code": None},
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_the_limits_of_a_fallback_are_no_answer_while_the_engine_before_it_is_down(tmp_path: Path, why: str) -> None:
+    refusal = [["json", [400, {"error": REFUSALS[why]}]]]
+    with fake_engine() as small, serving(tmp_path, free_port(), other=int(small.url.rpartition(":")[2])) as at:
+        told = {"script_for": {"small": refusal}}
+        hasty = Caller(at, "unequal", headers={"x-stack-queue-timeout": "0"}, **told)
+        assert hasty.wait() == "engine_unavailable", hasty.text
+        caller = Caller(at, "unequal", **told)
+        wait_for(lambda: small.seen(caller.mark))
+        with fake_engine(at.port) as engine:
+            assert caller.wait() == WHOLE
+            assert [len(it.seen(caller.mark)) for it in (engine, small)] == [1, 1]
 
 
 def test_a_wait_beside_others_is_no_attempt(tmp_path: Path) -> None:
