@@ -85,6 +85,8 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
     word = next((it for it in dialect.words if it.phrase in told), None)
     if word is not None and (meant := _meant(word)):
         return meant
+    if status in _REDIRECTS:  # its Location is not passed on, because it is an address inside the operator's network
+        return EngineUnauthorized(_REDIRECTED, code="engine_error")  # like a wrong key, it stays so until it is mended
     if status in (401, 403):
         return _unauthorized(dialect, told=bool(message or seen))
     if status == 404:
@@ -115,6 +117,10 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
 
 
 _BUSY = "The engine is overloaded. Try again shortly."
+_REDIRECTS = (301, 302, 303, 307, 308)
+_REDIRECTED = (
+    "The engine's address redirects to another address. The operator must set LLM_BASE_URL to the final address."
+)
 _NO_ENDPOINT = "The engine behind this model does not support this endpoint."
 
 
