@@ -135,11 +135,11 @@ def _escaped(code: int, special: str) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"""\s*(?:\#[^\n]*\s*)*(?:
+    r"""\s*+(?:\#[^\n]*+\s*+)*+(?:
         (?P<name>[a-zA-Z_][\w.-]*)\s*(?P<defines>::=)?
         | (?P<text>"(?:[^"\\\n]|\\.)*")
         | (?P<chars>\[(?:[^\]\\\n]|\\.)*\])
-        | (?P<bounds>\{\s*\d{1,9}\s*(?:,\s*(?:\d{1,9})?\s*)?\})
+        | (?P<bounds>\{\s*\d{1,9}\s*(?:,\s*+(?:\d{1,9})?\s*)?\})
         | (?P<sign>[().|*+?])
     )""",
     re.VERBOSE,
@@ -249,7 +249,7 @@ def _tokens(text: str) -> Iterable[tuple[str, str]]:
         found = _TOKEN.match(text, at)
         count += 1
         if found is None or count > MOST_SYMBOLS:
-            if re.fullmatch(r"\s*(#[^\n]*\s*)*", text[at:]):
+            if re.fullmatch(r"\s*+(#[^\n]*+\s*+)*+", text[at:]):
                 return
             raise UnsupportedError("the grammar has unknown characters, or is too long")
         at = found.end()
