@@ -174,7 +174,7 @@ def test_what_is_not_understood_is_said_so(case: str) -> None:
     "before", ["#" * 100_000 + "\n", "# " * 50_000 + "\n", " " * 100_000, 'root ::= "a"{1,' + " " * 100_000]
 )
 def test_what_stands_before_an_unknown_character_is_read_in_linear_time(before: str) -> None:
-    """Otherwise a line of 40 number signs would take hours."""
+    """Otherwise a line of 60 number signs would take months."""
     with pytest.raises(UnsupportedError):
         read(f"{before}!")
 
