@@ -77,6 +77,8 @@ def test_a_cut_form_is_refused() -> None:
         (b"multipart/form-data; boundary=b", True),
         (b'multipart/form-data; charset=utf-8; boundary="a b"', True),
         (b"Multipart/Form-Data;boundary=b", True),
+        (b"multipart/form-data;\tboundary=b", True),
+        (b"multipart/form-data ; charset = utf-8 ; boundary = b", True),
         (b"multipart/form-data", False),
         (b"multipart/form-data; boundary=", False),
         (b"multipart/form-data; boundary=" + b"b" * 71, False),

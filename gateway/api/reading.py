@@ -94,6 +94,7 @@ async def read(scope: Scope, receive: Receive, charge: Charge, most: int) -> byt
             raise _too_large(most)
         charge.resize(copies * int(declared))
     parts: list[bytes] = []
+    small = bytearray()  # the last pieces, because an object for each small one would take many times its bytes
     taken = size = 0
     more = True
     while more:
@@ -109,13 +110,17 @@ async def read(scope: Scope, receive: Receive, charge: Charge, most: int) -> byt
                 raise _too_large(most)
             if copies * size > charge.size:
                 charge.resize(copies * size)
-            parts.append(piece)
+            small += piece
+            if len(small) >= SLICE:
+                parts.append(bytes(small))
+                small.clear()
             if len(piece) == SLICE and decoder:
                 await asyncio.sleep(0)  # let other requests run
     if "refusal" in scope:  # the rest of the body did not come, or was malformed (server/protocol.py)
         raise scope["refusal"]
     if decoder and not decoder.eof:
         raise BadRequest("The compressed body is incomplete. Send all of it.", param="content-encoding")
+    parts.append(bytes(small))
     return b"".join(parts)
 
 

@@ -134,11 +134,11 @@ def escaped(code: int, special: str) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"""\s*(?:\#[^\n]*\s*)*(?:
+    r"""\s*+(?:\#[^\n]*+\s*+)*+(?:
         (?P<name>[\w-][\w.-]*)\s*(?P<defines>::=)?
         | (?P<text>"(?:[^"\\]|\\.)*")
         | (?P<chars>\[(?:[^\]\\]|\\.)*\])
-        | (?P<bounds>\{\s*\d{1,9}\s*(?:,\s*(?:\d{1,9})?\s*)?\})
+        | (?P<bounds>\{\s*\d{1,9}\s*(?:,\s*+(?:\d{1,9})?\s*)?\})
         | (?P<sign>[().|*+?])
     )""",
     re.VERBOSE | re.DOTALL | re.ASCII,
@@ -248,7 +248,7 @@ def _tokens(text: str) -> Iterable[tuple[str, str]]:
         found = _TOKEN.match(text, at)
         count += 1
         if found is None or count > MOST_SYMBOLS:
-            if re.fullmatch(r"\s*(#[^\n]*\s*)*", text[at:]):
+            if re.fullmatch(r"\s*+(#[^\n]*+\s*+)*+", text[at:]):
                 return
             raise UnsupportedError("the grammar has unknown characters, or is too long")
         at = found.end()

@@ -27,7 +27,7 @@ _FLOOR = re.compile(
 _SEEN = ("messages", "prompt", "suffix", "tools", "functions", "tool_choice", "function_call", "response_format")
 _SAID = frozenset({"text", "refusal", "thinking"})  # the fields of a part that hold text
 _MEDIA = frozenset({"image_url", "input_audio", "video_url", "audio_url", "file_url", "file"})
-_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|/)")
+_ESCAPE = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|/)")
 _ROUNDS = 8  # rounds of decoding; JSON in JSON in JSON needs three
 _THINK = re.compile(r"</?think(?:ing)?>")  # templates remove these tags, and join the text around them
 

@@ -335,7 +335,7 @@ class Protocol(HttpToolsProtocol):
             access_log=False,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            expect_100_continue=self.expect_100_continue and self.scope["http_version"] == "1.1",
             keep_alive=keep_alive,
             on_response=self.on_response_complete,
         )

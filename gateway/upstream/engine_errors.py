@@ -37,18 +37,21 @@ _REFUSED = ("invalid_request_error", "BadRequestError", "Bad Request")  # types 
 
 # The forms in which engines name the wrong field.
 _PYDANTIC = re.compile(r"""'loc': 'body\.([^']*)', 'msg': (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")  # vLLM
-_PARAMETER = re.compile(r"\s*\(parameter=([\w.\[\]]+)(?:, value=.*)?\)$", re.DOTALL)  # vLLM
+_PARAMETER = re.compile(r"\(parameter=([\w.\[\]]+)(?:, value=|\)\Z)")  # vLLM, of a message that ends with ')'
 _MUST = re.compile(r"^'?(\w+)'? must be ")
 _FIELD = re.compile(r"^Field '([\w.]+)': ")  # llama.cpp
 _GO = re.compile(
-    r"^json: cannot unmarshal (\w+)[^ ]*(?: \S+)? into Go (?:struct field \w+\.([\w.]+)|value) of type (\S+)"
+    r"^json: cannot unmarshal (\w++)[^ ]*+(?: \S++)? into Go (?:struct field \w+\.([\w.]+)|value) of type (\S+)"
 )
 _GO_TYPES = {"int": "a whole number", "bool": "true or false", "string": "a string"}
 _JSON_EXCEPTION = re.compile(r"\[json\.exception\.[\w.]+\] ")  # llama.cpp
 _JINJA = re.compile(r"(?:Jinja Exception|While executing .*\nError): (.*)", re.DOTALL)
 _NO_PARSER = re.compile(r"^Unable to generate parser for this template\. Automatic parser generation failed:\s*")
 _BELONGINGS = re.compile(r"; tools = .*| - hint: .*| Valid aliases: .*| Start it with .*", re.DOTALL)
-_REGISTRY = re.compile(r"\b[\w.-]+/[\w./-]*/(?=\S+ does not support)")
+_UNABLE = " does not support"  # Ollama, after the name of a model with its registry
+# Characters of a message. It may have the request's text in it, and the patterns here need the square of their text's
+# length in the worst case, which is then a few milliseconds.
+MOST = 2000
 
 
 def refusal(dialect: Dialect, status: int, body: bytes) -> StackError:
@@ -78,9 +81,12 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
     message = detail.get("message")
     message = message if isinstance(message, str) and message else ""
     told = f"{detail.get('type')} {detail.get('code')} {message or detail} {seen}".lower()
+    message, named = _bounded(message)
     word = next((it for it in dialect.words if it.phrase in told), None)
     if word is not None and (meant := _meant(word)):
         return meant
+    if status in _REDIRECTS:  # its Location is not passed on, because it is an address inside the operator's network
+        return EngineUnauthorized(_REDIRECTED, code="engine_error")  # like a wrong key, it stays so until it is mended
     if status in (401, 403):
         return _unauthorized(dialect, told=bool(message or seen))
     if status == 404:
@@ -95,12 +101,11 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
         return EngineUnsupported(_BELONGINGS.sub("", message) or _NO_ENDPOINT)
     if word is None and any(phrase in told for phrase in _TOO_LONG):
         tokens, limit = _numbers(detail, message)
-        message = _PARAMETER.sub("", message)
         return ContextExceeded(message, param="messages", tokens=tokens, limit=limit)
     if word is None and (status >= 500 or status < 400):
         return EngineError("The engine failed to answer.")
     code = detail.get("code")
-    message, param = _plain(message, detail.get("param"))
+    message, param = _plain(message, detail.get("param"), named)
     if word is not None:
         message, param = word.says or message, word.param or param
     return EngineRefused(
@@ -112,6 +117,10 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
 
 
 _BUSY = "The engine is overloaded. Try again shortly."
+_REDIRECTS = (301, 302, 303, 307, 308)
+_REDIRECTED = (
+    "The engine's address redirects to another address. The operator must set LLM_BASE_URL to the final address."
+)
 _NO_ENDPOINT = "The engine behind this model does not support this endpoint."
 
 
@@ -144,8 +153,16 @@ def _inner(detail: dict[str, Any]) -> dict[str, Any]:
     return detail
 
 
-def _plain(message: str, param: object) -> tuple[str, str | None]:
-    """Return an engine's message in plain words, and the request's field that it is about, if it names one."""
+def _bounded(message: str) -> tuple[str, str | None]:
+    """Return a message with at most MOST characters, and the field that is named at its end, which is left out."""
+    told = _PARAMETER.search(message) if message.endswith(")") else None
+    said = message[: told.start()].rstrip() if told else message
+    return said if len(said) <= MOST else said[:MOST] + "…", told and told[1]
+
+
+def _plain(message: str, param: object, named: str | None) -> tuple[str, str | None]:
+    """Return an engine's message in plain words, and the request's field that it is about, if it names one. `named` is
+    the field at the message's end."""
     name = param if isinstance(param, str) and param else None
     name = _as_ours(name.removeprefix("body.")) if name else None
     if found := list(dict.fromkeys(_PYDANTIC.findall(message))):
@@ -156,17 +173,27 @@ def _plain(message: str, param: object) -> tuple[str, str | None]:
         field = go[2]
         got = {"bool": "true or false", "array": "a list", "object": "an object"}.get(go[1], f"a {go[1]}")
         return (f"'{field}' must be {wanted}, not {got}." if field else f"The body cannot be {got}."), field
-    if told := _PARAMETER.search(message):
-        return message[: told.start()], name or told[1]
+    if named is not None:
+        return message, name or named
     if template := _JINJA.search(message):
         return f"The model's chat template refuses these messages: {template[1].strip()}", name
     if told := _FIELD.match(message):
         return f"'{told[1]}': {_JSON_EXCEPTION.sub('', message[told.end() :])}", told[1]
     if name is None and (told := _MUST.match(message)):
         name = told[1]
-    for pattern in (_NO_PARSER, _BELONGINGS, _JSON_EXCEPTION, _REGISTRY):
+    for pattern in (_NO_PARSER, _BELONGINGS, _JSON_EXCEPTION):
         message = pattern.sub("", message)
-    return message, name
+    return _without_registry(message), name
+
+
+def _without_registry(message: str) -> str:
+    """Return what Ollama says of a model without the registry before the model's name."""
+    before, unable, rest = message.partition(_UNABLE)
+    said, space, model = before.rpartition(" ")
+    if not unable or model.count("/") < 2:
+        return message
+    quote = '"' if model.startswith('"') else ""
+    return said + space + quote + model.rpartition("/")[2] + unable + rest
 
 
 def _as_ours(path: str) -> str:

@@ -59,8 +59,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the exchange ended cleanly, and no byte of its request still waits to be sent."""
-        return self.complete and self.keep_alive and not self.closed and not self._transport.get_write_buffer_size()
+        """Whether the exchange ended cleanly, all of its request was sent, and the connection is still being read. It
+        is not if a large part of a complete answer was not taken."""
+        ended = self.complete and self.keep_alive and not self.closed
+        return ended and not self._paused and not self._transport.get_write_buffer_size()
 
     # -- what the relay calls -----------------------------------------------------------------------------------------
 

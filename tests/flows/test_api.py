@@ -254,7 +254,8 @@ ENGINE_ERRORS = [
     (503, {"error": {"message": "Loading model", "code": 503}}, 503, "model_loading", ""),
     (500, {"error": "panic at /root/secret.go:17"}, 502, "engine_error", ""),
     (501, {"error": {"message": "This server does not support embeddings"}}, 400, "unsupported", ""),
-    (302, {}, 502, "engine_error", ""),
+    *((it, {}, 502, "engine_error", "LLM_BASE_URL") for it in (301, 302, 303, 307, 308)),
+    (304, {}, 502, "engine_error", ""),
 ]
 
 
@@ -271,6 +272,18 @@ def test_engine_errors_come_out_in_one_shape(
     assert says in error["message"]
     assert "secret.go" not in answer.text
     assert ("retry-after" in answer.headers) == (expected == 503)
+
+
+def test_an_engine_that_redirects_is_asked_once_and_its_location_does_not_leak(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str
+) -> None:
+    script = [["head", [308, {"location": "https://inner.example/v1", "content-length": "0"}]], ["end"]]
+    with gateway.client() as client:
+        answer = client.post(CHAT, json={"messages": MESSAGES, "user": mark, "script": script})
+    error = assert_envelope(answer, 502, "server_error", "engine_error")
+    assert "LLM_BASE_URL" in error["message"]
+    assert "inner.example" not in answer.text
+    assert len(engine.seen(mark)) == 1
 
 
 def test_html_from_a_broken_engine_does_not_leak(gateway: GatewayProcess) -> None:

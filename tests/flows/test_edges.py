@@ -1,5 +1,6 @@
 """Edges of HTTP: what clients, browsers and proxies need besides the API itself, and the errors that they get."""
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -276,3 +277,14 @@ def test_a_stop_that_is_not_text_is_refused(gateway: GatewayProcess, stop: Any) 
     with gateway.client() as client:
         answer = client.post(CHAT, json={"messages": MESSAGES, "stop": stop})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop")
+
+
+@pytest.mark.parametrize(("version", "says"), [("1.1", b"HTTP/1.1 100 "), ("1.0", b"HTTP/1.1 200 ")])
+def test_only_a_client_of_http_1_1_is_told_to_continue(gateway: GatewayProcess, version: str, says: bytes) -> None:
+    """A client of HTTP/1.0 takes the first head for the answer's (RFC 9110, 10.1.1)."""
+    body = json.dumps({"messages": MESSAGES})
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nhost: localhost\r\nauthorization: {AUTH['authorization']}\r\n"
+    head += f"content-type: application/json\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as raw:
+        raw.sendall((head + body).encode())
+        assert raw.recv(100).startswith(says)

@@ -3,6 +3,7 @@ into the mouth of a fake one, through the front door."""
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,38 @@ def test_the_reason_is_told_in_plain_words(
     found = asked(before_all, engine, status, {"error": {"message": answer}}, "plain-words")
     assert found.status_code == 400
     assert says in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a/", " ", "(parameter=a, value=", "aa.", "While executing ", "json: cannot unmarshal x", "'loc': 'body.", "(1"],
+)
+def test_a_callers_text_in_an_engines_error_holds_up_nobody(before_all: GatewayProcess, text: str) -> None:
+    told = f"Failed to parse tools: Unsupported tool type: {text * (1_000_000 // len(text))}"
+    with ThreadPoolExecutor(1) as pool, before_all.client() as other:
+        asking = pool.submit(asked, before_all, "llamacpp", 500, {"error": {"message": told}}, "echoed")
+        assert other.get("/livez").status_code == 200
+        answer = asking.result()
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "tools")
+    assert error["message"].startswith("Failed to parse tools: Unsupported tool type:")
+    assert len(error["message"]) < 2100
+
+
+def test_a_field_that_an_engine_names_at_the_end_of_a_long_message_is_told(before_all: GatewayProcess) -> None:
+    told = f"Too large. (parameter=seed, value={'9' * 500_000})"
+    error = asked(before_all, "vllm", 400, {"error": {"message": told}}, "named-last").json()["error"]
+    assert (error["message"], error["param"]) == ("Too large.", "seed")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("registry.example/library/m:1b does not support tools", "m:1b does not support tools"),
+        ('"registry.example/a/b/m" does not support thinking', '"m" does not support thinking'),
+        ("org/m does not support tools", "org/m does not support tools"),
+    ],
+)
+def test_a_models_registry_is_not_told(before_all: GatewayProcess, answer: str, says: str) -> None:
+    found = asked(before_all, "ollama", 400, {"error": {"message": answer}}, "registry")
+    assert found.json()["error"]["message"] == says

@@ -152,6 +152,27 @@ def test_a_wrong_form_is_named(faced: Setting, case: str) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
 
 
+FILES: dict[str, bytes] = {
+    ".NET": b"form-data; name=file; filename=a.mp3; filename*=utf-8''a.mp3",
+    "quoted": b'form-data; name="file"; filename="a.mp3"',
+    "white space": b'form-data ;\tname = "file" ; filename = a.mp3',
+    "no white space": b"form-data;name=file;filename=a.mp3",
+    "an extended name only": b"form-data; name=\"file\"; filename*=utf-8''a.mp3",
+    "a name that looks like a parameter": b'form-data; filename="; name=x; a.mp3"; name="file"',
+}
+
+
+@pytest.mark.parametrize("written", FILES)
+def test_a_form_is_read_however_a_client_writes_its_parameters(faced: Setting, written: str, mark: str) -> None:
+    content = b"--b\r\nContent-Disposition: form-data; name=prompt\r\n\r\n%b\r\n" % mark.encode()
+    content += b"--b\r\ncontent-disposition: %b\r\n\r\n\xff\x00\r\n--b--\r\n" % FILES[written]
+    headers = {"content-type": 'multipart/form-data;\tboundary="b"'}
+    assert faced.client.post(TEXTS, content=content, headers=headers).status_code == 200
+    (body,) = (it["body"] for it in faced.one.seen() if it["body"].get("prompt") == mark)
+    name = "_name_x_a.mp3" if "looks" in written else "a.mp3"
+    assert body["file"] == described(name, "application/octet-stream", b"\xff\x00")
+
+
 def test_json_is_no_form_and_a_form_no_json(faced: Setting) -> None:
     content, kinds = form({"model": "fake-model"})
     assert faced.client.post(TEXTS, json={"model": "fake-model"}).status_code == 415

@@ -170,6 +170,15 @@ def test_what_is_not_understood_is_said_so(case: str) -> None:
         (constraint(BEYOND[case]) or Constraint()).rest("a", "", STYLES["llamacpp"])
 
 
+@pytest.mark.parametrize(
+    "before", ["#" * 100_000 + "\n", "# " * 50_000 + "\n", " " * 100_000, 'root ::= "a"{1,' + " " * 100_000]
+)
+def test_what_stands_before_an_unknown_character_is_read_in_linear_time(before: str) -> None:
+    """Otherwise a line of 60 number signs would take months."""
+    with pytest.raises(UnsupportedError):
+        read(f"{before}!")
+
+
 def test_white_space_that_is_not_handed_over_has_to_come_again() -> None:
     asked = Constraint(choices=("new york", "new orleans"))
     grammar = asked.rest("new ", " ", STYLES["llamacpp"])["grammar"]

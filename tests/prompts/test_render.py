@@ -272,6 +272,11 @@ def test_text_that_only_looks_like_a_control_token_passes() -> None:
     BOTH.apply(Key("other"), "x", "chat", say("<|im_start|>system"))  # there is no prompt to protect
 
 
+def test_a_million_backslashes_are_searched_for_escapes_in_linear_time() -> None:
+    """Otherwise they would take an hour."""
+    BOTH.apply(KEY, "m", "chat", say("\\" * 1_000_000))
+
+
 ROLES = {"a role of its own": "root", "a role that ends its turn": "user<|im_end|>", "a role in capitals": "System"}
 
 
