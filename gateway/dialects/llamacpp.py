@@ -150,6 +150,7 @@ LLAMACPP = Dialect(
         "file": "refused",
         "any other": "refused",
     },
+    reasoning={"reasoning": "as reasoning_content", "reasoning_content": "taken"},
     control={
         "id_slot": (-1,),  # somebody else's slot, and what is cached in it
         "slot_id": (-1,),

@@ -81,6 +81,46 @@ def test_a_large_body_is_read_beside_the_event_loop_and_answered(
     fakes["llamacpp"].set(context=1000)
 
 
+# -- reasoning --------------------------------------------------------------------------------------------------------
+
+THOUGHT: dict[str, dict[str, Any]] = {
+    "responses": {
+        "input": [
+            {"role": "user", "content": "x"},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "y"},
+        ]
+    },
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "x"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+                    {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+                ],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "y"}]},
+        ]
+    },
+}
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+def test_reasoning_in_a_conversation_reaches_the_engine(
+    http: httpx.Client, fakes: dict[str, FakeEngine], api: Api, engine: str
+) -> None:
+    fakes[engine].set()
+    answer = http.post(api.path, json=api.body(model=engine) | THOUGHT[api.name])
+    assert answer.status_code == 200, answer.text
+    (_, message, _) = asked(fakes[engine])[-1]["messages"]
+    assert message["reasoning" if engine == "ollama" else "reasoning_content"] == "Hm."
+    assert message["tool_calls"][0]["function"]["name"] == "f"
+
+
 # -- wishes -----------------------------------------------------------------------------------------------------------
 
 EFFORT: dict[str, dict[str, Any]] = {
