@@ -178,6 +178,7 @@ LLAMACPP = Dialect(
     models=_models,
     ask_slots=_slots,
     deaf=True,  # tried
+    repeats=True,  # tried
     counts_each=True,
     trims=False,  # it appends the assistant's message to the prompt without any template
     resumes={

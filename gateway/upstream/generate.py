@@ -119,7 +119,8 @@ class _Question(NamedTuple):
 
     async def ask_translated(self, reading: parameters.Reading, origin: Origin) -> Reply:
         """Ask in the form that the engine is known to need, and in another form after a refusal, if there is one."""
-        upstream, model, fields = self.upstream, self.model, reading.fields
+        upstream, model = self.upstream, self.model
+        fields = {**reading.fields, **(upstream.dialect.continues if self.exchange.prefilled else {})}
         known = tuple(it for it in origin.advice if it in fields and upstream.unwelcome.has(model, it, fields[it]))
         ignored = [*origin.ignored, *(called(it, origin.names) for it in (*reading.ignored, *known))]
         roles = list(reading.roles)

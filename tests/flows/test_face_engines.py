@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.faces import APIS, MESSAGES_API, Api
+from tests.support.faces import APIS, MESSAGES_API, Api, events, text_of
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess
 
@@ -119,6 +119,30 @@ def test_reasoning_in_a_conversation_reaches_the_engine(
     (_, message, _) = asked(fakes[engine])[-1]["messages"]
     assert message["reasoning" if engine == "ollama" else "reasoning_content"] == "Hm."
     assert message["tool_calls"][0]["function"]["name"] == "f"
+
+
+# -- a beginning of the answer ----------------------------------------------------------------------------------------
+
+STOP = {"responses": {"stop": ["x"]}, "messages": {"stop_sequences": ["x"]}}
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_holds_what_follows_its_beginning_and_all_of_that(
+    http: httpx.Client, fakes: dict[str, FakeEngine], api: Api, engine: str, stream: bool
+) -> None:
+    """llama.cpp repeats the beginning in a blocking answer. With `stop`, it is not asked for a stream instead."""
+    turns = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one"}]
+    fakes[engine].set()
+    for more in ({}, STOP[api.name]):
+        asks = {"messages" if api is MESSAGES_API else "input": turns, "stream": stream}
+        answer = http.post(api.path, json=api.body(model=engine, **more) | asks)
+        told = answer.json() if not stream else {}
+        whole = told.get("content") or told.get("output", [{"content": None}])[0]["content"]
+        assert (text_of(events(answer.text)) if stream else whole[0]["text"]) == "one two three", answer.text
+    continues = [(it.get("continue_final_message"), it.get("add_generation_prompt")) for it in asked(fakes[engine])]
+    assert continues == [(True, False) if (api.name, engine) == ("messages", "vllm") else (None, None)] * 2
 
 
 # -- wishes -----------------------------------------------------------------------------------------------------------

@@ -239,12 +239,6 @@ def test_a_blocking_answer_that_is_none_is_an_honest_error(answer: dict[str, Any
         writer().whole(answer)
 
 
-def test_a_beginning_that_the_engine_repeats_is_not_told_again() -> None:
-    answer = {"choices": [{"message": {"content": '{"a": 1}'}, "finish_reason": "stop"}], "usage": USAGE}
-    assert writer(beginning='{"a"').whole(answer)["content"] == [{"type": "text", "text": ": 1}"}]
-    assert writer(beginning="other").whole(answer)["content"] == [{"type": "text", "text": '{"a": 1}'}]
-
-
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 ARGUMENTS = st.dictionaries(TEXT, st.integers() | TEXT, max_size=2).map(json.dumps)
 

@@ -32,12 +32,6 @@ class Conversation:
     messages: list[dict[str, Any]]
     used: tuple[str, ...]
 
-    @property
-    def beginning(self) -> str:
-        """The text of a last assistant message, which the answer continues; empty if there is none."""
-        last = self.messages[-1]
-        return str(last["content"]) if last["role"] == "assistant" and "tool_calls" not in last else ""
-
 
 def read_conversation(system: Any, messages: Any, notes: Notes) -> Conversation:
     """Translate the system prompt (text, blocks, or null) and the messages. Raises BadRequest by the caller's path."""

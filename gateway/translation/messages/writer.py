@@ -47,17 +47,13 @@ _EMPTY: dict[_Kind, dict[str, Any]] = {
 
 
 class Writer:
-    """Write one answer. `max_tokens` and `stops` are the request's. `beginning` is the text of its last assistant
-    message, which a blocking answer of llama.cpp repeats, and a message does not. One request uses it once."""
+    """Write one answer. `max_tokens` and `stops` are the request's. One request uses it once."""
 
-    def __init__(
-        self, *, request_id: str, model: str, max_tokens: int | None, stops: tuple[str, ...] = (), beginning: str = ""
-    ) -> None:
+    def __init__(self, *, request_id: str, model: str, max_tokens: int | None, stops: tuple[str, ...] = ()) -> None:
         self._request_id = request_id
         self._model = model
         self._max_tokens = max_tokens
         self._stops = stops
-        self._beginning = beginning
         self._index = -1  # the index of the last block that was opened
         self._open: _Kind | None = None
         self._delta = b""  # the start of the open block's events
@@ -133,7 +129,7 @@ class Writer:
         thought = text_of(answer.get("reasoning_content") or answer.get("reasoning"))
         refusal = text_of(answer.get("refusal"))
         self._refused = refusal != ""
-        said = text_of(answer.get("content")).removeprefix(self._beginning) + refusal
+        said = text_of(answer.get("content")) + refusal
         blocks: list[dict[str, Any]] = []
         if thought.strip():
             blocks.append({"type": "thinking", "thinking": thought, "signature": SIGNATURE})

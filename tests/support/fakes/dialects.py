@@ -107,7 +107,12 @@ class Dialect:
         if path == "/v1/embeddings":
             return 200, embeddings(self.name, body["model"], inputs_of(body), tokens)
         usage = {"prompt_tokens": tokens, "completion_tokens": 3, "total_tokens": tokens + 3}
-        return 200, Frame(self.name, "messages" in body, body["model"]).whole(["one two three"], "stop", usage)
+        text = self.repeated(body) + "one two three"
+        return 200, Frame(self.name, "messages" in body, body["model"]).whole([text], "stop", usage)
+
+    def repeated(self, body: dict[str, Any]) -> str:  # noqa: ARG002
+        """What a blocking answer repeats of its request."""
+        return ""
 
     def has(self, model: str) -> bool:
         """Whether it has a model of that name."""
@@ -362,6 +367,10 @@ class LlamaCpp(Dialect):
     def took(self, path: str, body: dict[str, Any]) -> list[str]:
         named = isinstance(body.get("tool_choice"), dict)  # a wrong type to it: a warning in its log
         return [name for name in super().took(path, body) if name != "tool_choice" or not named]
+
+    def repeated(self, body: dict[str, Any]) -> str:
+        last = (body.get("messages") or [{}])[-1]
+        return str(last.get("content") or "") if last.get("role") == "assistant" else ""
 
     def openai(self, path: str, body: dict[str, Any]) -> Answer | None:
         tokens = max(map(words, body["input"])) if isinstance(body.get("input"), list) else words(prompt_of(body))
