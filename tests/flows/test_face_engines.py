@@ -7,9 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.faces import APIS, MESSAGES_API, Api, events, text_of
+from tests.support import judges
+from tests.support.faces import APIS, MESSAGES_API, Api, events, script, text_of
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess
+from tests.support.tool_streams import CITY, calls_at_0
 
 CHAT = "/v1/chat/completions"
 BOTH = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
@@ -119,6 +121,28 @@ def test_reasoning_in_a_conversation_reaches_the_engine(
     (_, message, _) = asked(fakes[engine])[-1]["messages"]
     assert message["reasoning" if engine == "ollama" else "reasoning_content"] == "Hm."
     assert message["tool_calls"][0]["function"]["name"] == "f"
+
+
+# -- calls ------------------------------------------------------------------------------------------------------------
+
+WEATHER: dict[str, dict[str, Any]] = {
+    "responses": {"tools": [{"type": "function", "name": "weather", "strict": False, "parameters": CITY}]},
+    "messages": {"tools": [{"name": "weather", "input_schema": CITY}]},
+}
+DEMAND: dict[str, dict[str, Any]] = {
+    "responses": {"tool_choice": "required"},
+    "messages": {"tool_choice": {"type": "any"}},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("demanded", [False, True])
+def test_calls_that_all_have_the_index_0_are_told_apart(http: httpx.Client, api: Api, demanded: bool) -> None:
+    more = WEATHER[api.name] | (DEMAND[api.name] if demanded else {})
+    answer = http.post(api.path, json=api.body(script(*calls_at_0()), model="vllm", stream=True, **more))
+    told = events(answer.text)
+    said = judges.message_stream(told) if api is MESSAGES_API else judges.response_stream(told)
+    assert said.calls == (("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})), answer.text
 
 
 # -- a beginning of the answer ----------------------------------------------------------------------------------------

@@ -171,10 +171,9 @@ class Writer:
         function = function_of(call)
         named, given, number = function.get("name"), call.get("id"), call.get("index")
         arguments = text_of(function.get("arguments"))
-        if number is None:  # some engines leave out the number, and a piece with a name begins a call
-            number = len(self._calls) if named or not self._calls else self._calls[-1]
-        # An engine may give every call the number 0 and a different id.
-        if number not in self._calls or (named and given and given != self._given):
+        if type(number) is not int:  # gateway.relay.tool_calls gives every piece one
+            raise EngineError(UNREADABLE)
+        if number not in self._calls:
             if self._pending is not None:
                 raise EngineError("The engine called a tool without naming it.")
             self._calls.append(number)

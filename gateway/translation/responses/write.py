@@ -192,18 +192,17 @@ class ResponseWriter:
 
     def _piece(self, piece: dict[str, Any]) -> None:
         """Write one piece of a call. The first piece with a name begins the call, and earlier pieces are kept until
-        then. Later pieces with the same index belong to the newest call of that index."""
+        then."""
         index = piece.get("index")
-        if type(index) is not int:  # an engine without an index sends a call in one piece, or continues the last one
-            index = len(self._calls) if piece.get("id") or not self._calls else len(self._calls) - 1
+        if type(index) is not int:  # gateway.relay.tool_calls gives every piece one
+            raise EngineError("The engine sent a piece of a tool call without its index.")
         function = _dict(piece.get("function") or {})
         arguments = _string(function.get("arguments") or "")
-        call, given = self._calls.get(index), piece.get("id")
-        # An engine may give every call the number 0 and a different id.
-        if call is None or (function.get("name") and given and given != call.call_id):
+        call = self._calls.get(index)
+        if call is None:
             self._calls[index] = None
             early = self._early.setdefault(index, [])
-            early.append((given, arguments))
+            early.append((piece.get("id"), arguments))
             if not function.get("name"):
                 return
             del self._early[index]
