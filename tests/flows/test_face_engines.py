@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.support import judges
-from tests.support.faces import APIS, MESSAGES_API, Api, events, script, text_of
+from tests.support.faces import APIS, MESSAGES_API, RESPONSES, Api, events, script, text_of
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess
 from tests.support.tool_streams import CITY, calls_at_0
@@ -121,6 +121,24 @@ def test_reasoning_in_a_conversation_reaches_the_engine(
     (_, message, _) = asked(fakes[engine])[-1]["messages"]
     assert message["reasoning" if engine == "ollama" else "reasoning_content"] == "Hm."
     assert message["tool_calls"][0]["function"]["name"] == "f"
+
+
+@pytest.mark.parametrize("refused_first", [False, True])
+def test_a_refusal_and_a_text_around_a_call_both_reach_the_engine(
+    http: httpx.Client, fakes: dict[str, FakeEngine], refused_first: bool
+) -> None:
+    said: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "A"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    ]
+    parts = [{"type": "text", "text": "A"}, {"type": "refusal", "refusal": "no"}]
+    order = slice(None, None, -1 if refused_first else 1)
+    before, after = said[order]
+    call, output = THOUGHT["responses"]["input"][2:]
+    fakes["vllm"].set()
+    answer = http.post(RESPONSES.path, json=RESPONSES.body(model="vllm") | {"input": [before, call, after, output]})
+    assert answer.status_code == 200, answer.text
+    assert asked(fakes["vllm"])[-1]["messages"][0]["content"] == parts[order]
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------

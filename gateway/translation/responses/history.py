@@ -92,8 +92,7 @@ class History:
             return
         # Text after a call: templates expect the call's output right after the message with the call
         self._think(answer)
-        before = answer["content"]
-        answer["content"] = f"{before}\n\n{text}" if before and isinstance(before, str) and text else before or text
+        answer["content"] = _joined(answer["content"], text)
 
     def _call(self, item: dict[str, Any], where: str, arguments: str) -> None:
         call_id = name(item.get("call_id"), f"{where}.call_id")
@@ -157,6 +156,16 @@ class History:
             told = {"type": "text", "text": "The images that the tools returned:"}
             self._messages.append({"role": "user", "content": [told, *self._images]})
             self._images = []
+
+
+def _joined(before: str | list[dict[str, Any]] | None, more: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return two contents of one message as one: a text, or a list of parts if one of them has parts."""
+    if not before or not more:
+        return before or more
+    if isinstance(before, str) and isinstance(more, str):
+        return f"{before}\n\n{more}"
+    both = ([{"type": "text", "text": it}] if isinstance(it, str) else it for it in (before, more))
+    return [part for parts in both for part in parts]
 
 
 def _reasoning(item: dict[str, Any], where: str) -> str:
