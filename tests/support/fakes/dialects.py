@@ -68,6 +68,7 @@ class Dialect:
         )
         self.slots = 256  # how many requests it says it works on at a time, where it says
         self.one_system = False  # whether the chat template takes one system message only, at the front
+        self.alternating = False  # whether it takes no two messages in a row of one role
         self.anchored = False  # whether it refuses a tool with a pattern that lacks an anchor
         self.slow = 0.0  # seconds until it answers at an endpoint of its own
         self.takes = 1 << 40  # inputs at a time, of all requests, where it refuses more
@@ -94,7 +95,8 @@ class Dialect:
         if body.get("model") is not None and not self.has(body["model"]):
             return 404, unknown(self.name, body["model"])
         refused = self.openai(path, body)
-        refused = refused or refusal(self.name, body, one_system=self.one_system, anchored=self.anchored)
+        template = {"one_system": self.one_system, "alternating": self.alternating}
+        refused = refused or refusal(self.name, body, anchored=self.anchored, **template)
         if refused or body.get("stream") or "tries" in body or asks(body) or (self.obeys and path in GENERATING):
             return refused
         tokens = self.read(body)
