@@ -13,7 +13,7 @@ import pytest
 from tests.support.faces import MESSAGES_API, RESPONSES, Api, events, script
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess, post
-from tests.support.tool_streams import CITY
+from tests.support.tool_streams import CITY, calls, delta
 
 CHAT = "/v1/chat/completions"
 STRICT = {"x-stack-strict": "true"}
@@ -205,6 +205,43 @@ def test_state_that_is_not_kept_is_refused_by_its_field(http: httpx.Client, fake
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
         assert len(answer.json()["error"]["message"]) > 40  # it says what to do instead
     assert fake.asked(CHAT) == []
+
+
+def test_a_request_for_no_answer_is_refused(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    fakes["vllm"].set()
+    wrong = {
+        "prompt_cache_options.prewarm": {"prompt_cache_options": {"prewarm": True}},
+        "generate": {"generate": False},
+    }
+    for field, asks in wrong.items():
+        answer = http.post(RESPONSES.path, json=RESPONSES.body(model="vllm", **asks))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+        assert field in answer.json()["error"]["message"]
+    assert fakes["vllm"].asked(CHAT) == []
+    ask(http, RESPONSES, RESPONSES.body(model="vllm", prompt_cache_options={"prewarm": False}, generate=True))
+    assert fakes["vllm"].asked(CHAT)[0]["body"].keys().isdisjoint({"prompt_cache_options", "generate"})
+
+
+@pytest.mark.usefixtures("fake")
+@FORMS
+@EACH
+def test_white_space_between_reasoning_and_a_call_is_no_message(http: httpx.Client, engine: str, stream: bool) -> None:
+    text = says(thinks=["\n", "Hm."], pieces=["\n", "\n"], calls=CALL)
+    output = told(http, RESPONSES, engine, text, stream=stream, tools=[FLAT])["output"]
+    assert [it["type"] for it in output] == ["reasoning", "function_call"]
+    text = says(thinks=["Hm."], pieces=["\n", "\n", "Yes."])
+    output = told(http, RESPONSES, engine, text, stream=stream)["output"]
+    assert [it["content"][0]["text"] for it in output] == ["Hm.", "\n\nYes."]
+
+
+@pytest.mark.parametrize("api", [RESPONSES, MESSAGES_API], ids=["responses", "messages"])
+def test_white_space_within_a_call_does_not_end_it(http: httpx.Client, api: Api) -> None:
+    head, *rest = json.loads(calls('{"city"', ':"Rome"}').removeprefix("script:"))
+    text = script(head, *rest[:2], delta({"content": "\n"}), *rest[2:])
+    tools = {"responses": [FLAT], "messages": [WEATHER]}[api.name]
+    answer = told(http, api, "vllm", text, stream=True, tools=tools)
+    (call,) = answer["output"] if api is RESPONSES else answer["content"]
+    assert (call["arguments"] if api is RESPONSES else json.dumps(call["input"])).replace(" ", "") == '{"city":"Rome"}'
 
 
 # -- Messages ---------------------------------------------------------------------------------------------------------
