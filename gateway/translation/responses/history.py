@@ -29,7 +29,7 @@ _KEYS = {
         {"type", "id", "call_id", "name", "namespace", "arguments", "status", "caller", "async"}
     ),
     "custom_tool_call": frozenset({"type", "id", "call_id", "name", "namespace", "input", "status", "caller", "async"}),
-    "function_call_output": frozenset({"type", "id", "call_id", "output", "status", "caller"}),
+    "function_call_output": frozenset({"type", "id", "call_id", "name", "namespace", "output", "status", "caller"}),
     "custom_tool_call_output": frozenset({"type", "id", "call_id", "output", "status", "caller"}),
 }
 
@@ -53,7 +53,7 @@ class History:
             kind = "message"
         kind = name(kind, f"{where}.type")
         if (known := _KEYS.get(kind)) is None:
-            self._other(kind, where)
+            self._other(kind, item, where)
             return
         self._ignored.unknown(item, known, "input[]")
         if not kind.endswith("_output"):
@@ -115,13 +115,16 @@ class History:
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
         self._images += images
 
-    def _other(self, kind: str, where: str) -> None:
-        if kind in _HOSTED:
+    def _other(self, kind: str, item: dict[str, Any], where: str) -> None:
+        lost = kind == "item_reference"
+        if kind in _HOSTED or (lost and str(item.get("id")).startswith("rs_")):  # reasoning, without which it goes on
             self._ignored.add(f"input.{kind}")
             return
-        if kind == "item_reference":
+        if lost:
             raise BadRequest(
-                f"'{where}.id' refers to an item that this gateway has not stored. Send the item itself.",
+                f"'{where}.id' refers to an item that this gateway has not stored. Send the item itself. Vercel's AI"
+                " SDK does that with `providerOptions: { openai: { store: false } }`. Or ask the operator to set"
+                " STACK_RESPONSES_DAYS, with which the gateway stores items.",
                 param=f"{where}.id",
             )
         raise BadRequest(
