@@ -79,6 +79,14 @@ class Exchange:
         return self.wants_usage and options.get("continuous_usage_stats") is True
 
     @property
+    def prefilled(self) -> bool:
+        """Whether its last message is the beginning of the answer, as the Messages API has it."""
+        if self.api != "messages":
+            return False
+        last = self.fields["messages"][-1]
+        return last["role"] == "assistant" and not last.get("tool_calls") and bool(last["content"].strip())
+
+    @property
     def prompts(self) -> int:
         """The number of prompts that are answered: 1 for a chat."""
         return self.size if self.endpoint.counted == "prompts" else 1

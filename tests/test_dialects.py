@@ -12,7 +12,7 @@ from gateway.api.field_names import KNOWN
 from gateway.api.openapi import SCHEMAS
 from gateway.dialects import ALL, DIALECTS
 from gateway.dialects.asking import Prompt, Told, Window, uncounted
-from gateway.dialects.dialect import Dialect, Meaning, PartUse, RoleUse, Use, Ways
+from gateway.dialects.dialect import Dialect, Meaning, PartUse, ReasoningUse, RoleUse, Use, Ways
 from gateway.dialects.ollama import OLLAMA
 from gateway.dialects.vllm import VLLM
 from gateway.endpoints import BY_PATH, ENDPOINTS, ROWS, Endpoint
@@ -55,6 +55,7 @@ def _of_engine(dialect: Dialect, dialects: tuple[Dialect, ...]) -> Iterator[str]
     tables: dict[str, tuple[Mapping[str, Any], Any]] = {
         "roles": (dialect.roles, RoleUse),
         "parts": (dialect.parts, PartUse),
+        "reasoning": (dialect.reasoning, ReasoningUse),
     }
     for name, (table, allowed) in tables.items():
         for missing in set().union(*(getattr(it, name) for it in dialects)) - table.keys():

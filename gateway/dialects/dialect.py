@@ -16,6 +16,7 @@ Use = Literal[
 ]
 RoleUse = Literal["taken", "as system"]
 PartUse = Literal["taken", "as text", "refused"]
+ReasoningUse = Literal["taken", "as reasoning", "as reasoning_content"]
 # What an answer that broke off consists of, and in which way an engine of the same kind and model can be asked for the
 # rest of it. gateway.relay.resume.handover has the ways' code.
 Made = Literal["text", "reasoning", "json", "calls"]
@@ -144,6 +145,9 @@ class Dialect:
     sampling: Mapping[str, Use]  # how tokens are drawn, at every endpoint that generates; OpenAI has no such fields
     roles: Mapping[str, RoleUse]  # of messages; any other role passes, and the model's chat template decides
     parts: Mapping[str, PartUse]  # of a message's content
+    reasoning: Mapping[
+        str, ReasoningUse
+    ]  # the fields of an assistant's message for its reasoning; the first one counts
     # Fields that steer the engine for all callers, with the values at which they steer nothing, as null does for all.
     control: Mapping[str, tuple[Any, ...]]
     native: frozenset[str] = frozenset()  # other fields that it reads in its own API alone
@@ -171,6 +175,7 @@ class Dialect:
 
     # How it answers.
     deaf: bool = False  # it goes on with a blocking request whose client has disconnected
+    repeats: bool = False  # a blocking answer begins with a last message of the assistant's, which a stream leaves out
     whole_streams: bool = False  # a stream holds all that a blocking answer does, in the same words
     cuts: bool = False  # it makes a prompt fit by shortening it, and doesn't say so
     dies_apart: bool = False  # its model is in a process of its own, whose death cuts answers while the server is well

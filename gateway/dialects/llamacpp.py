@@ -150,6 +150,7 @@ LLAMACPP = Dialect(
         "file": "refused",
         "any other": "refused",
     },
+    reasoning={"reasoning": "as reasoning_content", "reasoning_content": "taken"},
     control={
         "id_slot": (-1,),  # somebody else's slot, and what is cached in it
         "slot_id": (-1,),
@@ -178,6 +179,7 @@ LLAMACPP = Dialect(
     models=_models,
     ask_slots=_slots,
     deaf=True,  # tried
+    repeats=True,  # tried
     counts_each=True,
     trims=False,  # it appends the assistant's message to the prompt without any template
     resumes={

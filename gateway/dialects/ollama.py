@@ -292,6 +292,8 @@ OLLAMA = Dialect(
         "file": "refused",  # by the gateway: it would say something else
         "any other": "refused",
     },
+    # Seen with a last message of the assistant's. That it reads no `reasoning_content` stands in its source.
+    reasoning={"reasoning": "taken", "reasoning_content": "as reasoning"},
     control={
         "keep_alive": (),  # how long a model stays in memory
         "options": ({},),  # context length, threads, layers on the GPU: reloads the model for everyone

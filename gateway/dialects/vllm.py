@@ -173,6 +173,7 @@ VLLM = Dialect(
         "file": "refused",
         "any other": "refused",
     },
+    reasoning={"reasoning": "taken", "reasoning_content": "taken"},
     control={
         "cache_salt": (),  # whose prefix cache is shared: the operator's to say
         "priority": (0,),

@@ -13,7 +13,7 @@ from gateway.errors import EngineRefused, StackError
 from gateway.exchange import Exchange, Try, Usage
 from gateway.limits.estimates import seen, written
 from gateway.relay.content import reasons
-from gateway.relay.fold import Fold, foldable, streamable
+from gateway.relay.fold import Fold, foldable, remove_beginning, repeated, streamable
 from gateway.relay.reader import Reader
 from gateway.relay.resume.handover import Handover, hand_over
 from gateway.relay.resume.part import seeded
@@ -180,7 +180,7 @@ class Answer:
         exchange = self._asked if ways is not None else self._repeatable(dialect)
         if not exchange.stream:
             note = self._trail.chunk if self._trail is not None else None
-            self.fold = Fold(exchange.fields["messages"] if exchange.endpoint.chats else [], note)
+            self.fold = Fold(repeated(exchange), note)
             self.fold.exact = dialect.whole_streams
             exchange = exchange if self.fold.exact else exchange.having(streamable(exchange.fields))
         tap = Tap(
@@ -227,6 +227,8 @@ class Answer:
         if self.exchange.endpoint.unit == "seconds":
             self.amount = heard(self.exchange, answer)
             return answer, False
+        if self.exchange.origin is not None and target.upstream.dialect.repeats:
+            remove_beginning(answer, self._asked.fields["messages"])
         one, ways = self._counts_one(target), self.rounds
         if one:
             count(answer, self.exchange, self.exchange.prompts)

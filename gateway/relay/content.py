@@ -68,6 +68,7 @@ class Content:
         for it in list(self._ended) if index is None else [index]:
             self._ended.pop(it, None)
             self._open.discard(it)
+        self.calls.forget(index)
 
     @property
     def finish_reason(self) -> str | None:

@@ -12,14 +12,14 @@ known can be continued if the engine dies.
 from collections.abc import Callable
 from typing import Any
 
-from gateway.exchange import Usage
+from gateway.exchange import Exchange, Usage
 
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
 _ONCE = ("role", "id", "type", "name")  # strings of a delta that are complete, and never continued
 
 
 class Fold:
-    """One answer in the making: `add` each chunk, then take the `answer`. `messages` are the request's, if any. `note`
+    """One answer in the making: `add` each chunk, then take the `answer`. `messages` are as `repeated` says. `note`
     is told each chunk. `exact`: the engine's blocking answers say what its streams do (dialects, `whole_streams`)."""
 
     exact = False
@@ -93,9 +93,23 @@ def streamable(fields: dict[str, Any]) -> dict[str, Any]:
     return kept | {"n_probs": 20 if top is None else top}
 
 
+def repeated(exchange: Exchange) -> list[dict[str, Any]]:
+    """Return the messages of a chat completion, whose blocking answer repeats a last assistant message if the engine
+    `repeats` it (dialects). The answers of the translated APIs hold only what is new."""
+    return exchange.fields["messages"] if exchange.endpoint.chats and exchange.origin is None else []
+
+
+def remove_beginning(answer: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    """Take a last assistant message off the beginning of a blocking answer that repeats it."""
+    choices = answer.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if isinstance(message, dict) and isinstance(content := message.get("content"), str):
+            message["content"] = content.removeprefix(_beginning(messages))
+
+
 def _beginning(messages: list[dict[str, Any]]) -> str:
-    """Return the text of a last assistant message, which the answer continues: a blocking answer repeats it, and a
-    stream does not."""
+    """Return the text of a last assistant message, which the answer continues."""
     if not messages or messages[-1]["role"] != "assistant":
         return ""
     content = messages[-1].get("content")

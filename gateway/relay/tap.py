@@ -22,6 +22,7 @@ from gateway.exchange import Usage
 from gateway.relay.content import Content, content_of
 from gateway.relay.event_syntax import BOM, end_of_comments, end_of_event, fields, is_usual
 from gateway.relay.tally import Tally
+from gateway.relay.tool_calls import ToolCalls
 from gateway.relay.writer import OPENAI
 from gateway.translation.face import Writer
 
@@ -74,6 +75,7 @@ class Tap:
         self._tally = tally or Tally(choices, 1, each=False)
         self._told_usage = False  # the client has received its usage chunk
         self._edit = edit
+        self._calls = ToolCalls()  # as the engine has them, before they are edited
         self._writer = writer or OPENAI
         self._rewrites = writer is not None
         self._mended = self._rewrites  # this chunk is not forwarded as the engine sent it
@@ -266,7 +268,7 @@ class Tap:
 
     def _have_edited(self, edit: Callable[[dict[str, Any]], None], chunk: dict[str, Any], choices: list[Any]) -> None:
         for choice in choices:
-            if type(choice) is dict and self.content.calls.number(choice):
+            if type(choice) is dict and self._calls.number(choice):
                 self._mended = True
         edit(chunk)
 

@@ -14,7 +14,7 @@ import orjson
 from gateway import sse
 from gateway.errors import EngineError, EngineUnavailable
 from gateway.exchange import Exchange, Usage
-from gateway.relay.fold import Fold
+from gateway.relay.fold import Fold, repeated
 from gateway.relay.reader import Reader
 from gateway.relay.resume.part import seeded
 from gateway.relay.rounds import rounds
@@ -80,7 +80,7 @@ class Past:
     def _begin(self) -> None:
         self.fold = None
         if not self.asked.stream:
-            self.fold = Fold(self.asked.fields["messages"] if self.asked.endpoint.chats else [])
+            self.fold = Fold(repeated(self.asked))
         self.reader = _Again(self.asked.choices, self.fold, self._writer)
 
     def take(self, note: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 Clients of the translated APIs send roles and schemas that some models and engines cannot take, and their users cannot
 change them. Codex sends several developer messages, and Claude Code sends system messages among the others. Many chat
-templates take one system message, at the front. An engine that cannot compile a tool's `pattern` refuses the whole
-request: llama.cpp until August 2026 took none without anchors (ggml-org/llama.cpp issue 26930).
+templates take one system message, at the front. Some refuse two messages in a row of the user or the assistant, which
+both APIs allow. An engine that cannot compile a tool's `pattern` refuses the whole request: llama.cpp until
+August 2026 took none without anchors (ggml-org/llama.cpp issue 26930).
 """
 
 import re
@@ -13,11 +14,14 @@ from typing import Any, NamedTuple
 from gateway.errors import EngineRefused, EngineUnsupported, StackError
 from gateway.forced_tools import keywords
 from gateway.forced_tools.schema import compiles
+from gateway.upstream.messages import REASONING
 from gateway.upstream.wishes import Unwelcome
 
 PATTERN = "tools.function.parameters.pattern"  # the name of a dropped pattern, in terms of a chat completion
 _ROLE = "messages.role"
+_TURNS = "messages.turns"
 _INSTRUCTIONS = frozenset({"system", "developer"})
+_ABOUT_TURNS = re.compile(r"roles must alternate", re.IGNORECASE)  # in the templates of Gemma, Llama 2, Mistral
 _ABOUT_SCHEMA = re.compile(r"grammar|pattern|schema|regex", re.IGNORECASE)
 
 
@@ -44,13 +48,19 @@ def after(error: StackError, fields: dict[str, Any], most_repeats: int | None) -
     if _ABOUT_SCHEMA.search(error.message):
         there = _patterns(fields)
         return _dropped(fields, {it for it in there if not compiles(it, most_repeats)} or there)
-    return _one_system(fields) if error.param in (None, "messages") else None
+    if error.param not in (None, "messages"):
+        return None
+    joined = _alternating(fields) if _ABOUT_TURNS.search(error.message) else None
+    return joined or _one_system(fields)
 
 
 def beforehand(model: str, fields: dict[str, Any], unwelcome: Unwelcome) -> list[Concession]:
     """Return what the engine is known to need, each step with the fields of the one before."""
     made: list[Concession] = []
     if unwelcome.has(model, _ROLE, "") and (found := _one_system(fields)):
+        made.append(found)
+        fields = found.fields
+    if unwelcome.has(model, _TURNS, "") and (found := _alternating(fields)):
         made.append(found)
         fields = found.fields
     if unwelcome.has(model, PATTERN, ""):
@@ -120,9 +130,31 @@ def _one_system(fields: dict[str, Any]) -> Concession | None:
     return Concession(fields | {"messages": [*first, *made]}, ((_ROLE, ""),), roles=tuple(changes))
 
 
+def _alternating(fields: dict[str, Any]) -> Concession | None:
+    """Return the request with neighbours of the user's, or of the assistant's, joined. A call stays before its output.
+    None: there are no such neighbours."""
+    made: list[dict[str, Any]] = []
+    for message in fields["messages"]:
+        last = made[-1] if made else {}
+        if (
+            message["role"] in ("user", "assistant")
+            and message["role"] == last.get("role")
+            and "tool_calls" not in last
+        ):
+            thoughts = {
+                name: f"{last[name]}\n\n{message[name]}" for name in REASONING if name in last and name in message
+            }
+            made[-1] = {**last, **message, **thoughts, **_joined([last, message], message["role"])}
+        else:
+            made.append(message)
+    if len(made) == len(fields["messages"]):
+        return None
+    return Concession(fields | {"messages": made}, ((_TURNS, ""),))
+
+
 def _joined(messages: list[dict[str, Any]], role: str) -> dict[str, Any]:
     """Return several messages as one: with one text, or with a list of parts if one of them has parts."""
-    contents = [it["content"] for it in messages]
+    contents = [it["content"] or "" for it in messages]
     if all(isinstance(it, str) for it in contents):
         return {"role": role, "content": "\n\n".join(it for it in contents if it)}
     parts: list[Any] = []

@@ -57,6 +57,7 @@ class Contexts:
         if dialect.counts_by_reading:
             return None
         fields = parameters.read(dialect.name, exchange.kind, exchange.fields).fields
+        fields = {**fields, **(dialect.continues if exchange.prefilled else {})}
         prompt = Prompt(exchange.kind, model, fields, len(exchange.encode(model, fields)))
         try:
             async with asyncio.timeout(COUNT_TIMEOUT):

@@ -54,7 +54,8 @@ async def generate(
     """Ask the engine for an answer by `model`. Returns its reply, a 200 whose head has arrived; the caller closes it.
 
     If the engine refuses a translated request for a field that is only a wish, the request is sent again without the
-    field. If it refuses the roles of the messages or a tool's pattern, the request is sent in another form.
+    field. If it refuses the roles of the messages, their order, or a tool's pattern, the request is sent in another
+    form.
 
     Raises the meaning of the engine's refusal; ContextExceeded for a prompt that the engine would cut; BadRequest for a
     request that has no form for this engine; and what Upstream.post raises.
@@ -119,7 +120,8 @@ class _Question(NamedTuple):
 
     async def ask_translated(self, reading: parameters.Reading, origin: Origin) -> Reply:
         """Ask in the form that the engine is known to need, and in another form after a refusal, if there is one."""
-        upstream, model, fields = self.upstream, self.model, reading.fields
+        upstream, model = self.upstream, self.model
+        fields = {**reading.fields, **(upstream.dialect.continues if self.exchange.prefilled else {})}
         known = tuple(it for it in origin.advice if it in fields and upstream.unwelcome.has(model, it, fields[it]))
         ignored = [*origin.ignored, *(called(it, origin.names) for it in (*reading.ignored, *known))]
         roles = list(reading.roles)

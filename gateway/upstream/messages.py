@@ -1,5 +1,5 @@
 """Messages: write a chat's messages in the form that an engine takes. Each engine's file in gateway.dialects says which
-roles and parts the engine takes. docs/parameters.md shows the tables, and a test compares them.
+roles, parts and fields the engine takes. docs/parameters.md shows the tables, and a test compares them.
 
 A part that an engine would silently drop or change is translated, if that loses nothing.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.dialects import DIALECTS
-from gateway.dialects.dialect import Dialect, PartUse, RoleUse
+from gateway.dialects.dialect import Dialect, PartUse, ReasoningUse, RoleUse
 from gateway.errors import BadRequest
 
 # Each row has a column for each engine. The tables do not say whether a model can see or hear.
@@ -17,6 +17,9 @@ ROLES: dict[str, tuple[RoleUse, ...]] = {
 }
 PARTS: dict[str, tuple[PartUse, ...]] = {
     part: tuple(it.parts[part] for it in DIALECTS.values()) for part in next(iter(DIALECTS.values())).parts
+}
+REASONING: dict[str, tuple[ReasoningUse, ...]] = {
+    name: tuple(it.reasoning[name] for it in DIALECTS.values()) for name in next(iter(DIALECTS.values())).reasoning
 }
 
 
@@ -28,6 +31,7 @@ class _Ways:
     plain: frozenset[str]  # roles that are taken as they are
     texts: frozenset[str]  # parts that become text
     parts: frozenset[str]  # parts that are taken as they are
+    reasoning: dict[str, str]  # fields with reasoning that get another name
     picky: bool  # refuses contents without text, and makes a message of each text part
 
 
@@ -37,6 +41,7 @@ def _ways(dialect: Dialect) -> _Ways:
         plain=frozenset(role for role, use in dialect.roles.items() if use == "taken"),
         texts=frozenset(part for part, use in dialect.parts.items() if use == "as text"),
         parts=frozenset(part for part, use in dialect.parts.items() if use == "taken"),
+        reasoning={name: use.removeprefix("as ") for name, use in dialect.reasoning.items() if use.startswith("as ")},
         picky=dialect.picky_contents,
     )
 
@@ -48,12 +53,15 @@ def read(engine: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages in the form that this engine takes. Raises BadRequest that names a part for which there is
     none."""
     ways = _WAYS[engine]
-    if not ways.roles and not ways.texts:
+    if not ways.roles and not ways.texts and not ways.reasoning:
         return messages
     return [
         # Most messages are plain text of a known role, and need no change.
         it
-        if type(it.get("content")) is str and it["role"] in ways.plain and "tool_calls" not in it
+        if type(it.get("content")) is str
+        and it["role"] in ways.plain
+        and "tool_calls" not in it
+        and ways.reasoning.keys().isdisjoint(it)
         else _message(it, ways, f"messages[{index}]")
         for index, it in enumerate(messages)
     ]
@@ -80,6 +88,10 @@ def _message(message: dict[str, Any], ways: _Ways, where: str) -> dict[str, Any]
             changes["content"] = ""
         if isinstance(calls, list) and any(_lacks_arguments(call) for call in calls):
             changes["tool_calls"] = [_with_arguments(call) if _lacks_arguments(call) else call for call in calls]
+    for name in ways.reasoning.keys() & message.keys():
+        if isinstance(message[name], str):
+            changes[ways.reasoning[name]] = message.get(ways.reasoning[name]) or message[name]
+            message = {key: it for key, it in message.items() if key != name}
     return message | changes if changes else message
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.faces import MESSAGES_API, RESPONSES, Api, events, script
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess, post
-from tests.support.tool_streams import CITY
+from tests.support.tool_streams import CITY, calls, delta
 
 CHAT = "/v1/chat/completions"
 STRICT = {"x-stack-strict": "true"}
@@ -207,6 +207,87 @@ def test_state_that_is_not_kept_is_refused_by_its_field(http: httpx.Client, fake
     assert fake.asked(CHAT) == []
 
 
+def test_a_request_for_no_answer_is_refused(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    fakes["vllm"].set()
+    wrong = {
+        "prompt_cache_options.prewarm": {"prompt_cache_options": {"prewarm": True}},
+        "generate": {"generate": False},
+    }
+    for field, asks in wrong.items():
+        answer = http.post(RESPONSES.path, json=RESPONSES.body(model="vllm", **asks))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+        assert field in answer.json()["error"]["message"]
+    assert fakes["vllm"].asked(CHAT) == []
+    ask(http, RESPONSES, RESPONSES.body(model="vllm", prompt_cache_options={"prewarm": False}, generate=True))
+    assert fakes["vllm"].asked(CHAT)[0]["body"].keys().isdisjoint({"prompt_cache_options", "generate"})
+
+
+@pytest.mark.usefixtures("fake")
+@FORMS
+@EACH
+def test_white_space_between_reasoning_and_a_call_is_no_message(http: httpx.Client, engine: str, stream: bool) -> None:
+    text = says(thinks=["\n", "Hm."], pieces=["\n", "\n"], calls=CALL)
+    output = told(http, RESPONSES, engine, text, stream=stream, tools=[FLAT])["output"]
+    assert [it["type"] for it in output] == ["reasoning", "function_call"]
+    text = says(thinks=["Hm."], pieces=["\n", "\n", "Yes."])
+    output = told(http, RESPONSES, engine, text, stream=stream)["output"]
+    assert [it["content"][0]["text"] for it in output] == ["Hm.", "\n\nYes."]
+
+
+@pytest.mark.parametrize("api", [RESPONSES, MESSAGES_API], ids=["responses", "messages"])
+def test_white_space_within_a_call_does_not_end_it(http: httpx.Client, api: Api) -> None:
+    head, *rest = json.loads(calls('{"city"', ':"Rome"}').removeprefix("script:"))
+    text = script(head, *rest[:2], delta({"content": "\n"}), *rest[2:])
+    tools = {"responses": [FLAT], "messages": [WEATHER]}[api.name]
+    answer = told(http, api, "vllm", text, stream=True, tools=tools)
+    (call,) = answer["output"] if api is RESPONSES else answer["content"]
+    assert (call["arguments"] if api is RESPONSES else json.dumps(call["input"])).replace(" ", "") == '{"city":"Rome"}'
+
+
+def test_a_reference_to_unknown_reasoning_is_left_out_and_any_other_says_what_to_do(
+    http: httpx.Client, fakes: dict[str, FakeEngine]
+) -> None:
+    """Vercel's SDK sends references unless it is told that nothing is stored."""
+    fakes["vllm"].set()
+    output = {"type": "function_call_output", "call_id": "c", "output": "x"}
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"type": "item_reference", "id": "rs_x_0"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        output,
+    ]
+    answer = ask(http, RESPONSES, {"model": "vllm", "input": turns})
+    assert answer.headers["x-stack-ignored-params"] == "input.item_reference"
+    sent = fakes["vllm"].asked(CHAT)[0]["body"]["messages"]
+    assert [it["role"] for it in sent] == ["user", "assistant", "tool"]
+    turns.insert(1, {"type": "item_reference", "id": "msg_x_0"})
+    refused = http.post(RESPONSES.path, json={"model": "vllm", "input": turns})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "input[1].id")
+    assert "providerOptions: { openai: { store: false } }" in error["message"]
+    assert "STACK_RESPONSES_DAYS" in error["message"]
+
+
+def test_fields_that_tell_where_a_call_came_from_ask_for_nothing(http: httpx.Client) -> None:
+    turns: dict[str, Any] = {
+        "responses": [
+            {"type": "function_call", "call_id": "c", "name": "f", "namespace": "n", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "name": "f", "namespace": "n", "output": "x"},
+        ],
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}, "caller": {"type": "direct"}}],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "x"}]},
+        ],
+    }
+    for api, field in ((RESPONSES, "input"), (MESSAGES_API, "messages")):
+        answer = ask(http, api, api.body(model="vllm") | {field: turns[api.name]}, headers=STRICT)
+        assert "x-stack-ignored-params" not in answer.headers
+
+
 # -- Messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -288,3 +369,27 @@ def test_a_tool_choice_is_held_to(http: httpx.Client, engine: str) -> None:
 def test_frames_without_a_space_behind_data_are_read(http: httpx.Client, engine: str) -> None:
     message = told(http, MESSAGES_API, engine, says(pieces=["one", " two"], bare=True), stream=True)
     assert message["content"] == [{"type": "text", "text": "one two"}]
+
+
+def test_a_summary_of_a_conversation_is_text_to_the_engine(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
+    fakes["vllm"].set()
+    block = {"type": "compaction", "content": "We greeted.", "encrypted_content": "x", "signature": "y"}
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": [block, {"type": "text", "text": "Yes."}]},
+        {"role": "assistant", "content": [block | {"content": None}, {"type": "text", "text": "And."}]},
+        {"role": "user", "content": "Go on."},
+    ]
+    answer = ask(http, MESSAGES_API, MESSAGES_API.body(model="vllm") | {"messages": turns}, headers=STRICT)
+    assert "x-stack-ignored-params" not in answer.headers
+    sent = fakes["vllm"].asked(CHAT)[0]["body"]["messages"]
+    assert [it["content"] for it in sent] == ["Hello", "We greeted.\n\nYes.", "And.", "Go on."]
+
+
+def test_a_block_that_an_assistant_cannot_have_is_refused_with_those_that_it_can(http: httpx.Client) -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+    turns = [{"role": "assistant", "content": [image]}, {"role": "user", "content": "Hello"}]
+    answer = http.post(MESSAGES_API.path, json=MESSAGES_API.body(model="vllm") | {"messages": turns})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message.startswith("'messages[0].content[0].type' must be one of text, thinking, tool_use")

@@ -49,7 +49,7 @@ def http(before_all: GatewayProcess) -> Iterator[httpx.Client]:
 def fake(fakes: dict[str, FakeEngine], engine: str) -> Iterator[FakeEngine]:
     fakes[engine].set()
     yield fakes[engine]
-    fakes[engine].set(one_system=False, anchored=False)
+    fakes[engine].set(one_system=False, alternating=False, anchored=False)
 
 
 def body(api: Api, engine: str, turns: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -123,6 +123,69 @@ def test_a_system_message_in_the_midst_stays_in_its_place_or_becomes_the_users(
     assert [it["type"] for it in asked(fake)[-1][0]["content"]] == ["image_url", "text"]
     plain = http.post(MESSAGES_API.path, json=MESSAGES_API.body(model=engine, system="rules"))
     assert (plain.status_code, plain.headers.get(ROLES)) == (200, None)
+
+
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+TURNS: dict[str, list[dict[str, Any]]] = {
+    "responses": [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "Hm."},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "So."}]},
+        {"role": "assistant", "content": "I do."},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": PICTURE}]},
+        {"role": "user", "content": "And?"},
+    ],
+    "messages": [
+        {"role": "user", "content": "Look"},
+        {"role": "user", "content": "here."},
+        {"role": "assistant", "content": "Hm."},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "x"}]},
+        {"role": "user", "content": "And?"},
+    ],
+}
+JOINED: dict[str, list[tuple[str, Any]]] = {
+    "responses": [
+        ("user", "Look."),
+        ("assistant", "Hm.\n\nI do."),
+        ("tool", ""),
+        (
+            "user",
+            [
+                {"type": "text", "text": "The images that the tools returned:"},
+                {"type": "image_url", "image_url": {"url": PICTURE}},
+                {"type": "text", "text": "And?"},
+            ],
+        ),
+    ],
+    "messages": [
+        ("user", "Look\n\nhere."),
+        ("assistant", "Hm."),
+        ("tool", "x"),
+        ("user", "And?"),
+    ],
+}
+
+
+@EACH
+def test_messages_in_a_row_of_one_role_are_joined_for_a_template_that_refuses_them(
+    http: httpx.Client, fake: FakeEngine, engine: str
+) -> None:
+    for number, api in enumerate(APIS.values()):
+        request = body(api, engine, TURNS[api.name])
+        fake.set(alternating=True)
+        if not number:
+            assert http.post(api.path, json=request, headers=STRICT).status_code == 400
+            fake.set(alternating=True)
+        answers = [http.post(api.path, json=request | {"stream": stream}) for stream in (False, True)]
+        assert [it.status_code for it in answers] == [200, 200], answers[0].text
+        assert len(asked(fake)) == (2 if number else 3)  # it is remembered
+        sent = asked(fake)[-1]
+        assert [(it["role"], it["content"]) for it in sent] == JOINED[api.name]
+        assert [it["id"] for it in sent[1]["tool_calls"]] == ["c"]
+        thought = sent[1].get("reasoning" if engine == "ollama" else "reasoning_content")
+        assert thought == ("So." if api is RESPONSES else None)
 
 
 GREP = {

@@ -7,9 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.faces import APIS, MESSAGES_API, Api
+from tests.support import judges
+from tests.support.faces import APIS, MESSAGES_API, RESPONSES, Api, events, script, text_of
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess
+from tests.support.tool_streams import CITY, calls_at_0
 
 CHAT = "/v1/chat/completions"
 BOTH = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
@@ -79,6 +81,110 @@ def test_a_large_body_is_read_beside_the_event_loop_and_answered(
     assert answer.status_code == 200
     assert words in str(asked(fakes["llamacpp"])[-1]["messages"])
     fakes["llamacpp"].set(context=1000)
+
+
+# -- reasoning --------------------------------------------------------------------------------------------------------
+
+THOUGHT: dict[str, dict[str, Any]] = {
+    "responses": {
+        "input": [
+            {"role": "user", "content": "x"},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "y"},
+        ]
+    },
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "x"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+                    {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+                ],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "y"}]},
+        ]
+    },
+}
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+def test_reasoning_in_a_conversation_reaches_the_engine(
+    http: httpx.Client, fakes: dict[str, FakeEngine], api: Api, engine: str
+) -> None:
+    fakes[engine].set()
+    answer = http.post(api.path, json=api.body(model=engine) | THOUGHT[api.name])
+    assert answer.status_code == 200, answer.text
+    (_, message, _) = asked(fakes[engine])[-1]["messages"]
+    assert message["reasoning" if engine == "ollama" else "reasoning_content"] == "Hm."
+    assert message["tool_calls"][0]["function"]["name"] == "f"
+
+
+@pytest.mark.parametrize("refused_first", [False, True])
+def test_a_refusal_and_a_text_around_a_call_both_reach_the_engine(
+    http: httpx.Client, fakes: dict[str, FakeEngine], refused_first: bool
+) -> None:
+    said: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "A"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    ]
+    parts = [{"type": "text", "text": "A"}, {"type": "refusal", "refusal": "no"}]
+    order = slice(None, None, -1 if refused_first else 1)
+    before, after = said[order]
+    call, output = THOUGHT["responses"]["input"][2:]
+    fakes["vllm"].set()
+    answer = http.post(RESPONSES.path, json=RESPONSES.body(model="vllm") | {"input": [before, call, after, output]})
+    assert answer.status_code == 200, answer.text
+    assert asked(fakes["vllm"])[-1]["messages"][0]["content"] == parts[order]
+
+
+# -- calls ------------------------------------------------------------------------------------------------------------
+
+WEATHER: dict[str, dict[str, Any]] = {
+    "responses": {"tools": [{"type": "function", "name": "weather", "strict": False, "parameters": CITY}]},
+    "messages": {"tools": [{"name": "weather", "input_schema": CITY}]},
+}
+DEMAND: dict[str, dict[str, Any]] = {
+    "responses": {"tool_choice": "required"},
+    "messages": {"tool_choice": {"type": "any"}},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("demanded", [False, True])
+def test_calls_that_all_have_the_index_0_are_told_apart(http: httpx.Client, api: Api, demanded: bool) -> None:
+    more = WEATHER[api.name] | (DEMAND[api.name] if demanded else {})
+    answer = http.post(api.path, json=api.body(script(*calls_at_0()), model="vllm", stream=True, **more))
+    told = events(answer.text)
+    said = judges.message_stream(told) if api is MESSAGES_API else judges.response_stream(told)
+    assert said.calls == (("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})), answer.text
+
+
+# -- a beginning of the answer ----------------------------------------------------------------------------------------
+
+STOP = {"responses": {"stop": ["x"]}, "messages": {"stop_sequences": ["x"]}}
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_holds_what_follows_its_beginning_and_all_of_that(
+    http: httpx.Client, fakes: dict[str, FakeEngine], api: Api, engine: str, stream: bool
+) -> None:
+    """llama.cpp repeats the beginning in a blocking answer. With `stop`, it is not asked for a stream instead."""
+    turns = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one"}]
+    fakes[engine].set()
+    for more in ({}, STOP[api.name]):
+        asks = {"messages" if api is MESSAGES_API else "input": turns, "stream": stream}
+        answer = http.post(api.path, json=api.body(model=engine, **more) | asks)
+        told = answer.json() if not stream else {}
+        whole = told.get("content") or told.get("output", [{"content": None}])[0]["content"]
+        assert (text_of(events(answer.text)) if stream else whole[0]["text"]) == "one two three", answer.text
+    continues = [(it.get("continue_final_message"), it.get("add_generation_prompt")) for it in asked(fakes[engine])]
+    assert continues == [(True, False) if (api.name, engine) == ("messages", "vllm") else (None, None)] * 2
 
 
 # -- wishes -----------------------------------------------------------------------------------------------------------

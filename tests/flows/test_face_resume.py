@@ -93,6 +93,20 @@ def test_a_stream_of_each_api_cut_at_any_event_is_whole(at: Setting, api: Api, d
         assert told == (api.name, "finished", 0 if cut == [1] and empty else len(cut)), cut  # nothing to go on with
 
 
+@pytest.mark.parametrize("dialect", ENGINES)
+def test_a_stream_that_goes_on_with_the_callers_beginning_is_whole(at: Setting, dialect: str) -> None:
+    pieces = ["ha", "ha", "!", " Well", "."]
+    for cut in (3, 5):
+        what = {"dialect": dialect, "pieces": pieces, "cuts": [cut], "prefix": "ha"}
+        text = telling(user=uuid4().hex, script=[["answer", what]])
+        body = MESSAGES_API.body(text, model=dialect, stream=True, temperature=0)
+        body["messages"].append({"role": "assistant", "content": "ha"})
+        answer = post(at.client, MESSAGES_API.path, json=body)
+        assert said(MESSAGES_API, answer).text == "haha! Well.", (cut, answer.text)
+        *_, finished = (it for it in at.gateway.lines(answer.headers["x-request-id"]) if "outcome" in it)
+        assert (finished["outcome"], finished["resumes"]) == ("finished", 1)
+
+
 @pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 def test_a_resume_is_counted_in_the_usage_and_the_metrics(at: Setting, api: Api) -> None:
     before = scrape(at.metrics)

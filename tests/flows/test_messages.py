@@ -94,6 +94,24 @@ def test_llamacpp_gets_a_refusal_as_text(http: httpx.Client, fakes: dict[str, Fa
     assert got(http, fakes["llamacpp"], "chat", "llamacpp", messages=[said])["messages"] == [becomes]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_of_an_earlier_answer_has_the_name_that_the_engine_reads(
+    http: httpx.Client, fakes: dict[str, FakeEngine], engine: str, name: str
+) -> None:
+    reads = {"ollama": "reasoning", "vllm": name, "llamacpp": "reasoning_content"}[engine]
+    said = [user("x"), {"role": "assistant", "content": "y"}, user("z")]
+    sent = [said[0], said[1] | {name: "Hm."}, said[2]]
+    assert got(http, fakes[engine], "chat", engine, messages=sent)["messages"] == [
+        said[0],
+        said[1] | {reads: "Hm."},
+        said[2],
+    ]
+    if engine != "vllm":  # a client that sends both
+        both = [said[1] | {"reasoning": "Hm.", "reasoning_content": "Hm."}, said[2]]
+        assert got(http, fakes[engine], "chat", engine, messages=both)["messages"][0] == said[1] | {reads: "Hm."}
+
+
 OLLAMA_REFUSES: dict[str, tuple[Kind, dict[str, Any], str]] = {
     "a file": (
         "chat",

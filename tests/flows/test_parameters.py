@@ -16,7 +16,7 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 
 from gateway.dialects import DIALECTS
 from gateway.endpoints import Kind
-from gateway.upstream.messages import PARTS, ROLES
+from gateway.upstream.messages import PARTS, REASONING, ROLES
 from gateway.upstream.parameters import EXTRAS, TABLES
 from tests.support.fakes.dialects import ENGINES
 from tests.support.parameters import NAMED, PATHS, STRICT, TOOL, ask, reported, sample
@@ -177,6 +177,7 @@ def test_the_documentation_has_the_same_tables() -> None:
         assert shown(f"### at `{path}`") == {name: list(uses) for name, uses in EXTRAS[kind].items()}
     assert shown("### Roles") == {name: list(uses) for name, uses in ROLES.items()}
     assert shown("### Parts of a content") == {name: list(uses) for name, uses in PARTS.items()}
+    assert shown("### Reasoning of an earlier answer") == {name: list(uses) for name, uses in REASONING.items()}
 
 
 def shown(heading: str) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from tests.support.processes import (
     text_of,
     wait_for,
 )
+from tests.support.tool_streams import CITY, calls_at_0
 
 CHAT = "/v1/chat/completions"
 
@@ -126,6 +127,27 @@ def test_the_pieces_of_a_tool_call_without_an_index_are_one_call(before_all: Gat
     ]
     calls = [it["choices"][0]["delta"]["tool_calls"][0]["index"] for it in chunks[:4]]
     assert calls == [0, 0, 0, 1]
+
+
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
+ASKED: dict[str, dict[str, Any]] = {
+    "left alone": {},
+    "a demanded call": {"tool_choice": "required"},
+    "a strict function": {"tools": [{"type": "function", "function": TOOL["function"] | {"strict": True}}]},
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_calls_that_all_have_the_index_0_are_told_apart_by_their_ids(before_all: GatewayProcess, what: str) -> None:
+    body = {"model": "vllm", "messages": MESSAGES, "script": calls_at_0(), "tools": [TOOL], "stream": True}
+    with before_all.client() as client:
+        chunks = events(client.post(CHAT, json=body | ASKED[what]).text)
+    found: dict[int, list[str]] = {}
+    for chunk in chunks[:-1]:
+        for piece in chunk["choices"][0]["delta"].get("tool_calls", ()) if chunk["choices"] else ():
+            made = found.setdefault(piece["index"], [piece.get("id"), ""])
+            made[1] += piece["function"]["arguments"]
+    assert found == {0: ["Oslo", '{"city":"Oslo"}'], 1: ["Rome", '{"city":"Rome"}']}, chunks
 
 
 JSON = '{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}'

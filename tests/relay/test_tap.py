@@ -141,6 +141,20 @@ NUMBERED = {
     "two calls by name": ([begins("f"), goes_on(), begins("g"), goes_on()], [0, 0, 1, 1]),
     "the name after the id": ([call(id="1", type="function"), begins("f"), goes_on()], [0, 0, 0]),
     "an index that is null": ([begins("f", "1", index=None), goes_on(index=None)], [0, 0]),
+    "the index 0 for each call": (
+        [begins("f", "1", index=0), goes_on(index=0), begins("g", "2", index=0), goes_on(index=0)],
+        [0, 0, 1, 1],
+    ),
+    "the index 0, and the id and the name in every piece": (
+        [begins("f", "1", index=0), begins("f", "1", index=0), begins("f", "2", index=0), begins("f", "2", index=0)],
+        [0, 0, 1, 1],
+    ),
+    "the index 0 again": (
+        [begins("f", "1", index=0), begins("g", "2", index=0), begins("h", "3", index=1), goes_on(index=1)],
+        [0, 1, 2, 2],
+    ),
+    "one id for several calls": ([begins("f", "1", index=0), begins("g", "1", index=1), goes_on(index=1)], [0, 1, 1]),
+    "the id after the name": ([begins("f", index=0), begins("f", "1", index=0), goes_on(index=0)], [0, 0, 0]),
     "an index at the first piece only": ([begins("f", "1", index=0), goes_on()], [0, 0]),
 }
 

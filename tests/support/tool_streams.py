@@ -15,5 +15,15 @@ def calls(*pieces: str) -> str:
     return script(["role"], *told, *[["finish", "tool_calls"], *END[1:]])
 
 
+def calls_at_0() -> list[list[Any]]:
+    """The steps of a stream with two calls of the tool, both with the index 0."""
+    told = []
+    for city in ("Oslo", "Rome"):
+        function = {"name": "weather", "arguments": '{"city":'}
+        told.append(delta({"tool_calls": [{"index": 0, "id": city, "type": "function", "function": function}]}))
+        told.append(delta({"tool_calls": [{"index": 0, "function": {"arguments": f'"{city}"}}'}}]}))
+    return [["role"], *told, ["finish", "tool_calls"], *END[1:]]
+
+
 def delta(fields: dict[str, Any]) -> list[Any]:
     return ["event", {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}]

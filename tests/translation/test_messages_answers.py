@@ -203,15 +203,6 @@ def test_ids_of_calls_are_the_engines_where_a_client_may_use_them_and_unlike_eac
     assert [it["id"] for it in writer().whole(completion(pieces))["content"]] == ids
 
 
-def test_calls_without_numbers_or_all_with_the_number_0_are_told_apart() -> None:
-    first, second = piece(0, '{"a":1}', id="c1", name="x"), piece(0, '{"b":2}', id="c2", name="y")
-    bare = [json.loads(json.dumps(it).replace('"index": 0, "function"', '"function"')) for it in (first, second)]
-    assert "index" not in bare[0]["choices"][0]["delta"]["tool_calls"][0]
-    for pieces in ([first, second], bare):
-        content = summed(streamed([*pieces, chunk("tool_calls", USAGE)]))["content"]
-        assert [(it["name"], it["input"]) for it in content] == [("x", {"a": 1}), ("y", {"b": 2})]
-
-
 def test_a_name_that_comes_late_opens_its_block_with_all_arguments_so_far() -> None:
     pieces = [piece(0, '{"a"', id="c1"), piece(0, ":1", name="x"), piece(0, "}"), chunk("tool_calls", USAGE)]
     assert summed(streamed(pieces))["content"] == [{"type": "tool_use", "id": "c1", "name": "x", "input": {"a": 1}}]
@@ -237,12 +228,6 @@ def test_a_call_that_no_event_can_express_is_an_honest_error(pieces: list[dict[s
 def test_a_blocking_answer_that_is_none_is_an_honest_error(answer: dict[str, Any]) -> None:
     with pytest.raises(EngineError):
         writer().whole(answer)
-
-
-def test_a_beginning_that_the_engine_repeats_is_not_told_again() -> None:
-    answer = {"choices": [{"message": {"content": '{"a": 1}'}, "finish_reason": "stop"}], "usage": USAGE}
-    assert writer(beginning='{"a"').whole(answer)["content"] == [{"type": "text", "text": ": 1}"}]
-    assert writer(beginning="other").whole(answer)["content"] == [{"type": "text", "text": '{"a": 1}'}]
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)

@@ -222,31 +222,6 @@ def test_arguments_in_one_piece_are_told_as_delta_and_done() -> None:
     assert [it.get("delta", it.get("arguments")) for it in told] == ['{"city":"Bern"}'] * 2
 
 
-def test_pieces_of_a_call_without_index_are_one_call() -> None:
-    pieces = [call(0, "weather", '{"city":', "call_a"), call(0, None, '"Bern"}')]
-    for it in pieces:
-        del it["choices"][0]["delta"]["tool_calls"][0]["index"]
-    output = streamed(asked(tools=TOOLS), [*pieces, chunk("tool_calls")])[-1]["response"]["output"]
-    assert [it["arguments"] for it in output] == ['{"city":"Bern"}']
-
-
-def test_calls_that_all_have_the_number_0_are_told_apart_by_their_ids() -> None:
-    chunks = [
-        call(0, "weather", '{"city":"Bern"}', "call_a"),
-        call(0, "mcp__lab__look_up", '{"y":', "call_b"),
-        call(0, None, "2"),
-        call(0, "mcp__lab__look_up", "}", "call_b"),  # some engines repeat both in every piece
-        call(1, "weather", "{}", "call_c"),
-        chunk("tool_calls"),
-    ]
-    output = streamed(asked(tools=TOOLS), chunks)[-1]["response"]["output"]
-    assert [(it["name"], it["call_id"], it["arguments"]) for it in output] == [
-        ("weather", "call_a", '{"city":"Bern"}'),
-        ("look_up", "call_b", '{"y":2}'),
-        ("weather", "call_c", "{}"),
-    ]
-
-
 def test_a_call_without_id_gets_one_of_its_own() -> None:
     output = streamed(asked(tools=TOOLS), [call(0, "weather", "{}"), call(1, "weather", "{}"), chunk("tool_calls")])
     ids = [it["call_id"] for it in output[-1]["response"]["output"]]

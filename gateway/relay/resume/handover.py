@@ -166,7 +166,7 @@ def _continued(
     elif not exchange.endpoint.chats:
         fields[exchange.endpoint.content] += text
     elif text or beside:
-        fields |= {**dialect.continues, "messages": _with_message(fields, text, first, beside or {})}
+        fields |= {**dialect.continues, "messages": _with_message(exchange, text, first, beside or {})}
     return Handover(
         exchange=exchange.having(fields),
         way="raw" if raw else "message",
@@ -191,9 +191,10 @@ def _within_limits(fields: dict[str, Any], made: int, given: int) -> tuple[dict[
     return fields, left
 
 
-def _with_message(fields: dict[str, Any], text: str, first: Dialect, beside: dict[str, str]) -> list[Any]:
-    *before, last = fields["messages"]
-    if last["role"] == "assistant" and (not first.continues or fields.get("continue_final_message") is True):
+def _with_message(exchange: Exchange, text: str, first: Dialect, beside: dict[str, str]) -> list[Any]:
+    fields, (*before, last) = exchange.fields, exchange.fields["messages"]
+    goes_on = exchange.prefilled or fields.get("continue_final_message") is True or not first.continues
+    if last["role"] == "assistant" and goes_on:
         return [*before, last | {"content": last["content"] + text}]  # the answer goes on with the caller's own words
     return [*before, last, {"role": "assistant", "content": text, **beside}]
 

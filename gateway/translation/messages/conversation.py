@@ -20,8 +20,10 @@ BILLING = "x-anthropic-billing-header:"
 _ROLES = ("user", "assistant", "system")
 _IN_MESSAGE = frozenset({"role", "content"})
 _IN_THINKING = frozenset({"thinking", "signature"})
-_IN_CALL = frozenset({"id", "name", "input"})
-_IN_RESULT = frozenset({"tool_use_id", "content", "is_error"})
+# `caller` and `toolset_name` tell how the call came about, and ask for nothing
+_IN_CALL = frozenset({"id", "name", "input", "caller", "toolset_name"})
+_IN_RESULT = frozenset({"tool_use_id", "content", "is_error", "toolset_name"})
+_IN_COMPACTION = frozenset({"content", "encrypted_content", "signature"})
 _ENCRYPTED = "redacted_thinking"  # only the service that wrote it can read it
 
 
@@ -31,12 +33,6 @@ class Conversation:
 
     messages: list[dict[str, Any]]
     used: tuple[str, ...]
-
-    @property
-    def beginning(self) -> str:
-        """The text of a last assistant message, which the answer continues; empty if there is none."""
-        last = self.messages[-1]
-        return str(last["content"]) if last["role"] == "assistant" and "tool_calls" not in last else ""
 
 
 def read_conversation(system: Any, messages: Any, notes: Notes) -> Conversation:
@@ -142,8 +138,16 @@ def _assistant(content: Any, where: str, used: dict[str, None], notes: Notes) ->
         elif kind == "thinking":
             notes.unknown(block, _IN_THINKING, "messages.content", path)
             thoughts.append(text(block.get("thinking"), f"{path}.thinking"))
+        elif kind == "compaction":
+            told.append(_summary(block, path, notes))
         elif type(kind) is str and _is_foreign(kind):
             notes.ignore("messages.content", path)
+        elif kind != "text":
+            raise BadRequest(
+                f"'{path}.type' must be one of text, thinking, tool_use, redacted_thinking or compaction in an"
+                " assistant's message.",
+                param=f"{path}.type",
+            )
         else:
             told.append(blocks.only_text([block], where, notes, first=index))
     message: dict[str, Any] = {"role": "assistant", "content": blocks.SEPARATOR.join(it for it in told if it)}
@@ -152,6 +156,14 @@ def _assistant(content: Any, where: str, used: dict[str, None], notes: Notes) ->
     if calls:
         message["tool_calls"] = calls
     return [message]
+
+
+def _summary(block: dict[str, Any], where: str, notes: Notes) -> str:
+    """Return the summary that Anthropic's service wrote of the conversation before this block. What it stands for is
+    kept, too. It is null if there was none."""
+    notes.unknown(block, _IN_COMPACTION, "messages.content", where)
+    summary = block.get("content")
+    return "" if summary is None else text(summary, f"{where}.content")
 
 
 def _call(block: dict[str, Any], where: str, notes: Notes) -> dict[str, Any]:

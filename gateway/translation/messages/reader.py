@@ -74,9 +74,7 @@ def read(body: dict[str, Any], *, request_id: str, now: int, counting: bool = Fa
     stream = a_flag(body.get("stream"), "stream") and not counting
     if stream:
         chat |= {"stream": True, "stream_options": {"include_usage": True}}
-    writer = Writer(
-        request_id=request_id, model=model, max_tokens=limit, stops=tuple(stops), beginning=conversation.beginning
-    )
+    writer = Writer(request_id=request_id, model=model, max_tokens=limit, stops=tuple(stops))
     return Asked(chat, stream, writer, notes.ignored, ("reasoning_effort",) if effort is not None else ())
 
 

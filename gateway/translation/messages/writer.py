@@ -47,17 +47,13 @@ _EMPTY: dict[_Kind, dict[str, Any]] = {
 
 
 class Writer:
-    """Write one answer. `max_tokens` and `stops` are the request's. `beginning` is the text of its last assistant
-    message, which a blocking answer of llama.cpp repeats, and a message does not. One request uses it once."""
+    """Write one answer. `max_tokens` and `stops` are the request's. One request uses it once."""
 
-    def __init__(
-        self, *, request_id: str, model: str, max_tokens: int | None, stops: tuple[str, ...] = (), beginning: str = ""
-    ) -> None:
+    def __init__(self, *, request_id: str, model: str, max_tokens: int | None, stops: tuple[str, ...] = ()) -> None:
         self._request_id = request_id
         self._model = model
         self._max_tokens = max_tokens
         self._stops = stops
-        self._beginning = beginning
         self._index = -1  # the index of the last block that was opened
         self._open: _Kind | None = None
         self._delta = b""  # the start of the open block's events
@@ -133,7 +129,7 @@ class Writer:
         thought = text_of(answer.get("reasoning_content") or answer.get("reasoning"))
         refusal = text_of(answer.get("refusal"))
         self._refused = refusal != ""
-        said = text_of(answer.get("content")).removeprefix(self._beginning) + refusal
+        said = text_of(answer.get("content")) + refusal
         blocks: list[dict[str, Any]] = []
         if thought.strip():
             blocks.append({"type": "thinking", "thinking": thought, "signature": SIGNATURE})
@@ -175,10 +171,9 @@ class Writer:
         function = function_of(call)
         named, given, number = function.get("name"), call.get("id"), call.get("index")
         arguments = text_of(function.get("arguments"))
-        if number is None:  # some engines leave out the number, and a piece with a name begins a call
-            number = len(self._calls) if named or not self._calls else self._calls[-1]
-        # An engine may give every call the number 0 and a different id.
-        if number not in self._calls or (named and given and given != self._given):
+        if type(number) is not int:  # gateway.relay.tool_calls gives every piece one
+            raise EngineError(UNREADABLE)
+        if number not in self._calls:
             if self._pending is not None:
                 raise EngineError("The engine called a tool without naming it.")
             self._calls.append(number)

@@ -34,6 +34,7 @@ IGNORED: dict[str, str] = {
 REFUSED: dict[str, str] = {
     "conversation": "Conversations are not kept here. Use 'previous_response_id', or send all items in 'input'.",
     "background": "Answers are not made in the background here. Leave it out, and set 'stream' for a long answer.",
+    "generate": "Nothing is prepared here without an answer. Leave it out.",
     "prompt": "Prompt templates of OpenAI's platform do not exist here. Send their text in 'instructions'.",
     "messages": "It belongs to /v1/chat/completions. Use 'input'.",
     "max_tokens": "It belongs to /v1/chat/completions. Use 'max_output_tokens'.",
@@ -48,7 +49,7 @@ REFUSED: dict[str, str] = {
     "n": "This API makes one answer per request.",
 }
 # What the value of a refused field may be because it then asks for nothing. Null may stand for all.
-HARMLESS: dict[str, Any] = {"background": False, "n": 1}
+HARMLESS: dict[str, Any] = {"background": False, "generate": True, "n": 1}
 READ = frozenset(
     {"model", "input", "instructions", "stream", "max_output_tokens", "temperature", "top_p", "top_logprobs", "include"}
     | {

@@ -29,7 +29,7 @@ _KEYS = {
         {"type", "id", "call_id", "name", "namespace", "arguments", "status", "caller", "async"}
     ),
     "custom_tool_call": frozenset({"type", "id", "call_id", "name", "namespace", "input", "status", "caller", "async"}),
-    "function_call_output": frozenset({"type", "id", "call_id", "output", "status", "caller"}),
+    "function_call_output": frozenset({"type", "id", "call_id", "name", "namespace", "output", "status", "caller"}),
     "custom_tool_call_output": frozenset({"type", "id", "call_id", "output", "status", "caller"}),
 }
 
@@ -53,7 +53,7 @@ class History:
             kind = "message"
         kind = name(kind, f"{where}.type")
         if (known := _KEYS.get(kind)) is None:
-            self._other(kind, where)
+            self._other(kind, item, where)
             return
         self._ignored.unknown(item, known, "input[]")
         if not kind.endswith("_output"):
@@ -92,8 +92,7 @@ class History:
             return
         # Text after a call: templates expect the call's output right after the message with the call
         self._think(answer)
-        before = answer["content"]
-        answer["content"] = f"{before}\n\n{text}" if before and isinstance(before, str) and text else before or text
+        answer["content"] = _joined(answer["content"], text)
 
     def _call(self, item: dict[str, Any], where: str, arguments: str) -> None:
         call_id = name(item.get("call_id"), f"{where}.call_id")
@@ -116,13 +115,16 @@ class History:
         self._messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
         self._images += images
 
-    def _other(self, kind: str, where: str) -> None:
-        if kind in _HOSTED:
+    def _other(self, kind: str, item: dict[str, Any], where: str) -> None:
+        lost = kind == "item_reference"
+        if kind in _HOSTED or (lost and str(item.get("id")).startswith("rs_")):  # reasoning, without which it goes on
             self._ignored.add(f"input.{kind}")
             return
-        if kind == "item_reference":
+        if lost:
             raise BadRequest(
-                f"'{where}.id' refers to an item that this gateway has not stored. Send the item itself.",
+                f"'{where}.id' refers to an item that this gateway has not stored. Send the item itself. Vercel's AI"
+                " SDK does that with `providerOptions: { openai: { store: false } }`. Or ask the operator to set"
+                " STACK_RESPONSES_DAYS, with which the gateway stores items.",
                 param=f"{where}.id",
             )
         raise BadRequest(
@@ -157,6 +159,16 @@ class History:
             told = {"type": "text", "text": "The images that the tools returned:"}
             self._messages.append({"role": "user", "content": [told, *self._images]})
             self._images = []
+
+
+def _joined(before: str | list[dict[str, Any]] | None, more: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return two contents of one message as one: a text, or a list of parts if one of them has parts."""
+    if not before or not more:
+        return before or more
+    if isinstance(before, str) and isinstance(more, str):
+        return f"{before}\n\n{more}"
+    both = ([{"type": "text", "text": it}] if isinstance(it, str) else it for it in (before, more))
+    return [part for parts in both for part in parts]
 
 
 def _reasoning(item: dict[str, Any], where: str) -> str:

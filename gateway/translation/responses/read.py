@@ -158,6 +158,13 @@ def _refuse(body: dict[str, Any], *, stores: bool) -> None:
     for field in body.keys() - KNOWN:
         if field.lower() in READ or field.lower() in BOOKKEEPING:
             raise BadRequest(f"'{field[:64]}' must be written '{field.lower()}'.", param=field[:64])
+    options = body.get("prompt_cache_options")
+    if type(options) is dict and options.get("prewarm"):
+        raise BadRequest(
+            "'prompt_cache_options.prewarm' cannot be used at /v1/responses. Every request here makes an answer. Leave"
+            " it out.",
+            param="prompt_cache_options.prewarm",
+        )
     if body.get("metadata") is not None:
         for key, value in mapping(body["metadata"], "metadata").items():
             string(value, f"metadata.{key[:64]}")

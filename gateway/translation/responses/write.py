@@ -42,6 +42,9 @@ class ResponseWriter:
         self._items: list[Item] = []  # the items that have begun, in order
         self._open: Item | None = None
         self._text: Message | None = None  # the open item if text is being added to it
+        # White space that may begin an item, if more follows: of a message, with its log probabilities; of reasoning
+        self._held: tuple[str, list[dict[str, Any]]] = ("", [])
+        self._held_thought = ""
         self._calls: dict[int, Call | None] = {}  # by the index in chat's deltas; None: it has no name yet
         self._early: dict[int, list[tuple[Any, str]]] = {}  # ids and arguments of calls that have no name yet
         self._finish: str | None = None
@@ -164,9 +167,7 @@ class ResponseWriter:
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
             self._thought(_string(thought))
         if content := delta.get("content"):
-            text, judged = _string(content), _judged(logprobs)
-            message = self._message()
-            self._out.append(message.write_judged(text, judged) if judged else message.write("output_text", text))
+            self._say(_string(content), _judged(logprobs))
         if refusal := delta.get("refusal"):
             text = _string(refusal)
             self._out.append(self._message().write("refusal", text))
@@ -176,10 +177,25 @@ class ResponseWriter:
     def _thought(self, text: str) -> None:
         item = self._open
         if not isinstance(item, Reasoning):
+            text, self._held_thought = self._held_thought + text, ""
+            if text.isspace():
+                self._held_thought = text
+                return
             its = self._settings
             item = Reasoning(self._events, *self._next("rs"), summary=its.summary, sealed=its.sealed)
             self._begin(item)
         self._out.append(item.add(text))
+
+    def _say(self, text: str, judged: list[dict[str, Any]]) -> None:
+        """Write a piece of text. White space begins no message: some models put it between their reasoning and a call,
+        or into a call."""
+        if self._text is None:
+            text, judged, self._held = self._held[0] + text, self._held[1] + judged, ("", [])
+            if text.isspace():
+                self._held = (text, judged)
+                return
+        message = self._message()
+        self._out.append(message.write_judged(text, judged) if judged else message.write("output_text", text))
 
     def _message(self) -> Message:
         """Return the open message, or begin one."""
@@ -192,18 +208,17 @@ class ResponseWriter:
 
     def _piece(self, piece: dict[str, Any]) -> None:
         """Write one piece of a call. The first piece with a name begins the call, and earlier pieces are kept until
-        then. Later pieces with the same index belong to the newest call of that index."""
+        then."""
         index = piece.get("index")
-        if type(index) is not int:  # an engine without an index sends a call in one piece, or continues the last one
-            index = len(self._calls) if piece.get("id") or not self._calls else len(self._calls) - 1
+        if type(index) is not int:  # gateway.relay.tool_calls gives every piece one
+            raise EngineError("The engine sent a piece of a tool call without its index.")
         function = _dict(piece.get("function") or {})
         arguments = _string(function.get("arguments") or "")
-        call, given = self._calls.get(index), piece.get("id")
-        # An engine may give every call the number 0 and a different id.
-        if call is None or (function.get("name") and given and given != call.call_id):
+        call = self._calls.get(index)
+        if call is None:
             self._calls[index] = None
             early = self._early.setdefault(index, [])
-            early.append((given, arguments))
+            early.append((piece.get("id"), arguments))
             if not function.get("name"):
                 return
             del self._early[index]

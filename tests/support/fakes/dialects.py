@@ -68,6 +68,7 @@ class Dialect:
         )
         self.slots = 256  # how many requests it says it works on at a time, where it says
         self.one_system = False  # whether the chat template takes one system message only, at the front
+        self.alternating = False  # whether it takes no two messages in a row of one role
         self.anchored = False  # whether it refuses a tool with a pattern that lacks an anchor
         self.slow = 0.0  # seconds until it answers at an endpoint of its own
         self.takes = 1 << 40  # inputs at a time, of all requests, where it refuses more
@@ -94,7 +95,8 @@ class Dialect:
         if body.get("model") is not None and not self.has(body["model"]):
             return 404, unknown(self.name, body["model"])
         refused = self.openai(path, body)
-        refused = refused or refusal(self.name, body, one_system=self.one_system, anchored=self.anchored)
+        template = {"one_system": self.one_system, "alternating": self.alternating}
+        refused = refused or refusal(self.name, body, anchored=self.anchored, **template)
         if refused or body.get("stream") or "tries" in body or asks(body) or (self.obeys and path in GENERATING):
             return refused
         tokens = self.read(body)
@@ -107,7 +109,12 @@ class Dialect:
         if path == "/v1/embeddings":
             return 200, embeddings(self.name, body["model"], inputs_of(body), tokens)
         usage = {"prompt_tokens": tokens, "completion_tokens": 3, "total_tokens": tokens + 3}
-        return 200, Frame(self.name, "messages" in body, body["model"]).whole(["one two three"], "stop", usage)
+        text = self.repeated(body) + "one two three"
+        return 200, Frame(self.name, "messages" in body, body["model"]).whole([text], "stop", usage)
+
+    def repeated(self, body: dict[str, Any]) -> str:  # noqa: ARG002
+        """What a blocking answer repeats of its request."""
+        return ""
 
     def has(self, model: str) -> bool:
         """Whether it has a model of that name."""
@@ -362,6 +369,10 @@ class LlamaCpp(Dialect):
     def took(self, path: str, body: dict[str, Any]) -> list[str]:
         named = isinstance(body.get("tool_choice"), dict)  # a wrong type to it: a warning in its log
         return [name for name in super().took(path, body) if name != "tool_choice" or not named]
+
+    def repeated(self, body: dict[str, Any]) -> str:
+        last = (body.get("messages") or [{}])[-1]
+        return str(last.get("content") or "") if last.get("role") == "assistant" else ""
 
     def openai(self, path: str, body: dict[str, Any]) -> Answer | None:
         tokens = max(map(words, body["input"])) if isinstance(body.get("input"), list) else words(prompt_of(body))

@@ -54,6 +54,7 @@ PARROT = Dialect(
         "file": "refused",
         "any other": "refused",
     },
+    reasoning={"reasoning": "taken", "reasoning_content": "as reasoning"},
     control={"perch": ()},
     picky_contents=True,
     words=(Word("squawk", "caller", "messages", "The parrot does not repeat that."),),

@@ -5,10 +5,12 @@ anchor. Ollama passes on those of its own llama.cpp, as JSON in the message. vLL
 """
 
 import json
+from itertools import pairwise
 from typing import Any
 
 Answer = tuple[int, Any]
 FIRST = "System message must be at the beginning."
+ALTERNATE = "Conversation roles must alternate user/assistant/user/assistant/..."
 ANCHORS = "Pattern must start with '^' and end with '$'"
 _NO_PARSER = "Unable to generate parser for this template. Automatic parser generation failed: "
 _JINJA = (
@@ -16,12 +18,16 @@ _JINJA = (
 )
 
 
-def refusal(dialect: str, body: dict[str, Any], *, one_system: bool, anchored: bool) -> Answer | None:
-    """The engine's refusal. `one_system`: the template takes one system message, at the front. `anchored`: a pattern of
-    a tool needs both anchors."""
+def refusal(
+    dialect: str, body: dict[str, Any], *, one_system: bool, anchored: bool, alternating: bool
+) -> Answer | None:
+    """The engine's refusal. `one_system`: the template takes one system message, at the front. `alternating`: it takes
+    no two messages in a row of one role, except for tools. `anchored`: a pattern of a tool needs both anchors."""
     roles = [it["role"] for it in body.get("messages", ())]
     if one_system and any(it in ("system", "developer") for it in roles[1:]):
         return _told(dialect, FIRST if dialect == "vllm" else f"{_NO_PARSER}{_JINJA}{FIRST}")
+    if alternating and any(one == two != "tool" for one, two in pairwise(roles)):
+        return _told(dialect, ALTERNATE if dialect == "vllm" else f"{_NO_PARSER}{_JINJA}{ALTERNATE}")
     if anchored and any(not (it[:1] == "^" and it[-1:] == "$") for it in _patterns(body.get("tools"))):
         about = f"Grammar error: {ANCHORS}" if dialect == "vllm" else f"JSON schema conversion failed:\n{ANCHORS}"
         return _told(dialect, about if dialect == "vllm" else _NO_PARSER + about)
