@@ -250,9 +250,12 @@ class EngineUnauthorized(EngineError):
 class EngineRefused(EngineError):
     type, code = "invalid_request_error", None
 
-    def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int, param: str | None = None, code: str | None = None, unable: bool = False
+    ) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status
+        self.unable = unable  # another model may be able to do what the request asks
 
     @property
     def outcome(self) -> str:
@@ -261,7 +264,7 @@ class EngineRefused(EngineError):
 
 class EngineUnsupported(EngineRefused):
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message, status=400, param=param, code="unsupported")
+        super().__init__(message, status=400, param=param, code="unsupported", unable=True)
 
 
 class EngineUnavailable(EngineError):

@@ -31,6 +31,7 @@ Way = Literal[
 ]
 Meaning = Literal[
     "caller",  # the request is wrong, whatever the status
+    "unable",  # the request is wrong for this model, and another one may be able
     "unsupported",  # the engine or its model cannot do this
     "died",  # the model's process ended while it worked on the request
     "missing",  # the engine has no such model

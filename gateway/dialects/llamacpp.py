@@ -10,10 +10,10 @@ _MEDIA = "The model takes only text, and cannot read {}."
 # It answers many of a caller's mistakes with 500 (35 of the 237 wrong bodies that were tried; they stand in
 # tests/recordings/llamacpp). Ollama passes these words on.
 WORDS = (
-    Word("image input is not supported", "caller", "messages", _MEDIA.format("images")),
-    Word("audio input is not supported", "caller", "messages", _MEDIA.format("audio")),
-    Word("video input is not supported", "caller", "messages", _MEDIA.format("video")),
-    Word("model does not support multimodal", "caller", "messages", _MEDIA.format("images or audio")),
+    Word("image input is not supported", "unable", "messages", _MEDIA.format("images")),
+    Word("audio input is not supported", "unable", "messages", _MEDIA.format("audio")),
+    Word("video input is not supported", "unable", "messages", _MEDIA.format("video")),
+    Word("model does not support multimodal", "unable", "messages", _MEDIA.format("images or audio")),
     Word("failed to parse messages", "caller", "messages"),
     Word("unsupported content[].type", "caller", "messages"),
     Word("non-assistant messages must contain", "caller", "messages"),

@@ -26,10 +26,10 @@ from gateway.errors import (
     EngineError,
     EngineFull,
     EngineLost,
+    EngineRefused,
     EngineSilent,
     EngineUnavailable,
     EngineUnreachable,
-    EngineUnsupported,
     InternalError,
     ModelLoading,
     StackError,
@@ -290,7 +290,7 @@ class Relay:
         upstream = self._tried[-1].upstream
         if isinstance(error, EngineUnreachable | EngineLost | EngineSilent | ModelLoading):
             self._away = error, upstream
-        if not isinstance(error, ContextExceeded | EngineUnsupported):
+        if not (isinstance(error, ContextExceeded) or (isinstance(error, EngineRefused) and error.unable)):
             return error
         self._unfit.add(upstream)
         others = {it.upstream for tier in self._route.tiers for it in tier} - self._unfit

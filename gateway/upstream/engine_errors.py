@@ -113,6 +113,7 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
         status=status if 400 <= status < 500 else 400,
         param=param,
         code=code if isinstance(code, str) else None,
+        unable=word is not None and word.means == "unable",
     )
 
 
