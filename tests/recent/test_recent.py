@@ -141,7 +141,7 @@ def test_beyond_the_most_keys_the_one_that_ends_first_makes_room() -> None:
 def test_captured_bodies_are_bounded_in_size_and_number() -> None:
     captures = Captures()
     for number in range(RING + 1):
-        captures.keep(f"r{number}", b"asked %d" % number, b"x" * (BODY + number - 1))
+        captures.keep(f"r{number}", 0, b"asked %d" % number, b"x" * (BODY + number - 1))
     assert captures.of("r0") is None
     first = captures.of("r1")
     assert first
