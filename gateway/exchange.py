@@ -229,7 +229,7 @@ class Ending:
     estimated: int  # estimated tokens of the prompt, used if the engine reported none
     counted: int  # tokens of the answer that the gateway saw, or that the engine may have made unseen
     first_token_at: float | None  # only for streams
-    finish_reason: str | None
+    finish_reason: str | None  # of all choices, cut to a bounded length: the client's own is not cut
     ended: float
     amount: float | None = None  # of the endpoint's unit that is no token; None: it has none, or nobody said
     queued_ms: int = 0  # milliseconds that it waited for slots
