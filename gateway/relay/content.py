@@ -91,6 +91,11 @@ class Content:
         """The number of characters of all texts, including tool calls and reasoning."""
         return self.text.tell() + self._beside
 
+    def message(self) -> dict[str, Any]:
+        """Return the text and the tool calls as a message, as far as they are kept."""
+        calls = [{"name": it.name, "arguments": it.arguments.getvalue()} for it in self.made.values()]
+        return {"content": self.text.getvalue(), "tool_calls": [{"function": it} for it in calls]}
+
     def add(self, choice: dict[str, Any]) -> bool:
         """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index or repeated
         its role."""

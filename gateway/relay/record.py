@@ -199,7 +199,7 @@ class Record:
         traces, answer = self._services.traces, self._answer
         if self._trace is not None and traces is not None:
             broken = ending.error is not None and answer.search is not None
-            traces.answered(self._trace, ending, broken=broken, answer=answer.texts if traces.content else ())
+            traces.answered(self._trace, ending, broken=broken, answer=answer.messages if traces.content else ())
 
     def _log_end(self, ending: Ending) -> None:
         it = self._exchange

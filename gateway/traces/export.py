@@ -50,14 +50,16 @@ class Exporter:
         self._taken_in = self._gone = 0  # bytes
         self._refused = self._failed = self._told = 0  # spans: lost by `add`, by the thread; reported
         self._tell_at = 0.0
-        self._reason = ""
+        self._trouble = ""  # of the batch that is being sent
+        self._reason = ""  # why spans were lost last
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, span: bytes) -> None:
         """Queue one span of otlp.span. Lose it if too many wait."""
-        if self._taken_in - self._gone > MAX_BACKLOG:
+        if self._taken_in - self._gone + len(span) > MAX_BACKLOG:
+            self._reason = self._trouble or "too many spans wait for the collector"
             self._refused += 1
             self._dropped(1)
             return
@@ -96,9 +98,11 @@ class Exporter:
         for pause in (*PAUSES, None):
             status = self._post(body)
             if status == HTTPStatus.OK:
+                self._trouble = ""
                 break
-            self._reason = f"the collector answered {status}" if status else "the collector is unreachable"
+            self._trouble = f"the collector answered {status}" if status else "the collector is unreachable"
             if pause is None or (status and status not in _AGAIN) or self._closing.wait(pause):
+                self._reason = self._trouble
                 self._failed += len(batch)
                 self._dropped(len(batch))
                 break

@@ -35,11 +35,14 @@ class Span:
 
 @dataclass
 class Collector:
-    """What a collector got. While `status` is not 200 it answers with that, and keeps nothing."""
+    """What a collector got. While `status` is not 200 it answers with that, and keeps nothing. It answers while `open`
+    is set."""
 
     url: str
     status: int = 200
     refused: int = 0  # requests
+    asked: int = 0  # requests
+    open: threading.Event = field(default_factory=threading.Event)
     headers: list[dict[str, str]] = field(default_factory=list)
     resources: list[dict[str, Any]] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
@@ -58,6 +61,8 @@ class Collector:
         return wait_for(find, message=f"no span of {request_id}")
 
     def take(self, body: bytes, headers: dict[str, str]) -> int:
+        self.asked += 1
+        self.open.wait(9)
         if self.status != 200:
             self.refused += 1
             return self.status
@@ -96,6 +101,7 @@ def value(it: AnyValue) -> Any:
 def collecting(port: int | None = None) -> Iterator[Collector]:
     port = port or free_port()
     collector = Collector(f"http://127.0.0.1:{port}")
+    collector.open.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
