@@ -125,7 +125,7 @@ def test_spans_wait_for_a_collector_that_is_away(engine: FakeEngine, tmp_path: P
                 collector.of(request_id)
 
 
-def test_spans_that_a_collector_refuses_are_lost_counted_and_reported(engine: FakeEngine, tmp_path: Path) -> None:
+def test_spans_that_a_collector_refuses_or_rejects_are_lost_and_counted(engine: FakeEngine, tmp_path: Path) -> None:
     port = free_port()
     with collecting() as collector:
         collector.status = 400
@@ -136,8 +136,9 @@ def test_spans_that_a_collector_refuses_are_lost_counted_and_reported(engine: Fa
             wait_for(lambda: scrape(port).total("stack_spans_dropped_total") == 6)
             lines = wait_for(lambda: [it for it in gateway.log() if it["msg"] == "spans_dropped"])
             assert (lines[0]["level"], lines[0]["reason"]) == ("warning", "the collector answered 400")
-            collector.status = 200
-            collector.of(client.post(CHAT, json={"messages": MESSAGES}).headers["x-request-id"])
+            for collector.status, collector.rejects in ((204, 0), (202, 300)):
+                collector.of(client.post(CHAT, json={"messages": MESSAGES}).headers["x-request-id"])
+            wait_for(lambda: scrape(port).total("stack_spans_dropped_total") == 6 + 2, message="both of the second one")
 
 
 def test_the_last_spans_go_out_when_the_gateway_stops(engine: FakeEngine, tmp_path: Path) -> None:
