@@ -55,6 +55,7 @@ class Exchange:
     mark: int = 0  # a digest of its body, which recognises the request when it is sent again
     charge: Charge | None = None  # the memory that it holds
     origin: Origin | None = None  # None: the request is not translated
+    owner: str = ""  # of its key, when the request came
     user: str = ""  # the pseudonym of the key's user (keys.users); empty: the key does not tell its users apart
 
     @property

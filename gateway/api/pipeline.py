@@ -202,6 +202,7 @@ class Pipeline:
             request_id=scope["request_id"],
             kind=kind,
             key_id=key.id,
+            owner=key.owner,
             user=key.user,
             stream=bool(body.get("stream")) and endpoint.streams,
             wants_usage=options.get("include_usage") is True,
