@@ -23,7 +23,8 @@ _LINE = _HEAD + 2 * BODY
 
 
 class Capture(NamedTuple):
-    """The bodies of one request, as the engine was asked and as the client got it. `whole`: nothing was cut off."""
+    """The bodies of one request: as the gateway understood it, and as the client got the answer. `whole`: nothing
+    was cut off."""
 
     request: str
     answer: str

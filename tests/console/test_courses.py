@@ -137,6 +137,7 @@ def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
     captured = ask(chosen["secret"], "Canary during <b>")
     text = page(captured)
     assert "Canary during &lt;b&gt;" in text
+    assert "The request, as the gateway understood it" in text
     assert "data: {" in unescape(text)
     assert "Canary" not in page(ask(other["secret"], "Canary of another"))
     with visiting(two, chosen["secret"]) as owner:
