@@ -188,8 +188,7 @@ class Pipeline:
     ) -> tuple[Exchange, Route]:
         """Check a request's fields and find its route. `body` is as engines have it, `said` as the caller sent it, and
         `asked` what a face made of that."""
-        kind = endpoint.kind
-        size = check(kind, body)
+        kind, size = endpoint.kind, check(endpoint.kind, body)
         body = lengths.unify(kind, body)
         route = await self._routes.resolve(body.get("model"), key, headers)
         bounds.check(body, {target.upstream.dialect.name for tier in route.tiers for target in tier})
