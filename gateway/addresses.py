@@ -3,22 +3,13 @@
 import ipaddress
 import re
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 
 def base_url(value: str) -> str:
     """Accept a base URL with or without its trailing slash or /v1, and return it with /v1. Raises ValueError."""
     url = urlsplit(value)
-    try:
-        port_ok = url.port != 0
-    except ValueError:
-        port_ok = False
-    if (
-        url.scheme not in ("http", "https")
-        or not url.hostname
-        or not port_ok
-        or not re.fullmatch(r"[\x21-\x7e]+", value)
-    ):
+    if not _is_http(url, value):
         raise ValueError("must look like http://host:port/v1")
     if url.username or url.password or url.query or url.fragment:
         raise ValueError("must not have credentials, a query or a fragment (an engine's key belongs in LLM_API_KEY)")
@@ -36,16 +27,20 @@ def with_host(url: str, host: str) -> str:
 def collector(value: str) -> str:
     """Check the base URL of an OpenTelemetry collector. Raises ValueError."""
     url = urlsplit(value)
-    sound = url.scheme in ("http", "https") and url.hostname and not (url.username or url.query or url.fragment)
-    try:
-        sound = sound and url.port != 0
-    except ValueError:
-        sound = False
-    if not sound or not re.fullmatch(r"[\x21-\x7e]+", value):
+    if not _is_http(url, value) or url.username or url.query or url.fragment:
         raise ValueError(
             "must look like http://host:4318 (a collector's password belongs in OTEL_EXPORTER_OTLP_HEADERS)"
         )
     return value
+
+
+def _is_http(url: SplitResult, value: str) -> bool:
+    """Tell whether this is an HTTP URL whose host and port a connection can be made to."""
+    try:
+        sound = url.port != 0 and bool(url.hostname and url.hostname.encode("idna"))  # no label is empty or too long
+    except ValueError:  # UnicodeError is one
+        return False
+    return sound and url.scheme in ("http", "https") and re.fullmatch(r"[\x21-\x7e]+", value) is not None
 
 
 def is_postgres(value: str) -> bool:

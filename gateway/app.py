@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ from gateway.limits.estimates import Estimates
 from gateway.limits.memory import Accounts, SharedBook
 from gateway.limits.near import Near
 from gateway.limits.postgres import PostgresBook
+from gateway.limits.rules import Period
 from gateway.metrics import Metrics
 from gateway.prompts.book import InForce, Promptbook
 from gateway.prompts.render import Prompts
@@ -101,12 +103,12 @@ def create_app(
     relays: Relays = set()
     recorder = Recorder(settings, usage, metrics, lambda: [it.running() for it in relays])
     admission = Admission(settings, config, upstreams, places, shared.seat, shared.sockets, metrics)
-    recent = Recent(memory, shared.seat)
+    recent, near = Recent(memory, shared.seat), Near(metrics.near_quota)
     services = _services(settings, config, metrics, recorder, recent, admission, suspects, progress)
     prompts = Prompts()
     also = Also(lambda: promptbook.in_force().dump(), lambda it: prompts.take(*InForce.load(it)))
-    keys = Keys(settings, store, shared.keys, also, lambda: pipeline.look_after(list(relays)))
-    book = _book(settings, accounts, shared.seat, usage, Near(metrics.near_quota))
+    keys = Keys(settings, store, shared.keys, also, lambda: _look_after(keys, pipeline, relays, near))
+    book = _book(settings, accounts, shared.seat, usage, near)
     held = byte_budget.per_worker(settings.stack_body_budget_bytes, settings.stack_workers)
     bodies, answers, responses = Workshop(), Answers(settings, shared.answers), Responses(settings, store)
     pipeline = Pipeline(settings, keys, routes, prompts, book, answers, services, held, bodies, responses)
@@ -126,6 +128,13 @@ def create_app(
     fastapi.router.routes.extend(console.paths())
     relayed = Dispatch(fastapi, pipeline, answers, progress, relays, metrics)
     return Gateway(_middleware(relayed, settings, metrics, services.traces), relays)
+
+
+def _look_after(keys: Keys, pipeline: Pipeline, relays: Relays, near: Near) -> None:
+    """Do what is due after a look at the store. Keys also end by the clock, so `near` looks once a minute in any
+    case."""
+    pipeline.look_after(list(relays))
+    near.recheck((keys.number, time.monotonic() // 60), keys.limits, Period.of(time.time()))
 
 
 def _services(

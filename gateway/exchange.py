@@ -55,6 +55,7 @@ class Exchange:
     mark: int = 0  # a digest of its body, which recognises the request when it is sent again
     charge: Charge | None = None  # the memory that it holds
     origin: Origin | None = None  # None: the request is not translated
+    owner: str = ""  # of its key, when the request came
     user: str = ""  # the pseudonym of the key's user (keys.users); empty: the key does not tell its users apart
 
     @property
@@ -237,7 +238,7 @@ class Ending:
     estimated: int  # estimated tokens of the prompt, used if the engine reported none
     counted: int  # tokens of the answer that the gateway saw, or that the engine may have made unseen
     first_token_at: float | None  # only for streams
-    finish_reason: str | None
+    finish_reason: str | None  # of all choices, cut to a bounded length: the client's own is not cut
     ended: float
     amount: float | None = None  # of the endpoint's unit that is no token; None: it has none, or nobody said
     queued_ms: int = 0  # milliseconds that it waited for slots

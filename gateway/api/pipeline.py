@@ -192,8 +192,7 @@ class Pipeline:
     ) -> tuple[Exchange, Route]:
         """Check a request's fields and find its route. `body` is as engines have it, `said` as the caller sent it, and
         `asked` what a face made of that."""
-        kind = endpoint.kind
-        size = check(kind, body)
+        kind, size = endpoint.kind, check(endpoint.kind, body)
         body = lengths.unify(kind, body)
         route = await self._routes.resolve(body.get("model"), key, headers)
         bounds.check(body, {target.upstream.dialect.name for tier in route.tiers for target in tier})
@@ -206,6 +205,7 @@ class Pipeline:
             request_id=scope["request_id"],
             kind=kind,
             key_id=key.id,
+            owner=key.owner,
             user=key.user,
             stream=bool(body.get("stream")) and endpoint.streams,
             wants_usage=options.get("include_usage") is True,

@@ -23,6 +23,7 @@ from gateway.keys import keepsake, neighbours, secret
 from gateway.keys.book import Keybook
 from gateway.keys.entries import Changes
 from gateway.keys.known import INCORRECT, Key, Keyring, Known
+from gateway.keys.limit_fields import Limits
 from gateway.settings import PLACEHOLDER_KEY, Settings
 from gateway.shared_memory import Keepsake
 from gateway.store.store import Store
@@ -138,6 +139,15 @@ class Keys:
         known.check()
         now = self._keyring.key(known)
         return replace(now, user=key.user) if key.user else now
+
+    @property
+    def number(self) -> int:
+        """The revision of the store that is in force."""
+        return self._keyring.number
+
+    def limits(self, account: str) -> Limits | None:
+        """See Keyring.limits."""
+        return self._keyring.limits(account)
 
     @property
     def broken(self) -> tuple[str, ...]:

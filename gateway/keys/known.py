@@ -5,6 +5,7 @@ All of them are read once. After that, only the keys that have changed are read 
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
@@ -85,17 +86,29 @@ class Keyring:
         general = defaults(settings)
         self._general = general if contents is None else contents.defaults.over(general)
         self._known: dict[bytes, Known] = {}
-        self._digests: dict[str, tuple[bytes, ...]] = {}  # the secrets of each key of the store, by its id
+        self._digests: dict[str, tuple[bytes, ...]] = {}  # the secrets of each key, by its id
         if contents is not None:
             self._add(contents.secrets.items())
         for digest in (secret.digest(key.encode()) for key in settings.accepted_keys()):
-            self._known[digest] = Known(Key(listed_id(digest), digest=digest), _NONE, float("inf"), stored=False)
+            listed = listed_id(digest)
+            self._known[digest] = Known(Key(listed, digest=digest), _NONE, float("inf"), stored=False)
+            self._digests[listed] = (digest,)
 
     def get(self, digest: bytes) -> Known | None:
         return self._known.get(digest)
 
     def key(self, known: Known) -> Key:
         return known.key(self._general)
+
+    def limits(self, account: str) -> Limits | None:
+        """Return the present limits of an account, by Key.account; None if its key is not in force."""
+        key_id, _, user = account.partition("/")
+        for known in filter(None, map(self._known.get, self._digests.get(key_id, ()))):
+            with suppress(InvalidKey):
+                known.check()
+                key = self.key(known)
+                return key.user_limits if user else key.limits
+        return None
 
     def change(self, changes: Changes) -> Self:
         """Put the changed keys in place."""

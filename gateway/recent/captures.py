@@ -16,13 +16,15 @@ RING = 64  # requests that are kept
 BODY = 32 * 1024  # bytes of a request, and as many of its answer
 SECONDS = 900  # for which a key's requests are captured
 
+_FRONT = 24  # bytes before the keys
 _WATCHED = 16  # bytes of a key's line: its digest, and until when
 _HEAD = 16  # bytes of a capture's line before the bodies: the digest of its id, and the sizes of the bodies
 _LINE = _HEAD + 2 * BODY
 
 
 class Capture(NamedTuple):
-    """The bodies of one request, as the engine was asked and as the client got it. `whole`: nothing was cut off."""
+    """The bodies of one request: as the gateway understood it, and as the client got the answer. `whole`: nothing
+    was cut off."""
 
     request: str
     answer: str
@@ -45,13 +47,14 @@ class Captures:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._region = Region(16 + KEYS * _WATCHED + RING * _LINE)
+        self._region = Region(_FRONT + KEYS * _WATCHED + RING * _LINE)
         view = memoryview(self._region.memory)
         self._count = view[:8].cast("Q")  # of all captures
         self._last = view[8:16].cast("d")  # when the last key's capturing ends: for a look that costs nothing
-        keys = view[16 : 16 + KEYS * _WATCHED]
+        self._stops = view[16:24].cast("Q")  # how often a capture was stopped
+        keys = view[_FRONT : _FRONT + KEYS * _WATCHED]
         self._keys, self._ends = keys[: 8 * KEYS].cast("Q"), keys[8 * KEYS :].cast("d")
-        self._lines = view[16 + KEYS * _WATCHED :]
+        self._lines = view[_FRONT + KEYS * _WATCHED :]
 
     def start(self, key_id: str) -> None:
         """Capture the requests of that key from now on, for SECONDS. Raises BusyError."""
@@ -65,11 +68,13 @@ class Captures:
             self._last[0] = max(self._ends.tolist())
 
     def stop(self, key_id: str) -> None:
-        """End the capture of that key, and delete all captured bodies, also those of other keys. Raises BusyError."""
+        """End the capture of that key, and delete all captured bodies, also those of other keys. Nothing is kept of the
+        requests that are running now. Raises BusyError."""
         with self._region.lock:
             if (place := self._place(key_id)) is not None:
                 self._ends[place] = 0.0
             self._last[0] = max(self._ends.tolist())
+            self._stops[0] += 1
             self._lines[:] = bytes(len(self._lines))
 
     def left(self, key_id: str) -> float:
@@ -80,13 +85,22 @@ class Captures:
         place = self._place(key_id)
         return 0.0 if place is None else max(0.0, self._ends[place] - now)
 
-    def keep(self, request_id: str, request: bytes, answer: bytes) -> None:
-        """Keep the bodies of a request. While the memory is locked for too long, they are left out."""
+    def begins(self, key_id: str) -> int | None:
+        """Return the number with which the bodies of a request that begins now can be kept, or None if the key's
+        requests are not captured. Needs no lock."""
+        number = int(self._stops[0])  # read first, so that it is too old after a stop in between
+        return number if self.left(key_id) > 0 else None
+
+    def keep(self, request_id: str, number: int, request: bytes, answer: bytes) -> None:
+        """Keep the bodies of a request. They are left out if a capture was stopped since `begins` returned that number,
+        and while the memory is locked for too long."""
         parts = request[: BODY + 1], answer[: BODY + 1]
         sizes = [len(it) for it in parts]
         kept = [it[:BODY] for it in parts]
         try:
             with self._region.lock:
+                if self._stops[0] != number:
+                    return
                 at = self._count[0] % RING * _LINE
                 self._lines[at : at + 8] = bytes(8)
                 self._lines[at + _HEAD : at + _HEAD + len(kept[0])] = kept[0]

@@ -19,17 +19,19 @@ RING = 4096  # requests
 ROOM = 2048  # bytes of one
 MAX_STEPS = 24  # of one request; of more, the first and the last ones are kept
 NAME = 200  # characters of a model's or an engine's name
+SHORT = 40  # characters of a name, if longer ones do not fit
 _HEAD = 8  # bytes of a digest, by which a request is found
 
 
 class Course:
     """Note the steps of one request. Times are in milliseconds since it came."""
 
-    __slots__ = ("_exchange", "_steps")
+    __slots__ = ("_cut", "_exchange", "_steps")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._steps: list[dict[str, Any]] = []
+        self._cut = False  # steps were left out
 
     def step(self, what: str, **more: str | int | None) -> None:
         """Note that this happens now."""
@@ -37,6 +39,7 @@ class Course:
         self._steps.append({"at": at, "what": what, **more})
         if len(self._steps) > MAX_STEPS:
             del self._steps[MAX_STEPS // 2]
+            self._cut = True
 
     def told(self, ending: Ending) -> dict[str, Any]:
         """Return the whole course, once it is over."""
@@ -64,6 +67,7 @@ class Course:
             "attempts": ending.attempts,
             "resumes": ending.resumes,
             "steps": self._steps,
+            "cut": self._cut,
         }
 
 
@@ -129,10 +133,13 @@ def _head(request_id: str) -> int:
 
 
 def _line(course: Mapping[str, Any]) -> bytes:
-    """As it is kept. If it is too long, it loses steps in its middle."""
+    """As it is kept. If it is too long, it loses steps in its middle, and then the ends of its names."""
     line = orjson.dumps(course)
     steps = list(course["steps"])
     while len(line) > ROOM - 2 and steps:
         del steps[len(steps) // 2]
         line = orjson.dumps({**course, "steps": steps, "cut": True})
+    if len(line) > ROOM - 2:  # a character may take six bytes
+        names = {name: it[:SHORT] for name in ("model", "engine", "finish_reason") if (it := course[name])}
+        line = orjson.dumps({**course, **names, "steps": steps, "cut": True})
     return line

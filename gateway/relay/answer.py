@@ -268,15 +268,15 @@ class Answer:
         return resumed
 
     @property
-    def texts(self) -> list[str]:
-        """What its choices say, as far as it is kept."""
+    def messages(self) -> list[dict[str, Any]]:
+        """What its choices say, each as a message, as far as it is kept."""
         if self.reader is not None:
             content = self.reader.content
-            return [content.part(number).text.getvalue() for number in range(self.exchange.choices)]
+            return [content.part(number).message() for number in range(self.exchange.choices)]
         choices = self.whole.get("choices")
-        found = (it.get("message") or it for it in choices if isinstance(it, dict)) if isinstance(choices, list) else ()
-        texts = (it.get("content", it.get("text")) for it in found if isinstance(it, dict))
-        return [it for it in texts if isinstance(it, str)]
+        choices = [it for it in choices if isinstance(it, dict)] if isinstance(choices, list) else []
+        found = (it.get("message") or {"content": it.get("text")} for it in choices)
+        return [it for it in found if isinstance(it, dict)]
 
     @property
     def counted(self) -> int:

@@ -9,6 +9,7 @@ from gateway.relay.tool_calls import ToolCalls
 
 _NOT_MADE = ("id", "type")  # fields of a tool call that no model makes
 _REASONING = ("reasoning", "reasoning_content")
+MAX_REASON = 64  # characters of the finish_reasons that are recorded; the engine chooses them
 MAX_TEXT = 1024 * 1024  # characters of an answer that are kept, so that another engine can continue it
 
 
@@ -72,7 +73,7 @@ class Content:
 
     @property
     def finish_reason(self) -> str | None:
-        """The finish_reasons of the choices, each once."""
+        """The finish_reasons of the choices, each once, as they are recorded: see `reasons`."""
         return reasons(self._ended[index] for index in sorted(self._ended))
 
     @property
@@ -91,6 +92,11 @@ class Content:
         """The number of characters of all texts, including tool calls and reasoning."""
         return self.text.tell() + self._beside
 
+    def message(self) -> dict[str, Any]:
+        """Return the text and the tool calls as a message, as far as they are kept."""
+        calls = [{"name": it.name, "arguments": it.arguments.getvalue()} for it in self.made.values()]
+        return {"content": self.text.getvalue(), "tool_calls": [{"function": it} for it in calls]}
+
     def add(self, choice: dict[str, Any]) -> bool:
         """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index or repeated
         its role."""
@@ -102,7 +108,7 @@ class Content:
         reason = choice.get("finish_reason")
         if reason and type(reason) is str:
             self._open.discard(index)
-            self._ended[index] = reason
+            self._ended[index] = reason[:MAX_REASON]
         elif index not in self._ended:
             self._open.add(index)
         delta, other = choice.get("delta"), False
@@ -196,8 +202,8 @@ def content_of(choices: int) -> Content:
 
 
 def reasons(told: Iterable[Any]) -> str | None:
-    """Return the finish_reasons of an answer's choices as one text, each once."""
-    return ",".join(dict.fromkeys(it for it in told if isinstance(it, str))) or None
+    """Return the finish_reasons of an answer's choices as one text of at most MAX_REASON characters, each once."""
+    return ",".join(dict.fromkeys(it[:MAX_REASON] for it in told if isinstance(it, str)))[:MAX_REASON] or None
 
 
 def _characters(value: object) -> int:

@@ -53,9 +53,9 @@ class Record:
         self._place = trace  # which is handed on even if nothing is told of it
         self._trace = trace if trace is not None and trace.sampled else None
         self._told: Ending | None = None  # the ending that was written when the answer was complete
-        self._captures = services.recent.captures.left(self._exchange.key_id) > 0
+        self._capture = services.recent.captures.begins(self._exchange.key_id)
         self.text: list[bytes] | None = None  # the bytes that the client has received
-        if services.log_content or self._captures:
+        if services.log_content or self._capture is not None:
             self.text = [] if services.log_content else Copy()
         self._ends: list[_Step] = [self._settle]  # the steps at the end, in reverse order
 
@@ -186,9 +186,9 @@ class Record:
         self._services.estimates.learn(ending, self._lease.estimate)
 
     def _remember(self, ending: Ending) -> None:
-        if self._captures and self.text is not None:
+        if self._capture is not None and self.text is not None:
             body = _for_log(self._exchange.fields).encode()
-            self._services.recent.captures.keep(self._exchange.request_id, body, b"".join(self.text))
+            self._services.recent.captures.keep(self._exchange.request_id, self._capture, body, b"".join(self.text))
         self._services.recent.ended(self._course, ending, keep=bool(self._row) or ending.queued_ms > 0)
 
     def _write_down(self, ending: Ending) -> None:
@@ -199,7 +199,7 @@ class Record:
         traces, answer = self._services.traces, self._answer
         if self._trace is not None and traces is not None:
             broken = ending.error is not None and answer.search is not None
-            traces.answered(self._trace, ending, broken=broken, answer=answer.texts if traces.content else ())
+            traces.answered(self._trace, ending, broken=broken, answer=answer.messages if traces.content else ())
 
     def _log_end(self, ending: Ending) -> None:
         it = self._exchange

@@ -22,6 +22,7 @@ BATCH = 256 * 1024  # bytes of spans in one request, roughly
 EVERY = 1.0  # seconds; spans of that long go out together
 TIMEOUT = 10.0  # seconds for each step of a request
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a batch is sent again; after the last one it is lost
+MAX_ANSWER = 4096  # bytes of the collector's answer that are read
 TELL = 60.0  # seconds between log lines about lost spans
 PARTING = 2.0  # seconds that the last spans of a worker may take
 _AGAIN = frozenset({429, 502, 503, 504})  # OTLP: the collector may take the same batch later
@@ -50,14 +51,16 @@ class Exporter:
         self._taken_in = self._gone = 0  # bytes
         self._refused = self._failed = self._told = 0  # spans: lost by `add`, by the thread; reported
         self._tell_at = 0.0
-        self._reason = ""
+        self._trouble = ""  # of the batch that is being sent
+        self._reason = ""  # why spans were lost last
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, span: bytes) -> None:
         """Queue one span of otlp.span. Lose it if too many wait."""
-        if self._taken_in - self._gone > MAX_BACKLOG:
+        if self._taken_in - self._gone + len(span) > MAX_BACKLOG:
+            self._reason = self._trouble or "too many spans wait for the collector"
             self._refused += 1
             self._dropped(1)
             return
@@ -94,24 +97,35 @@ class Exporter:
             size += len(batch[-1])
         body = self._write(batch)
         for pause in (*PAUSES, None):
-            status = self._post(body)
-            if status == HTTPStatus.OK:
+            status, answer = self._post(body)
+            if status is not None and status // 100 == HTTPStatus.OK // 100:
+                self._trouble = ""
+                if rejected := min(len(batch), otlp.rejected(answer)):
+                    self._lose(rejected, "the collector rejected them")
                 break
-            self._reason = f"the collector answered {status}" if status else "the collector is unreachable"
+            self._trouble = f"the collector answered {status}" if status else "the collector is unreachable"
             if pause is None or (status and status not in _AGAIN) or self._closing.wait(pause):
-                self._failed += len(batch)
-                self._dropped(len(batch))
+                self._lose(len(batch), self._trouble)
                 break
         self._gone += size
 
-    def _post(self, body: bytes) -> int | None:
-        """Return the status of the collector's answer; None: there was none."""
+    def _lose(self, count: int, reason: str) -> None:
+        """Count spans that the collector will not get."""
+        self._reason = reason
+        self._failed += count
+        self._dropped(count)
+
+    def _post(self, body: bytes) -> tuple[int | None, bytes]:
+        """Return the status of the collector's answer (None: there was none), and the beginning of its body."""
+        status: int | None = None
         try:
             with closing(self._connect()) as connection:
                 connection.request("POST", self._path, body, self._headers)
-                return connection.getresponse().status
-        except (OSError, HTTPException):
-            return None
+                answer = connection.getresponse()
+                status = answer.status
+                return status, answer.read(MAX_ANSWER)
+        except (OSError, HTTPException, ValueError):  # a host name that cannot be looked up is a ValueError
+            return status, b""
 
     def _tell(self) -> None:
         lost, now = self._refused + self._failed - self._told, time.monotonic()

@@ -3,6 +3,7 @@
 The package's README.md says why no library does that. Tests read everything with OpenTelemetry's own classes.
 """
 
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -16,6 +17,7 @@ _FAILED = b"\x7a\x02\x18\x02"  # status: error
 _REMOTE, _LOCAL = 0x300, 0x100  # flags: the parent is, or is not, another program's
 _TRACE, _SPAN, _PARENT = b"\x0a\x10", b"\x12\x08", b"\x22\x08"
 _START, _END, _FLAGS, _TIME = b"\x39", b"\x41", b"\x85\x01", b"\x09"
+_REJECTED = re.compile(rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x08([\x80-\xff]{0,8}[\x00-\x7f])")
 _fixed64 = struct.Struct("<Q").pack
 _fixed32 = struct.Struct("<I").pack
 _double = struct.Struct("<d").pack
@@ -104,6 +106,13 @@ def request(resource: Mapping[str, str], scope: str, version: str, spans: Iterab
     about = b"".join(_field(1, _pair(name, value)) for name, value in resource.items())
     of_scope = _field(1, _text(1, scope) + _text(2, version)) + b"".join(spans)
     return _field(1, _field(1, about) + _field(2, of_scope))
+
+
+def rejected(answer: bytes) -> int:
+    """Return how many spans an ExportTraceServiceResponse says were rejected: the field 1 of the message in its field
+    1. Whatever else it is counts as 0."""
+    found = _REJECTED.match(answer)
+    return sum((it & 0x7F) << 7 * place for place, it in enumerate(found[1])) if found else 0
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ request that is not sampled.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from gateway.exchange import Ending, Try
 from gateway.traces import names, otlp
@@ -75,9 +75,9 @@ class Traces:
         )
         self._exporter.add(span)
 
-    def answered(self, trace: Trace, ending: Ending, *, broken: bool, answer: Sequence[str]) -> None:
+    def answered(self, trace: Trace, ending: Ending, *, broken: bool, answer: Sequence[dict[str, Any]]) -> None:
         """Write the spans of an exchange that is over, and whose `trace` is sampled. `broken`: the answer broke off and
-        no engine continued it. `answer` holds the texts of its choices, if `content` is on."""
+        no engine continued it. `answer` holds a message of each choice, if `content` is on."""
         clock = _clock()
         trace.about = self._about(ending, answer)
         trace.error = "" if ending.error is None else ending.outcome
@@ -157,7 +157,7 @@ class Traces:
             )
         )
 
-    def _about(self, ending: Ending, answer: Sequence[str]) -> list[bytes]:
+    def _about(self, ending: Ending, answer: Sequence[dict[str, Any]]) -> list[bytes]:
         """What the span of the request says of an exchange."""
         it, usage = ending.exchange, ending.usage
         about = [

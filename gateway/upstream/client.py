@@ -38,6 +38,7 @@ _JSON = "application/json"
 # Bytes of the answer to a control call; the tokens of a long prompt are the longest answer
 MAX_CONTROL = 8 * 1024 * 1024
 MAX_REFUSAL = 1024 * 1024  # bytes of an answer that refuses a request
+MAX_TROUBLE = 4096  # bytes of the answer to a health probe that are read for what is wrong
 CONTROL_TIMEOUT = 5.0  # seconds for a control call, such as a health probe, from its start to its end
 PROBE_EVERY = 0.5  # seconds between health probes of an engine for which requests wait
 _MODEL_FIELDS = {"id": str, "created": int, "owned_by": str, "max_model_len": int}
@@ -161,7 +162,8 @@ class Upstream:
         try:
             response = await self.ask(self.dialect.health)
             well = response.status == HTTPStatus.OK
-            self.trouble = None if well else self.refusal(response)
+            told = Told(response.status, response.content[:MAX_TROUBLE])  # kept, and shown again and again
+            self.trouble = None if well else self.refusal(told)
             self.down_since = None if well else self.down_since
         except EngineError as exc:
             self.trouble = exc.with_traceback(None)  # a traceback would keep the request for which this was asked

@@ -81,6 +81,7 @@ class Recorder:
             "at": time.time_ns() // 1_000_000,
             "request_id": exchange.request_id,
             "key_id": exchange.key_id,
+            "owner": exchange.owner,
             "user_id": exchange.user or None,
             "kind": exchange.kind,
             "api": exchange.api,

@@ -282,5 +282,7 @@ def _add_up(connection: sa.Connection, mark: str, records: list[dict[str, Any]])
     for it in records:
         if it.get("amends") or not (it["id"] in newest or it["id"] in there):
             newest[it["id"]] = it
-    sums.add(connection, [there[it] for it in newest if it in there], sign=-1)
+    # A row does not have the owner, but the record that amends it began as the row did.
+    old = [there[it] | {"owner": newest[it].get("owner")} for it in newest if it in there]
+    sums.add(connection, old, sign=-1)
     sums.add(connection, list(newest.values()))

@@ -1,7 +1,7 @@
 """Sums: keep the usage of each hour, day and month added up, in all and by key, owner, model and engine.
 
 A look at a month therefore does not read a million rows. A row's sums are written in the transaction that writes the
-row. An owner is the one that the key has at that time. Times are milliseconds since 1970, in UTC.
+row. An owner is the one that the key had when the request came. Times are milliseconds since 1970, in UTC.
 """
 
 import datetime as dt
@@ -114,7 +114,8 @@ class Span:
 
 
 def add(connection: sa.Connection, records: Collection[Mapping[str, Any]], sign: int = 1) -> None:
-    """Add those usage rows to the sums, or take them away again with a `sign` of -1."""
+    """Add those usage rows to the sums, or take them away again with a `sign` of -1. A row counts for its `owner`. A
+    row without that field counts for the owner that the key has now."""
     found = _by_day_and_month(_by_hour(connection, _alike(records, sign)))
     if found:
         mark = "%s" if connection.dialect.name == "postgresql" else "?"
@@ -123,15 +124,15 @@ def add(connection: sa.Connection, records: Collection[Mapping[str, Any]], sign:
         connection.exec_driver_sql(statement, [(*place, *values) for place, values in sorted(found.items())])
 
 
-_Alike = dict[tuple[int, str, str, str, str], list[int]]
+_Alike = dict[tuple[int, str, str, str, str, str | None], list[int]]
 
 
 def _alike(records: Iterable[Mapping[str, Any]], sign: int) -> _Alike:
-    """The counts of the rows that differ in nothing else: by hour, key, model, engine and user."""
+    """The counts of the rows that differ in nothing else: by hour, key, model, engine, user and owner."""
     found: _Alike = {}
     for it in records:
         names = (it.get(name) or "" for name in ("key_id", "model", "engine", "user_id"))
-        of = it["at"] // HOUR * HOUR, *names
+        of = it["at"] // HOUR * HOUR, *names, it.get("owner")
         counts = found.get(of)
         if counts is None:
             counts = found[of] = [0] * len(_COUNTS)
@@ -153,10 +154,11 @@ def _alike(records: Iterable[Mapping[str, Any]], sign: int) -> _Alike:
 
 
 def _by_hour(connection: sa.Connection, alike: _Alike) -> _Found:
-    owners = _owners(connection, {key for _, key, _, _, _ in alike})
+    owners = _owners(connection, {key for _, key, _, _, _, owner in alike if owner is None})
     found: _Found = {}
-    for (at, key, model, engine, user), counts in alike.items():
-        for by, name in zip(BYS, ("", key, owners.get(key, ""), model, engine, user), strict=True):
+    for (at, key, model, engine, user, told), counts in alike.items():
+        owner = owners.get(key, "") if told is None else told
+        for by, name in zip(BYS, ("", key, owner, model, engine, user), strict=True):
             if by != "user" or user:
                 _merge(found, ("hour", by, at, f"{key}/{user}" if by == "user" else name), counts)
     return found

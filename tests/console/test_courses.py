@@ -52,8 +52,10 @@ def visit(two: GatewayProcess) -> Iterator[Visit]:
         yield visit
 
 
-def send(gateway: GatewayProcess, request_id: str, **fields: Any) -> httpx.Response:
-    headers = AUTH | {"x-request-id": request_id}
+def send(
+    gateway: GatewayProcess, request_id: str, headers: dict[str, str] | None = None, **fields: Any
+) -> httpx.Response:
+    headers = AUTH | {"x-request-id": request_id} | (headers or {})
     body = {"model": "one", "messages": MESSAGES, "stream": True} | fields
     return httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
 
@@ -135,6 +137,7 @@ def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
     captured = ask(chosen["secret"], "Canary during <b>")
     text = page(captured)
     assert "Canary during &lt;b&gt;" in text
+    assert "The request, as the gateway understood it" in text
     assert "data: {" in unescape(text)
     assert "Canary" not in page(ask(other["secret"], "Canary of another"))
     with visiting(two, chosen["secret"]) as owner:
@@ -145,3 +148,27 @@ def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
     visit.send(where, f"{where}/capture", capture="no")
     assert "Canary" not in page(captured)
     assert "Canary" not in page(ask(chosen["secret"], "Canary after"))
+
+
+def test_a_request_that_runs_when_a_capture_is_stopped_leaves_no_body(
+    two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str
+) -> None:
+    with admin(two) as api:
+        stopped, other = (api.post("/admin/keys", json={"name": name}).json() for name in ("stopped", "other"))
+    pages = [f"/console/keys/{it['key']['id']}" for it in (stopped, other)]
+    for where in pages:
+        visit.send(where, f"{where}/capture", capture="yes")
+    script = [["role"], ["token", "Canary answer"], ["gate", mark], ["finish", "stop"], ["done"], ["end"]]
+    words = [{"role": "user", "content": "Canary prompt"}]
+    auth = {"authorization": f"Bearer {stopped['secret']}"}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(send, two, mark, headers=auth, messages=words, user=mark, script=script)
+        engine.wait_seen(mark)
+        said = visit.get(visit.send(pages[0], f"{pages[0]}/capture", capture="no").headers["location"]).text
+        assert "This key&#39;s requests are no longer captured, and all captured bodies are forgotten." in said
+        visit.send(pages[0], f"{pages[0]}/capture", capture="yes")
+        engine.release(mark)
+        assert running.result().status_code == 200
+    steps(visit, mark)
+    assert "Canary" not in visit.get(f"/console/requests/{mark}").text
+    assert "are captured for" in visit.get(pages[1]).text

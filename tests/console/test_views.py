@@ -220,3 +220,24 @@ def test_now_tells_how_far_the_model_is_fetched(engine: FakeEngine, tmp_path: Pa
         wait_for(lambda: state() == ("model_loading", "The model fake-model is being fetched: 1.00 of 4.00 GB (25%)."))
         report.write_text(json.dumps(told | {"state": "failed", "message": "The disk is full."}))
         wait_for(lambda: state() in (("away", "The disk is full."), ("model_unavailable", "The disk is full.")))
+
+
+def test_a_request_counts_for_the_owner_that_its_key_had_when_it_came(
+    console: GatewayProcess, operator: Visit, engine: FakeEngine, mark: str
+) -> None:
+    script = [["role"], ["gate", mark], ["finish", "stop"], ["done"], ["end"]]
+    with admin(console) as api:
+        key = api.post("/admin/keys", json={"name": "n", "owner": f"before-{mark}"}).json()
+        asked = {"user": mark, "stream": True, "script": script}
+        thread = Thread(target=chat, args=(console, key["secret"]), kwargs=asked)
+        thread.start()
+        try:
+            engine.wait_seen(mark)
+            changed = api.patch(f"/admin/keys/{key['key']['id']}", json={"owner": f"after-{mark}"})
+            assert changed.status_code == 200
+        finally:
+            engine.release(mark)
+            thread.join()
+    page = wait_for(lambda: mark in (it := operator.get("/console/usage?by=owner").text) and it)
+    assert f"before-{mark}" in page
+    assert f"after-{mark}" not in page

@@ -117,8 +117,8 @@ class Trap:
 Pieces = list[tuple[bytes, float]]
 
 
-def _whole(body: bytes, more: str = "") -> Pieces:
-    return [(f"{HEAD}{more}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body, 0)]
+def _whole(body: bytes, more: str = "", status: str = "200 OK") -> Pieces:
+    return [(f"HTTP/1.1 {status}\r\n{more}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body, 0)]
 
 
 @contextmanager
@@ -142,6 +142,7 @@ CONTROL: dict[str, Pieces] = {
     "has a header without end": [(HEAD.encode() + b"x: ", 0), *FLOOD],
     "is informational without end": [(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000, 0.1)] * 100,
     "has an extension of a chunk without end": [(CHUNKED.encode() + b"5;x=", 0), *FLOOD],
+    "refuses with a long text": _whole(b'{"error":{"code":"%s","message":"no"}}' % (b"x" * MB), status="400 No"),
 }
 
 
@@ -165,5 +166,6 @@ def try_one(gateway: GatewayProcess, trap: Trap, name: str, which: str) -> None:
     with gateway.client() as client:
         wait_for(lambda: client.get("/readyz", timeout=50).status_code == 503, deadline=50, message=name)
         assert memory(gateway) - before < 20 * MB, name
+        assert len(client.get("/readyz", timeout=50).content) < 10_000, name
         trap.well()
         wait_for(lambda: client.get("/readyz", timeout=50).status_code == 200, deadline=50, message=name)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from gateway import __version__
+from tests.support.keys import admin, status
 from tests.support.metered import CHAT, metered
 from tests.support.processes import MESSAGES, FakeEngine, wait_for
 
@@ -76,6 +77,27 @@ def test_keys_that_have_nearly_used_a_quota_are_counted_and_named_in_the_log(
             ("tokens_per_day", 95, "warning"),
         ]
         assert {it["key"] for it in told} == {it["key"] for it in own.gateway.log() if it["msg"] == "chat_started"}
+
+
+def test_a_key_near_a_quota_is_counted_no_more_when_it_ends_or_its_quota_is_raised(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    with metered(tmp_path / "log", engine.url, STACK_ADMIN_KEYS=ADMIN) as own, admin(own.gateway, ADMIN) as api:
+        made = [api.post("/admin/keys", json={"name": "x", "limits": {"tokens_per_month": 8}}).json() for _ in range(3)]
+        for key in made:
+            wait_for(lambda key=key: status(own.gateway, key["secret"]) == {429})  # so both workers have looked
+
+        def near(keys: int) -> bool:
+            return own.scrape().by("stack_keys_near_quota", "percent") == ({"75": keys, "95": keys} if keys else {})
+
+        wait_for(lambda: near(3))
+        ids = [it["key"]["id"] for it in made]
+        assert api.delete(f"/admin/keys/{ids[0]}").status_code == 204
+        wait_for(lambda: near(2))
+        assert api.patch(f"/admin/keys/{ids[1]}", json={"limits": {"tokens_per_month": 1000}}).status_code == 200
+        wait_for(lambda: near(1))
+        assert api.patch(f"/admin/keys/{ids[2]}", json={"disabled": True}).status_code == 200
+        wait_for(lambda: near(0))
 
 
 def test_the_build_the_models_fetching_and_the_journal_are_told_at_each_scrape(

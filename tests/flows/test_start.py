@@ -38,6 +38,11 @@ REFUSED = [
     ({"LLM_BACKEND": "tgi"}, "LLM_BACKEND: Input should be 'ollama', 'vllm' or 'llamacpp'"),
     ({"LLM_BASE_URL": "engine:8080"}, "LLM_BASE_URL: must look like http://host:port/v1"),
     ({"LLM_BASE_URL": "http://u:p@engine"}, "LLM_API_KEY"),
+    ({"LLM_BASE_URL": "http://the..engine:8080"}, "LLM_BASE_URL: must look like http://host:port/v1"),
+    (
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{'a' * 64}.b:4318"},
+        "OTEL_EXPORTER_OTLP_ENDPOINT: must look like http://",
+    ),
     ({"LLM_TIMEOUT": "nan"}, "LLM_TIMEOUT"),
     ({"STACK_MODEL_ALIASES": "a"}, "'a' must have the form alias=model"),
     ({"STACK_MODEL_ALIASES": "a=b,a=c"}, "appears twice"),

@@ -300,6 +300,23 @@ def test_a_client_that_left_is_nobodys_failure(own: Setting, mark: str) -> None:
     assert request.attributes["http.response.status_code"] == 499
 
 
+def test_a_long_finish_reason_is_cut_in_spans_and_in_the_log_and_not_for_the_client(own: Setting) -> None:
+    long = [letter * 100_000 for letter in "fg"]
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": long[0]}]}
+    scripts = {
+        False: [["json", [200, whole]]],
+        True: [["role"], ["token", "x"], ["finish", long[1]], ["done"], ["end"]],
+    }
+    for (stream, script), reason in zip(scripts.items(), long, strict=True):
+        answer = own.ask(stream=stream, script=script)
+        assert f'"{reason}"' in answer.text
+        request, _ = own.trace(answer)
+        assert request.attributes["gen_ai.response.finish_reasons"] == [reason[:64]]
+        lines = own.gateway.told("chat_finished_stream" if stream else "chat_finished")
+        ids = {it["request_id"]: it["finish_reason"] for it in lines}
+        assert ids[answer.headers["x-request-id"]] == reason[:64]
+
+
 def test_a_refused_request_has_a_span_and_no_attempt(own: Setting, sent: dict[str, Sent]) -> None:
     for outcome in ("bad_request", "invalid_api_key", "model_not_found"):
         answer = sent[outcome].answer

@@ -60,10 +60,30 @@ def test_a_request_from_the_day_before_forgets_nobody() -> None:
     assert told.found() == {("tokens_per_day", 75): 1, ("tokens_per_day", 95): 1}
 
 
+def test_keys_that_send_nothing_more_are_looked_at_again() -> None:
+    told = Told()
+    for key in ("a", "b", "c"):
+        told.look(key, 99, 990)
+    limits = {"a": BOTH, "b": Limits(tokens_per_day=1000, tokens_per_month=1000)}
+    told.near.recheck(1, limits.get, TODAY)
+    assert told.found() == {
+        ("tokens_per_day", 75): 1,
+        ("tokens_per_day", 95): 1,
+        ("tokens_per_month", 75): 2,
+        ("tokens_per_month", 95): 2,
+    }
+    told.near.recheck(1, {}.get, TODAY)  # nothing has changed, so nobody is looked at
+    assert told.found()[("tokens_per_day", 75)] == 1
+    told.near.recheck(1, limits.get, TOMORROW)
+    assert told.found() == {("tokens_per_month", 75): 2, ("tokens_per_month", 95): 2}
+    told.near.recheck(2, {}.get, TOMORROW)
+    assert told.found() == {}
+
+
 def test_however_many_keys_there_are_it_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most `MOST`, which is less here, because each key that comes near is a count of all."""
     monkeypatch.setattr(near, "MOST", few := 500)
     told = Told()
     for number in range(few + 100):
-        told.near._note(f"{number}", "tokens_per_day", 100, 80)
+        told.look(f"{number}", 80)
     assert told.found() == {("tokens_per_day", 75): few}

@@ -89,7 +89,17 @@ def test_a_request_with_many_steps_keeps_the_first_and_the_last_in_bounded_space
     assert found
     assert len(orjson.dumps(found)) <= ROOM
     assert len(found["steps"]) <= MAX_STEPS
+    assert found["cut"]
     assert (found["steps"][0]["what"], found["steps"][-1]["what"]) == ("step 0", "step 199")
+
+
+def test_a_record_with_the_longest_names_harms_no_other_record() -> None:
+    courses = Courses(2)
+    for number in range(4):  # also in the last place
+        courses.keep(told(f"r{number}"))
+        courses.keep(told("i" * 64, route="\1" * 200, engine="\1" * 200, arm="a" * 64, finish_reason="\1" * 200))
+        assert [it["id"] for it in courses.latest(9)] == ["i" * 64, f"r{number}"]
+        courses.keep(told("one more"))
 
 
 def test_a_request_of_one_process_is_found_by_another() -> None:
@@ -141,7 +151,7 @@ def test_beyond_the_most_keys_the_one_that_ends_first_makes_room() -> None:
 def test_captured_bodies_are_bounded_in_size_and_number() -> None:
     captures = Captures()
     for number in range(RING + 1):
-        captures.keep(f"r{number}", b"asked %d" % number, b"x" * (BODY + number - 1))
+        captures.keep(f"r{number}", 0, b"asked %d" % number, b"x" * (BODY + number - 1))
     assert captures.of("r0") is None
     first = captures.of("r1")
     assert first

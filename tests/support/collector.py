@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Proto
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
@@ -35,11 +39,15 @@ class Span:
 
 @dataclass
 class Collector:
-    """What a collector got. While `status` is not 200 it answers with that, and keeps nothing."""
+    """What a collector got. It answers with `status` while `open` is set, and keeps nothing if that is an error. Of
+    each request it says that it rejects so many spans."""
 
     url: str
     status: int = 200
     refused: int = 0  # requests
+    asked: int = 0  # requests
+    rejects: int = 0  # spans
+    open: threading.Event = field(default_factory=threading.Event)
     headers: list[dict[str, str]] = field(default_factory=list)
     resources: list[dict[str, Any]] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
@@ -58,7 +66,9 @@ class Collector:
         return wait_for(find, message=f"no span of {request_id}")
 
     def take(self, body: bytes, headers: dict[str, str]) -> int:
-        if self.status != 200:
+        self.asked += 1
+        self.open.wait(9)
+        if self.status >= 300:
             self.refused += 1
             return self.status
         request = ExportTraceServiceRequest.FromString(body)
@@ -67,7 +77,11 @@ class Collector:
         for resource in request.resource_spans:
             self.resources.append({it.key: value(it.value) for it in resource.resource.attributes})
             self.spans += [span(it) for scope in resource.scope_spans for it in scope.spans]
-        return 200
+        return self.status
+
+    def said(self) -> bytes:
+        partial = ExportTracePartialSuccess(rejected_spans=self.rejects, error_message="no" * 5000)
+        return ExportTraceServiceResponse(partial_success=partial if self.rejects else None).SerializeToString()
 
 
 def span(it: Proto) -> Span:
@@ -96,6 +110,7 @@ def value(it: AnyValue) -> Any:
 def collecting(port: int | None = None) -> Iterator[Collector]:
     port = port or free_port()
     collector = Collector(f"http://127.0.0.1:{port}")
+    collector.open.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -104,6 +119,7 @@ def collecting(port: int | None = None) -> Iterator[Collector]:
             status = collector.take(body, {name.lower(): text for name, text in self.headers.items()})
             self.send_response(status)
             self.end_headers()
+            self.wfile.write(collector.said() if status not in (204, 304) else b"")
 
         def log_message(self, *args: Any) -> None:
             """Say nothing."""

@@ -4,7 +4,11 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from gateway.traces import otlp
 from tests.support.collector import span, value
@@ -14,6 +18,18 @@ VALUES = st.one_of(
     TEXT, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.lists(TEXT, min_size=1)
 )
 TIMES = st.integers(0, 2**64 - 1)
+
+
+@given(rejected=st.integers(0, 2**63 - 1), message=TEXT)
+def test_the_number_of_rejected_spans_is_read(rejected: int, message: str) -> None:
+    partial = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    answer = ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+    assert otlp.rejected(answer) == rejected
+
+
+@given(st.binary())
+def test_an_answer_that_is_something_else_rejects_nothing_that_fails(answer: bytes) -> None:
+    assert otlp.rejected(answer) >= 0
 
 
 @given(

@@ -69,6 +69,15 @@ def test_a_client_that_left_is_no_failure(store: Store) -> None:
     assert told(store) == [("", 1, 0, 0, 4)]
 
 
+def test_an_amended_row_stays_with_the_owner_that_the_key_had(store: Store) -> None:
+    entry, _ = Keybook(store).create(NewKeyFields(name="one", owner="Ann"))
+    it = row(1, key_id=entry.id, owner="Ann")
+    UsageBook(store).add([it])
+    Keybook(store).change(entry.id, KeyFields(owner="Bob"))
+    UsageBook(store).add([it | {"outcome": "client_left", "tokens_out": 1, "amends": True}])
+    assert told(store, "owner") == [("Ann", 1, 0, 0, 1)]
+
+
 def test_owners_are_those_that_the_keys_had_then(store: Store) -> None:
     entry, _ = Keybook(store).create(NewKeyFields(name="one", owner="Ann"))
     other, _ = Keybook(store).create(NewKeyFields(name="two", owner="Ann"))
