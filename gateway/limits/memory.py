@@ -285,10 +285,15 @@ class SharedBook:
         return free[1]
 
     def _turn_over(self, at: int, wall: float) -> None:
-        """Begin a new day or month, if there is one. A clock that is set back begins none."""
-        if wall < (self._integers[at + _DAY] + 1) * DAY:
+        """Begin a new day or month, if there is one. A clock that is set back begins none. If the account is more than a
+        day ahead, the clock was wrong, and the account begins again by the usage rows."""
+        day = self._integers[at + _DAY]
+        if (day - 1) * DAY <= wall < (day + 1) * DAY:
             return
         period = Period.of(wall)
+        if period.day < day:
+            self._integers[at + _DAY] = self._integers[at + _MONTH] = self._integers[at + _KNOWN] = 0
+            self._integers[at + _MET] = int(wall * 1000)
         for number, now in ((_DAY, period.day), (_MONTH, period.month)):
             if self._integers[at + number] < now:
                 self._integers[at + number + 1] = self._integers[at + number + 2] = 0

@@ -25,7 +25,7 @@ END $$ LANGUAGE plpgsql;
 -- Charge a key one request and `cost` tokens, if its limits allow that. A null is no limit. Times are seconds of the
 -- gateways' clock. Tokens are counted in the account's own day and month, which are returned: a host whose clock is
 -- behind begins no new ones. A new account begins with what the records know of its key, or of its user if it is named
--- `key/user`.
+-- `key/user`. So does one that is more than a day ahead, because a host's clock was wrong.
 CREATE OR REPLACE FUNCTION stack_charge(
     key text, me text, moment double precision, patience double precision,
     today bigint, this_month bigint, month_began bigint, cost bigint,
@@ -40,13 +40,14 @@ DECLARE
     grain constant double precision := 0.001;  -- gateway.limits.rules.GRAIN
 BEGIN
     SELECT * INTO it FROM accounts WHERE key_id = key FOR UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR it.day > today + 1 THEN
         INSERT INTO accounts SELECT key, moment, 0, 0,
             today, coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)) FILTER (WHERE at >= today * 86400000), 0),
             this_month, coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)), 0)
             FROM usage WHERE key_id = split_part(key, '/', 1) AND at >= month_began
                 AND split_part(key, '/', 2) IN ('', user_id)
-            ON CONFLICT DO NOTHING;
+            ON CONFLICT (key_id) DO UPDATE SET day = excluded.day, day_tokens = excluded.day_tokens,
+                month = excluded.month, month_tokens = excluded.month_tokens WHERE accounts.day > today + 1;
         SELECT * INTO it FROM accounts WHERE key_id = key FOR UPDATE;
     END IF;
     clock := greatest(moment, it.seen);

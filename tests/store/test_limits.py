@@ -292,6 +292,23 @@ def test_a_jump_of_the_clock_changes_no_minute_limit(gateway: GatewayProcess, cl
             file.write(f"{0:8}")
 
 
+def test_a_clock_that_was_days_ahead_takes_no_later_day_from_a_quota(gateway: GatewayProcess, clock: Path) -> None:
+    _, key = make_key(gateway, tokens_per_day=25)
+
+    def at(days: int) -> int:
+        with clock.open("r+") as file:
+            file.write(f"{days * 86_400:8}")
+        return ask(gateway, key).status_code
+
+    try:
+        assert [at(days) for days in (9, 0, 0)] == [200] * 3
+        assert [at(0) for _ in range(2)][-1] == 429
+        assert at(1) == 200
+    finally:
+        with clock.open("r+") as file:
+            file.write(f"{0:8}")
+
+
 def test_a_quota_is_spent_and_stays_so(gateway: GatewayProcess, engine: FakeEngine, tmp_path: Path) -> None:
     del engine, tmp_path
     _, key = make_key(gateway, tokens_per_day=25)
