@@ -40,9 +40,15 @@ def make_key(console: GatewayProcess, name: str, **fields: Any) -> dict[str, Any
 
 
 def message(gate: str) -> str:
-    """A message upon which the engine streams a token, waits for the gate, and streams the rest."""
-    steps = [["role"], ["token", "first"], ["gate", gate], ["token", " second"]]
+    """A message upon which the engine streams thoughts and a token, waits for the gate, and streams the rest."""
+    thoughts = [{"reasoning_content": "Old. "}, {"reasoning": "New. "}, {"reasoning": "More. "} | {"content": ""}]
+    steps = [["role"], *(["event", event(it)] for it in thoughts), ["token", "first"]]
+    steps += [["gate", gate], ["token", " second"]]
     return "script:" + json.dumps([*steps, ["finish", "stop"], ["usage"], ["done"], ["end"]])
+
+
+def event(delta: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
 
 def test_now_says_so_when_the_gateway_is_away(operator: Page) -> None:
@@ -75,7 +81,7 @@ def test_a_running_answer_is_stopped(operator: Page, engine: FakeEngine) -> None
     operator.get_by_label("API key").fill(KEY)
     operator.get_by_label("Message", exact=True).fill(message(gate))
     operator.get_by_role("button", name="Send").click()
-    expect(operator.locator("#answer")).to_have_text("first")
+    expect(operator.locator("#answer")).to_have_text("Old. New. More. first")
     operator.get_by_role("button", name="Stop").click()
     expect(operator.locator("#status")).to_have_text("Stopped.")
     wait_for(lambda: engine.running() == 0)
