@@ -137,7 +137,7 @@ def test_a_request_is_told_step_by_step(console: GatewayProcess, operator: Visit
     page = wait_for(lambda: (it := operator.get(f"/console/requests/{request_id}")).status_code == 200 and it)
     assert page
     words = re.sub(r"<[^>]+>|\s+", " ", page.text)
-    for told in ("sent to the engine", "first token", "finished", "fake-model", made["key"]["id"]):
+    for told in ("sent to the engine", "first token", "finished", "fake-model", "Came (UTC)", made["key"]["id"]):
         assert told in words or told in page.text
     listed = operator.get("/console/requests").text
     assert f'href="/console/requests/{request_id}"' in listed
@@ -162,7 +162,9 @@ def test_a_request_that_is_no_longer_in_memory_is_told_from_its_usage(
 ) -> None:
     """Every row has the index that this look-up needs."""
     request_id = chat(console, made["secret"]).headers["x-request-id"]
-    page = wait_for(lambda: "Came (UTC)" in (it := operator.get(f"/console/requests/{request_id}").text) and it)
+    page = wait_for(
+        lambda: "First sent to an engine (UTC)" in (it := operator.get(f"/console/requests/{request_id}").text) and it
+    )
     assert page
     assert "What happened" in page
 
