@@ -7,10 +7,8 @@ from gateway.console.door import TooOften
 
 LEAST = 0.001  # seconds that any page is taken to cost
 TOO_OFTEN = "The console was asked for too many pages. Try again shortly."
-RATE, RESERVE = (
-    0.25,
-    0.5,
-)  # the part of the rate, and of the reserve, of all visitors of a kind that one of them may use
+# The part of the rate, and of the reserve, of all visitors of a kind that one of them may use.
+RATE, RESERVE = 0.25, 0.5
 KEPT = 1024  # visitors of a kind whose allowance is remembered
 
 
