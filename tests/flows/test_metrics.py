@@ -88,8 +88,8 @@ breaker: {{failures: 1000}}
 
 
 def test_two_workers_add_up(own: Metered) -> None:
+    own.wait("stack_upstream_workers", 2, upstream="engine", state="closed")
     before = own.scrape()
-    assert before.total("stack_upstream_workers", upstream="engine", state="closed") == 2
     for pid in own.gateway.workers():  # one after the other has to serve 30 alone
         with stopped(set(own.gateway.workers()) - {pid}):
             for number in range(30):
