@@ -17,12 +17,14 @@ from starlette.routing import Route
 
 from gateway.console import door as doors
 from gateway.console import forms
+from gateway.console.allowances import TOO_OFTEN, Allowance, Allowances
 from gateway.console.ask import Ask
 from gateway.console.door import PATH, Door, Refused, TooOften, Visitor, check_form
 from gateway.console.keys import KeyPages
 from gateway.console.now import Now
 from gateway.console.pages import HTML, Pages, answer, redirect
 from gateway.console.requests import RequestPages
+from gateway.console.sessions import network
 from gateway.console.usage import UsagePages
 from gateway.errors import InvalidKey, StackError
 from gateway.keys.known import Key
@@ -30,7 +32,7 @@ from gateway.routing.routes import Routes
 
 # Seconds of processor time that a worker spends on all visitors of a kind: in a second, and at once.
 OPERATORS, OWNERS, STRANGERS = (0.05, 1.5), (0.02, 0.5), (0.01, 0.2)
-LEAST = 0.001  # seconds that any page is taken to cost
+USUAL = 0.02  # seconds that a page in the thread usually costs
 HELD = 1.0  # seconds for which a visitor who asked for too much waits for the answer that says so
 _HOME = {True: f"{PATH}/now", False: f"{PATH}/own"}  # by whether the visitor is an operator
 
@@ -40,33 +42,10 @@ _ANY = Key(id="")  # may use all models
 _FOR_OPERATORS = (
     "This page is for operators. You are signed in with an API key, which sees only its own usage and limits."
 )
-_TOO_OFTEN = "The console was asked for too many pages. Try again shortly."
 _FOR_OWNERS = (
     "This page is for the owners of keys, and shows them the usage of their own key. You are signed in as an operator: "
     "see Usage and Keys."
 )
-
-
-class Allowance:
-    """Bound the processor time that a worker spends on visitors of one kind. `now` is the clock."""
-
-    def __init__(self, rate: float, burst: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._burst, self._now = rate, burst, now
-        self._left, self._at = burst, now()
-
-    def take(self) -> None:
-        """Begin a page. Raises TooOften if the time is used up."""
-        now = self._now()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < LEAST:
-            raise TooOften(_TOO_OFTEN, (LEAST - self._left) / self._rate)
-        self._left -= LEAST
-
-    def charge(self, seconds: float) -> None:
-        """Charge the `seconds` that a page took. Any thread may call this. Of two calls at once, one may be lost, which
-        does no harm."""
-        self._left -= seconds
 
 
 class Console:
@@ -89,10 +68,11 @@ class Console:
         self._requests = requests
         self._routes = routes
         self._pages = pages
-        self._operators, self._owners, self._strangers = (Allowance(*it) for it in (OPERATORS, OWNERS, STRANGERS))
+        self._operators = Allowance(*OPERATORS)
+        self._owners, self._strangers = Allowances(*OWNERS), Allowances(*STRANGERS)
         self._thread = ThreadPoolExecutor(1, "console")
         # Made once: whoever asks for too many pages costs no more than any wrong request.
-        self._too_often = bytes(self._failed(None, TooOften(_TOO_OFTEN, 1.0)).body)
+        self._too_often = bytes(self._failed(None, TooOften(TOO_OFTEN, 1.0)).body)
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +126,7 @@ class Console:
         return redirect(f"{PATH}/sign-in" if visitor is None else _HOME[visitor.operator])
 
     async def _welcome(self, request: Request) -> Response:
-        return await self._told(None, lambda: self._sign_in_page(request))
+        return await self._told(request, None, lambda: self._sign_in_page(request))
 
     async def _sign_in(self, request: Request) -> Response:
         async def sign_in() -> Response:
@@ -161,7 +141,7 @@ class Console:
             self._door.remember(request, response, token)
             return response
 
-        return await self._told(None, sign_in)
+        return await self._told(request, None, sign_in)
 
     async def _sign_out(self, request: Request) -> Response:
         async def sign_out() -> Response:
@@ -174,7 +154,7 @@ class Console:
             doors.forget(response)
             return response
 
-        return await self._told(None, sign_out)
+        return await self._told(request, None, sign_out)
 
     def _sign_in_page(self, request: Request, error: StackError | None = None) -> Response:
         before = doors.before(request)
@@ -197,8 +177,8 @@ class Console:
         visitor = self._door.visitor(request)
         if visitor is None or not visitor.operator:
             raise InvalidKey("Sign in as an operator at /console.")
-        await self._allowed(visitor)
-        return answer(await self._in_thread(visitor, self._now.json), "application/json")
+        await self._allowed(request, visitor)
+        return answer(await self._in_thread(request, visitor, self._now.json), "application/json")
 
     async def _try(self, request: Request) -> Response:
         async def show(visitor: Visitor) -> Response:
@@ -228,7 +208,7 @@ class Console:
                     form = await forms.read(request, forms.LARGE)
                     check_form(request, visitor.token, form.pop("form_token", ""))
                 ask = Ask(visitor, dict(request.query_params), request.path_params, form)
-                return await self._in_thread(visitor, lambda: view(ask))
+                return await self._in_thread(request, visitor, lambda: view(ask))
 
             return await self._seen(request, show)
 
@@ -242,12 +222,14 @@ class Console:
                 return redirect(f"{PATH}/sign-in")
             return self._failed(None, Refused("You are not signed in any more. Sign in, and send the form again."))
         request.scope["stack.client"].known = True
-        return await self._told(visitor, lambda: show(visitor))
+        return await self._told(request, visitor, lambda: show(visitor))
 
-    async def _told(self, visitor: Visitor | None, show: Callable[[], Response | Awaitable[Response]]) -> Response:
+    async def _told(
+        self, request: Request, visitor: Visitor | None, show: Callable[[], Response | Awaitable[Response]]
+    ) -> Response:
         """What it shows; or what is wrong, on a page."""
         try:
-            await self._allowed(visitor)
+            await self._allowed(request, visitor)
         except TooOften as exc:
             return answer(self._too_often, HTML, exc.status, exc.headers)
         try:
@@ -256,24 +238,28 @@ class Console:
         except StackError as exc:
             return self._failed(visitor, exc)
 
-    async def _allowed(self, visitor: Visitor | None) -> None:
+    async def _allowed(self, request: Request, visitor: Visitor | None) -> None:
         """Begin a page. Raises TooOften, after a while: a program that does not wait by itself has to."""
         try:
-            self._allowance(visitor).take()
+            self._allowance(request, visitor).take()
         except TooOften:
             await asyncio.sleep(HELD)
             raise
 
-    def _allowance(self, visitor: Visitor | None) -> Allowance:
+    def _allowance(self, request: Request, visitor: Visitor | None) -> Allowance:
         if visitor is None:
-            return self._strangers
-        return self._operators if visitor.operator else self._owners
+            return self._strangers.of(network(request.client.host if request.client else ""))
+        return self._operators if visitor.key is None else self._owners.of(visitor.key.id)
 
     def _failed(self, visitor: Visitor | None, error: StackError) -> Response:
         return self._pages.page("error", visitor, error.status, error=error)
 
-    async def _in_thread(self, visitor: Visitor, make: Callable[[], _Made]) -> _Made:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._allowance(visitor), make)
+    async def _in_thread(self, request: Request, visitor: Visitor, make: Callable[[], _Made]) -> _Made:
+        allowance = self._allowance(request, visitor)
+        allowance.charge(
+            USUAL
+        )  # now, so that many pages at once are not begun on the same time; `_timed` gives it back
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _timed, allowance, make)
 
 
 def _timed(allowance: Allowance, make: Callable[[], _Made]) -> _Made:
@@ -282,7 +268,7 @@ def _timed(allowance: Allowance, make: Callable[[], _Made]) -> _Made:
     try:
         return make()
     finally:
-        allowance.charge(time.thread_time() - began)
+        allowance.charge(time.thread_time() - began - USUAL)
 
 
 def _get(path: str, serve: Callable[[Request], Awaitable[Response]]) -> Route:

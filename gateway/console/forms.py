@@ -55,7 +55,7 @@ def key_fields(form: Form, there: Entry | None = None) -> dict[str, Any]:
         "name": form.get("name", "").strip(),
         "owner": form.get("owner", "").strip(),
         "models": [it.strip() for it in re.split(r"[,\r\n]+", form.get("models", "")) if it.strip()] or None,
-        "priority": number(form, "priority") or 1,
+        "priority": 1 if (priority := number(form, "priority")) is None else priority,
         "limits": limits(form),
     }
     typed = form.get("expires", "").strip()

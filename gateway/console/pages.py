@@ -15,6 +15,7 @@ from gateway.console.door import Visitor
 from gateway.errors import StackError
 
 NOTHING = "\u2013"  # a dash
+ROUNDED = 0.9995  # of 1,000 and more is shown as 1,000, if three digits are shown
 HTML = "text/html; charset=utf-8"
 HERE = Path(__file__).parent
 POLICY = (
@@ -96,14 +97,17 @@ def count(number: float | None) -> str:
 
 def short(number: float) -> str:
     """Return a number in a few characters: 950, 1.2k, 34M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size * ROUNDED:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
 
 
 def seconds(milliseconds: float | None) -> str:
-    """Return a duration in a few characters; a dash for None."""
+    """Return a duration in a few characters; a dash for None. now.js has the same in JavaScript."""
     if milliseconds is None:
         return NOTHING
-    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"
+    if milliseconds < 1000 * ROUNDED:
+        return f"{milliseconds:.0f} ms"
+    of_it = milliseconds / 1000
+    return f"{of_it:.3g} s" if of_it < 1000 * ROUNDED else f"{of_it:,.0f} s"

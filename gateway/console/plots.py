@@ -1,6 +1,6 @@
 """Plots: draw lines over time as SVG, with no style of its own but the classes of the style sheet.
 
-A plot is a picture for the eye. The table beside it has the same numbers for everybody else.
+A plot is a picture for the eye. The page has a table with the same numbers below it, for everybody else.
 """
 
 import datetime as dt

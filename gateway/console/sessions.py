@@ -93,7 +93,7 @@ class Sessions:
         return found
 
     def _cell(self, address: str) -> int:
-        digest = hashlib.blake2b(_network(address).encode(), digest_size=8, key=self._salt).digest()
+        digest = hashlib.blake2b(network(address).encode(), digest_size=8, key=self._salt).digest()
         return int.from_bytes(digest, "little") % ADDRESSES
 
     def _locked(self) -> "_Locked":
@@ -116,8 +116,8 @@ class _Locked:
         self._lock.__exit__(*exc)
 
 
-def _network(address: str) -> str:
-    """The address, or the /64 of an IPv6 address, which one visitor has as a whole."""
+def network(address: str) -> str:
+    """Return the address, or the /64 of an IPv6 address, which one visitor has as a whole."""
     try:
         it = ipaddress.ip_address(address)
     except ValueError:

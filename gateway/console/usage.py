@@ -13,7 +13,7 @@ from markupsafe import Markup
 from starlette.responses import Response
 
 from gateway.console.ask import Ask
-from gateway.console.pages import Pages, answer, seconds, short
+from gateway.console.pages import Pages, answer, count, moment, seconds, short
 from gateway.console.plots import MOST, Line, draw
 from gateway.errors import BadRequest
 from gateway.keys.known import Key
@@ -31,31 +31,37 @@ COLUMNS = "requests", "finished", "failed", "tokens_in", "tokens_out", "mean_ms"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a visitor wants to see: the sums for the table, and those for the plots."""
+    """What a visitor wants to see: the sums for the table, and those for the plots. `over_time`: a file has those for
+    the plots."""
 
     by: By
     name: str  # of the span
     table: Span
     plots: Span
+    over_time: bool
 
 
 class Plot(NamedTuple):
-    """A drawing, its title, and the names of its lines."""
+    """A drawing, its title, the names of its lines, and the same values in rows: when each part of the time begins, and
+    the value of each line."""
 
     title: str
     drawing: Markup
     labels: tuple[str, ...]
+    rows: list[tuple[str, list[str]]]
 
 
 def asked(query: Mapping[str, str], now: Callable[[], float] = time.time) -> Asked:
     """Return what the query of a page asks for. Raises BadRequest."""
-    by, name = query.get("by", "all"), query.get("span", "24h")
+    by, name, over = query.get("by", "all"), query.get("span", "24h"), query.get("over", "")
     found = next((it for it in BYS if it == by), None)
-    if found is None or name not in WORDS:
-        raise BadRequest(f"'by' is one of {', '.join(BYS)}, and 'span' is one of {', '.join(WORDS)}.")
+    if found is None or name not in WORDS or over not in ("", "time"):
+        raise BadRequest(
+            f"'by' is one of {', '.join(BYS)}, 'span' is one of {', '.join(WORDS)}, and 'over' is empty or 'time'."
+        )
     if found in ("key", "user") and name in NOT_OF_KEYS:
         raise BadRequest(f"Usage by {found} covers at most a month. Choose a shorter range.")
-    return Asked(found, name, *_spans(name, int(now() * 1000)))
+    return Asked(found, name, *_spans(name, int(now() * 1000)), over == "time")
 
 
 def _spans(name: str, now: int) -> tuple[Span, Span]:
@@ -96,7 +102,7 @@ class UsagePages:
     def csv(self, ask: Ask) -> Response:
         """Return everybody's usage as CSV."""
         it = asked(ask.query)
-        return _file(f"usage-{it.by}-{it.name}.csv", self._csv(it))
+        return _file(f"usage-{it.by}-{it.name}", it, self._csv(it))
 
     def own(self, ask: Ask) -> Response:
         """Return the usage, limits and quotas of the visitor's key."""
@@ -111,7 +117,7 @@ class UsagePages:
     def own_csv(self, ask: Ask) -> Response:
         """Return the usage of the visitor's key as CSV."""
         it = asked({**ask.query, "by": "key"})
-        return _file(f"usage-{it.name}.csv", self._csv(it, _key(ask).id))
+        return _file(f"usage-{it.name}", it, self._csv(it, _key(ask).id))
 
     def _table(self, it: Asked, most: int = TABLE, only: str | None = None) -> list[tuple[str, Total]]:
         """The totals by name, those with the most requests first, each with what a person calls it."""
@@ -127,24 +133,41 @@ class UsagePages:
         def lines(value: Callable[[Total], float | None]) -> list[Line]:
             return [Line(label, [value(found[of.name].get(at, none)) for at in times]) for label, of in first]
 
-        def plot(title: str, drawn: list[Line], words: Callable[[float], str]) -> Plot:
-            return Plot(title, draw(title, times, it.plots.part, drawn, words), labels)
+        begins = [_begins(at, it.plots) for at in times]
+
+        def plot(
+            title: str, drawn: list[Line], axis: Callable[[float], str], words: Callable[[float | None], str]
+        ) -> Plot:
+            rows = [(at, [words(line.values[row]) for line in drawn]) for row, at in enumerate(begins)]
+            return Plot(title, draw(title, times, it.plots.part, drawn, axis), labels, rows)
 
         return [
-            plot("Requests", lines(lambda of: of.requests), short),
-            plot("Tokens of prompts and answers", lines(lambda of: of.tokens_in + of.tokens_out), short),
-            plot("Failed requests", lines(lambda of: of.failed), short),
-            plot("Mean duration of a request", lines(lambda of: of.mean_ms), seconds),
-            plot("Mean time to the first token", lines(lambda of: of.mean_ttft_ms), seconds),
+            plot("Requests", lines(lambda of: of.requests), short, count),
+            plot("Tokens of prompts and answers", lines(lambda of: of.tokens_in + of.tokens_out), short, count),
+            plot("Failed requests", lines(lambda of: of.failed), short, count),
+            plot("Mean duration of a request", lines(lambda of: of.mean_ms), seconds, seconds),
+            plot("Mean time to the first token", lines(lambda of: of.mean_ttft_ms), seconds, seconds),
         ]
 
     def _csv(self, it: Asked, only: str | None = None) -> str:
-        """The whole table as CSV. A text that a spreadsheet would take for a formula has an apostrophe before it."""
+        """The whole table as CSV; or, over time, each part of the time of the names with the most requests. A text that
+        a spreadsheet would take for a formula has an apostrophe before it."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
-        lines.writerow([it.by, "name", *COLUMNS])
-        for label, total in self._table(it, FILE, only):
-            lines.writerow([inert(total.name), inert(label), *(_number(getattr(total, name)) for name in COLUMNS)])
+
+        def write(label: str, total: Total, name: str, *begins: str) -> None:
+            lines.writerow([*begins, inert(name), inert(label), *(_number(getattr(total, each)) for each in COLUMNS)])
+
+        lines.writerow([*(["begins"] if it.over_time else []), it.by, "name", *COLUMNS])
+        if not it.over_time:
+            for label, total in self._table(it, FILE, only):
+                write(label, total, total.name)
+            return text.getvalue()
+        table, none = self._table(it, TABLE, only), Total("")
+        found = self._sums.over_time(it.by, it.plots, [total.name for _, total in table])
+        for at in it.plots.parts():
+            for label, of in table:
+                write(label, found[of.name].get(at, none), of.name, _begins(at, it.plots))
         return text.getvalue()
 
     def _label(self, by: By, total: Total) -> str:
@@ -161,9 +184,15 @@ def _key(ask: Ask) -> Key:
     return ask.visitor.key
 
 
-def _file(name: str, text: str) -> Response:
-    disposition = {"content-disposition": f'attachment; filename="{name}"'}
+def _file(name: str, it: Asked, text: str) -> Response:
+    full = f"{name}-over-time.csv" if it.over_time else f"{name}.csv"
+    disposition = {"content-disposition": f'attachment; filename="{full}"'}
     return answer(text.encode(), "text/csv; charset=utf-8", more=disposition)
+
+
+def _begins(at: int, span: Span) -> str:
+    """Return the UTC time at which a part of the span begins, or its day."""
+    return moment(at)[:16] if span.part < DAY else moment(at)[:10]
 
 
 def _number(value: float | None) -> str:

@@ -53,9 +53,7 @@ class Keybook:
         A page has at most `most` keys. `before` is the creation time and id of the last key of the previous page."""
         where: list[sa.ColumnElement[bool]] = []
         if search:
-            contains = (
-                sa.func.lower(it).contains(search.lower(), autoescape=True) for it in (keys.c.name, keys.c.owner)
-            )
+            contains = (self._store.contains(it, search) for it in (keys.c.name, keys.c.owner))
             where.append(sa.or_(keys.c.id.startswith(search, autoescape=True), *contains))
         if before is not None:
             where.append(sa.tuple_(keys.c.created_at, keys.c.id) < sa.tuple_(*map(sa.literal, before)))

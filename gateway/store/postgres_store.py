@@ -1,11 +1,12 @@
 """Postgres store: keep keys, prompts and usage in a database on a server."""
 
+import re
 from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
 
-from gateway.store.store import WAIT, Store, told_line
+from gateway.store.store import WAIT, Store, cases, told_line
 
 _MIGRATING = 7_822_537  # an advisory lock: any number that no other program uses in this database
 
@@ -29,6 +30,10 @@ class PostgresStore(Store):
         sa.event.listen(engine, "do_connect", _connect)
         sa.event.listen(engine, "handle_error", _wait_once)
         super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
+
+    def contains(self, column: sa.Column[str], text: str) -> sa.ColumnElement[bool]:
+        each = (f"[{found}]" if len(found := cases(it)) > 1 else re.escape(it) for it in text)
+        return column.regexp_match("".join(each))
 
     def told(self, cause: BaseException | None) -> str:
         words = told_line(cause)

@@ -86,6 +86,11 @@ class Store(ABC):
         self._engine.dispose()
 
     @abstractmethod
+    def contains(self, column: sa.Column[str], text: str) -> sa.ColumnElement[bool]:
+        """Return whether the column contains the text, in capital or small letters. The databases' own lower() knows
+        only the letters of ASCII, or those of the server's locale."""
+
+    @abstractmethod
     def told(self, cause: BaseException | None) -> str:
         """Return which database this is and why it cannot be used, in one line without secrets."""
 
@@ -111,6 +116,10 @@ class SqliteStore(Store):
         sa.event.listen(engine, "begin", _on_begin)
         sa.event.listen(engine, "handle_error", _on_error)
         super().__init__(engine, engine.execution_options(stack_reads=True))
+
+    def contains(self, column: sa.Column[str], text: str) -> sa.ColumnElement[bool]:
+        each = (it if it == "^" else f"[{cases(it)}]" for it in text)  # [^] would be the beginning of another pattern
+        return column.op("GLOB", is_comparison=True)(f"*{''.join(each)}*")
 
     def told(self, cause: BaseException | None) -> str:
         return f"{self.file.absolute()}: {told_line(cause)}"
@@ -217,6 +226,11 @@ def _translated() -> Iterator[None]:
         raise  # the caller handles it: its rows contradict the rows in the store
     except (SQLAlchemyError, OSError) as exc:
         raise StoreUnavailable("The gateway's store is unreachable right now.") from exc
+
+
+def cases(character: str) -> str:
+    """Return a character in capital and small letters, as far as each of these is one character."""
+    return "".join(sorted(it for it in {character, character.lower(), character.upper()} if len(it) == 1))
 
 
 def told_line(cause: BaseException | None) -> str:

@@ -27,7 +27,7 @@ usage = sa.Table(
     "usage",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("at", sa.BigInteger, nullable=False),  # when the request came, in milliseconds since 1970
+    sa.Column("at", sa.BigInteger, nullable=False),  # when an engine was first asked, in milliseconds since 1970
     sa.Column("request_id", sa.Text),
     sa.Column("key_id", sa.Text),
     sa.Column("user_id", sa.Text),  # the pseudonym of the key's user; null: the key does not tell its users apart

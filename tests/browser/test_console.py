@@ -1,6 +1,7 @@
 """The console in a real browser, before an engine that does what the test says. tests/stack has the real one."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -8,6 +9,7 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from gateway.console.pages import seconds
 from tests.support.browser import PHONE, chromium, page, sign_in, visit
 from tests.support.console import console_gateway
 from tests.support.keys import ADMIN, admin
@@ -40,9 +42,15 @@ def make_key(console: GatewayProcess, name: str, **fields: Any) -> dict[str, Any
 
 
 def message(gate: str) -> str:
-    """A message upon which the engine streams a token, waits for the gate, and streams the rest."""
-    steps = [["role"], ["token", "first"], ["gate", gate], ["token", " second"]]
+    """A message upon which the engine streams thoughts and a token, waits for the gate, and streams the rest."""
+    thoughts = [{"reasoning_content": "Old. "}, {"reasoning": "New. "}, {"reasoning": "More. "} | {"content": ""}]
+    steps = [["role"], *(["event", event(it)] for it in thoughts), ["token", "first"]]
+    steps += [["gate", gate], ["token", " second"]]
     return "script:" + json.dumps([*steps, ["finish", "stop"], ["usage"], ["done"], ["end"]])
+
+
+def event(delta: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
 
 def test_now_says_so_when_the_gateway_is_away(operator: Page) -> None:
@@ -51,6 +59,44 @@ def test_now_says_so_when_the_gateway_is_away(operator: Page) -> None:
     expect(operator.locator("#stale")).to_be_visible()
     operator.unroute("**/now.json")
     expect(operator.locator("#stale")).to_be_hidden()
+
+
+def test_now_can_be_paused_by_keyboard(operator: Page) -> None:
+    operator.clock.install()
+    visit(operator, "/console/now")
+    asked: list[str] = []
+    operator.on("request", lambda it: asked.append(it.url))
+    pause = operator.get_by_role("button", name="Pause")
+    pause.focus()
+    operator.keyboard.press("Space")
+    expect(pause).to_have_attribute("aria-pressed", "true")
+    asked.clear()
+    operator.clock.run_for(60_000)
+    assert asked == []
+    operator.keyboard.press("Space")
+    expect(pause).to_have_attribute("aria-pressed", "false")
+    with operator.expect_response("**/now.json"):
+        operator.clock.run_for(2000)
+
+
+def test_a_selection_of_text_outlives_a_new_picture(operator: Page) -> None:
+    operator.clock.install()
+    visit(operator, "/console/now")
+    expect(operator.locator("#spark")).to_have_attribute("points", re.compile(r"^\S+"))
+    operator.evaluate("getSelection().selectAllChildren(document.querySelector('#engines th'))")
+    operator.clock.run_for(4000)
+    expect(operator.locator("#spark")).to_have_attribute("points", re.compile(r"^\S+ \S+"))
+    assert operator.evaluate("getSelection().toString()").split() == ["engine", "vllm"]
+    expect(operator.get_by_label("Slots in use")).to_have_attribute("max", "256")
+
+
+def test_durations_are_the_same_in_the_page_and_in_its_script(operator: Page) -> None:
+    visit(operator, "/console/now")
+    told = {0.4: "0 ms", 999.4: "999 ms", 999.6: "1 s", 1500: "1.5 s", 999_400: "999 s", 999_600: "1,000 s"}
+    told |= {1_234_000: "1,234 s", 59_949: "59.9 s"}
+    for milliseconds, words in told.items():
+        assert seconds(milliseconds) == words
+        assert operator.evaluate("duration", milliseconds / 1000) == words
 
 
 def test_the_playground_shows_errors_and_the_same_request_for_other_programs(operator: Page) -> None:
@@ -75,7 +121,7 @@ def test_a_running_answer_is_stopped(operator: Page, engine: FakeEngine) -> None
     operator.get_by_label("API key").fill(KEY)
     operator.get_by_label("Message", exact=True).fill(message(gate))
     operator.get_by_role("button", name="Send").click()
-    expect(operator.locator("#answer")).to_have_text("first")
+    expect(operator.locator("#answer")).to_have_text("Old. New. More. first")
     operator.get_by_role("button", name="Stop").click()
     expect(operator.locator("#status")).to_have_text("Stopped.")
     wait_for(lambda: engine.running() == 0)
@@ -121,4 +167,9 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(browser: Bro
                     .filter((it) => !it.labels.length).map((it) => it.outerHTML)"""
             )
             assert nameless == []
+            small = made.evaluate(
+                """[...document.querySelectorAll("main input:not([type=hidden]), main select, main textarea")]
+                    .filter((it) => parseFloat(getComputedStyle(it).fontSize) < 16).map((it) => it.outerHTML)"""
+            )
+            assert small == [], "a phone zooms in"
             assert made.locator("h1").count() == 1

@@ -43,8 +43,10 @@ def test_env_example_states_the_real_defaults() -> None:
         for name, default in re.findall(r"\$\{([A-Z0-9_]+):-([^${}]*)\}", file.read_text()):
             used.setdefault(name, set()).add(default)
     for name, defaults in used.items():
-        # The model and its aliases differ between engines; the example shows Ollama's, the first.
-        assert stated[name] in defaults or name == "STACK_MODEL_ALIASES", name
+        # The model and its aliases differ between engines; the example shows Ollama's, the first. Any file for the
+        # webhook, even /dev/null, makes Alertmanager send alerts.
+        assert stated[name] in defaults or name in ("STACK_MODEL_ALIASES", "STACK_ALERT_WEBHOOK_FILE"), name
+    assert used["STACK_ALERT_WEBHOOK_FILE"] == {"/dev/null"} != {stated["STACK_ALERT_WEBHOOK_FILE"]}
 
     passed_on = merged("ollama")["services"]["gateway"]["environment"]
     for name, field in Settings.model_fields.items():

@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from gateway import metrics
+from gateway.admission.memory import Reason
+from gateway.limits.near import QUOTAS, SHARES
 from tests.support.clone import OVERRIDES, Config, Tree, clone, merged
 from tests.support.processes import ROOT, free_port
 
@@ -50,6 +53,16 @@ def test_rules_and_dashboard_name_metrics_that_exist() -> None:
     known = set(re.findall(r"^\| (stack_\w+) ", str(metrics.__doc__), re.MULTILINE))
     named = {it for text in EXPRESSIONS for it in re.findall(r"\bstack_\w+", text)}
     assert {re.sub(r"_(bucket|count|sum)$", "", it) for it in named} - known == set()
+
+
+def test_rules_and_their_tests_use_label_values_that_exist() -> None:
+    known = {"state": {*metrics.STATES}, "reason": {*get_args(Reason), "timeout"}, "quota": {*QUOTAS}}
+    known |= {"percent": {str(it) for it in SHARES}, "kind": {"chat"}}
+    known["outcome"] = {"finished", "client_left", "engine_broken_stream"}
+    texts = [*EXPRESSIONS, (FOLDER / "prometheus/rules_test.yml").read_text()]
+    named = {it for text in texts for it in re.findall(r'\b(\w+)\s*(?:=|!=)\s*"([^"]+)"', text) if it[0] in known}
+    assert {label for label, _ in named} == set(known)
+    assert {it for it in named if it[1] not in known[it[0]]} == set()
 
 
 def test_the_dashboard_shows_every_metric() -> None:

@@ -1,10 +1,11 @@
 """The console's bounds: time for pages, sessions of a key, and attempts of an address, over several processes."""
 
 import multiprocessing
+from contextlib import suppress
 
 import pytest
 
-from gateway.console.console import LEAST, Allowance
+from gateway.console.allowances import KEPT, LEAST, Allowance, Allowances
 from gateway.console.door import TooOften
 from gateway.console.sessions import OF_ONE_KEY, SESSIONS, Sessions
 from tests.support.clocks import Clock
@@ -35,6 +36,32 @@ def test_what_is_not_used_is_kept_up_to_a_reserve() -> None:
     allowance.take()
     with pytest.raises(TooOften):
         allowance.take()
+
+
+def test_one_visitor_leaves_others_their_part_of_the_time() -> None:
+    clock = Clock()
+    allowances = Allowances(0.1, 1.0, clock)
+    for _ in range(100):
+        clock.now += 1
+        with suppress(TooOften):
+            allowances.of("greedy").take()
+            allowances.of("greedy").charge(0.5)
+        allowances.of("modest").take()
+        allowances.of("modest").charge(0.01)
+
+
+def test_visitors_together_are_bounded_and_only_so_many_are_remembered() -> None:
+    allowances = Allowances(0.1, 1.0, Clock())
+    first = allowances.of("0")
+    for number in range(3):
+        allowances.of(str(number)).take()
+        allowances.of(str(number)).charge(0.4)
+    with pytest.raises(TooOften):
+        allowances.of("4").take()
+    assert allowances.of("0") is first
+    for number in range(KEPT):
+        allowances.of(f"other {number}")
+    assert allowances.of("0") is not first
 
 
 def test_a_session_ends_by_itself() -> None:

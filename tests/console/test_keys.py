@@ -67,6 +67,7 @@ def test_a_change_keeps_what_the_form_shows_and_sets_the_rest(console: GatewayPr
         ({"name": "x", "tokens_per_day": "many"}, "whole number"),
         ({"name": "x", "tokens_per_day": "0"}, "at least 1"),
         ({"name": "x", "priority": "500"}, "at most 100"),
+        ({"name": "x", "priority": "0"}, "at least 1"),
         ({"name": "x", "owner": "o" * 201}, "at most 200"),
     ],
 )

@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Iterator
+from csv import reader
+from html import unescape
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -89,7 +91,19 @@ def test_usage_is_plotted_and_summed_by_everything(
     assert csv.headers["content-disposition"] == 'attachment; filename="usage-model-7d.csv"'
     assert csv.text.startswith("model,name,requests,finished,failed,tokens_in,")
     assert any(line.startswith("fake-model,fake-model,") for line in csv.text.splitlines())
-    for wrong in ("by=color", "span=century"):
+    over_time = operator.get("/console/usage.csv?by=model&span=24h&over=time")
+    assert over_time.headers["content-disposition"] == 'attachment; filename="usage-model-24h-over-time.csv"'
+    head, *hours = list(reader(over_time.text.splitlines()))
+    assert head[:4] == ["begins", "model", "name", "requests"]
+    assert len({it[0] for it in hours}) == 24
+    whole = list(reader(operator.get("/console/usage.csv?by=model&span=24h").text.splitlines()))[1:]
+    for model, _, requests, *_ in whole:
+        assert sum(int(it[3]) for it in hours if it[1] == model) >= int(requests) > 0
+    text = unescape(operator.get("/console/usage?by=model&span=24h").text)
+    values = re.findall(r'<tr><th scope="row">(....-..-.. ..:..)</th><td class="n">(.*?)</td>', text)
+    assert [it[0] for it in values] == [it[0] for it in hours if it[1] == "fake-model"] * 5
+    assert any(it[1] not in ("0", "\u2013") for it in values[:24])
+    for wrong in ("by=color", "span=century", "over=all"):
         assert operator.get(f"/console/usage?{wrong}").status_code == 400
 
 
@@ -123,7 +137,7 @@ def test_a_request_is_told_step_by_step(console: GatewayProcess, operator: Visit
     page = wait_for(lambda: (it := operator.get(f"/console/requests/{request_id}")).status_code == 200 and it)
     assert page
     words = re.sub(r"<[^>]+>|\s+", " ", page.text)
-    for told in ("sent to the engine", "first token", "finished", "fake-model", made["key"]["id"]):
+    for told in ("sent to the engine", "first token", "finished", "fake-model", "Came (UTC)", made["key"]["id"]):
         assert told in words or told in page.text
     listed = operator.get("/console/requests").text
     assert f'href="/console/requests/{request_id}"' in listed
@@ -148,7 +162,9 @@ def test_a_request_that_is_no_longer_in_memory_is_told_from_its_usage(
 ) -> None:
     """Every row has the index that this look-up needs."""
     request_id = chat(console, made["secret"]).headers["x-request-id"]
-    page = wait_for(lambda: "Came (UTC)" in (it := operator.get(f"/console/requests/{request_id}").text) and it)
+    page = wait_for(
+        lambda: "First sent to an engine (UTC)" in (it := operator.get(f"/console/requests/{request_id}").text) and it
+    )
     assert page
     assert "What happened" in page
 
@@ -176,6 +192,8 @@ def test_an_owner_sees_the_own_key_and_nothing_else(
         lines = owner.get("/console/own.csv?by=all").text.splitlines()
         assert len(lines) == 2
         assert lines[1].startswith(f"{own['key']['id']},mine,1,1,0,")
+        over_time = owner.get("/console/own.csv?by=all&over=time").text.splitlines()
+        assert (len(over_time), {it.split(",")[1] for it in over_time[1:]}) == (25, {own["key"]["id"]})
         for path in ("now", "usage", "usage.csv", "keys", f"keys/{own['key']['id']}", "limits", "prompts", "requests"):
             refused = owner.get(f"/console/{path}")
             assert (refused.status_code, made["key"]["id"] in refused.text) == (403, False)

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from gateway import metrics
+from gateway.settings import Settings
 from tests.support.metered import CHAT, Metered, metered
 from tests.support.processes import (
     AUTH,
@@ -87,8 +88,8 @@ breaker: {{failures: 1000}}
 
 
 def test_two_workers_add_up(own: Metered) -> None:
+    own.wait("stack_upstream_workers", 2, upstream="engine", state="closed")
     before = own.scrape()
-    assert before.total("stack_upstream_workers", upstream="engine", state="closed") == 2
     for pid in own.gateway.workers():  # one after the other has to serve 30 alone
         with stopped(set(own.gateway.workers()) - {pid}):
             for number in range(30):
@@ -109,6 +110,9 @@ def test_two_workers_add_up(own: Metered) -> None:
     assert grown("stack_time_to_first_token_seconds_count") == 30  # of streams alone
     assert grown("stack_time_per_output_token_seconds_count") == 30
     assert grown("stack_time_to_first_token_seconds_sum") > 0
+    for name, longest in (("request_duration", "llm_timeout"), ("time_to_first_token", "llm_first_token_timeout")):
+        limits = {float(it) for it in after.by(f"stack_{name}_seconds_bucket", "le")} - {float("inf")}
+        assert max(limits) >= Settings.model_fields[longest].default
     assert after.total("stack_requests_in_flight") == 0
 
 

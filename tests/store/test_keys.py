@@ -17,7 +17,12 @@ from typer.testing import CliRunner
 
 from gateway.cli.main import app
 from gateway.keys import secret
+from gateway.keys.book import Keybook
+from gateway.keys.entries import NewKeyFields
+from gateway.settings import Settings
+from gateway.store.store import open_store
 from tests.support.command import Command, empty_store
+from tests.support.console import visiting
 from tests.support.containers import PASSWORD, Postgres
 from tests.support.keys import ADMIN, admin, ask, status
 from tests.support.processes import KEY, NO_TLS, FakeEngine, GatewayProcess, running_gateway, wait_for
@@ -141,6 +146,29 @@ WRONG: dict[str, tuple[Any, str | None]] = {
     "not JSON": (b"{", None),
     "too large": (b'{"name": "' + b"x" * 300_000 + b'"}', None),
 }
+
+
+FOUND = ("Ökologie", "ökoLOGIE", "ángel", "ÁNGEL", "жук", "]c[", "D*E?", "^b", "(x%_\\Y")
+NOT_FOUND = ("Okologie", "%k", "_kologie", "c.d", "d.*e", "Ök*ie")
+
+
+def test_keys_are_found_by_names_and_owners_of_any_script(gateway: GatewayProcess, stack: Command) -> None:
+    key_id = stack.json("keys", "create", "Ökologie ^b]C[d*e?(x%_\\y", "--owner", "ÁNGEL Жук")["key"]["id"]
+    with visiting(gateway) as visit:
+        for typed in (*FOUND, *NOT_FOUND):
+            page = visit.get("/console/keys", params={"q": typed})
+            assert (f"/console/keys/{key_id}" in page.text) is (typed in FOUND), typed
+
+
+def test_keys_are_found_in_a_database_whose_locale_knows_only_ascii(postgres: Postgres) -> None:
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE plain TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    store = open_store(Settings(stack_store_url=postgres.url("plain")))
+    store.migrate()
+    book = Keybook(store)
+    made, _ = book.create(NewKeyFields(name="Ökologie", owner="Жук"))
+    assert [book.page(it, None, 1)[0] for it in ("ÖKO", "öko", "ЖУК", "Oko")] == [[made], [made], [made], []]
+    store.close()
 
 
 def test_a_body_of_the_admin_api_is_read_as_any_other(gateway: GatewayProcess) -> None:

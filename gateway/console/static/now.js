@@ -1,4 +1,5 @@
-// Now: ask for the picture every two seconds while the page is visible, and show it. Text is set as text, never as markup.
+// Now: ask for the picture every two seconds while the page is visible and not paused, and show it. Text is set as text,
+// never as markup.
 "use strict";
 const EVERY = 2000; // milliseconds
 const KEPT = 120; // values of the small plot
@@ -26,8 +27,8 @@ function engine(it) {
   state.append(cell("span", it.state, "state state-" + (["ok", "waking", "asleep"].includes(it.state) ? "ok" : "bad")), " " + it.message);
   const slots = cell("td", "");
   const meter = document.createElement("meter");
-  meter.max = it.slots || 1;
-  meter.value = it.used;
+  const facts = { "aria-label": "Slots in use", min: 0, max: it.slots || 1, value: it.used };
+  for (const [name, value] of Object.entries(facts)) meter.setAttribute(name, value);
   slots.append(meter, ` ${it.used} of ${it.slots}`);
   return row(name, state, cell("td", it.models.join(", ")), slots, cell("td", it.waiting, "n"));
 }
@@ -44,7 +45,8 @@ function request(it) {
 
 function duration(seconds) {
   if (seconds === null) return "–";
-  return seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toPrecision(3)} s`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
+  return seconds < 999.5 ? `${Number(seconds.toPrecision(3))} s` : `${Math.round(seconds).toLocaleString("en-US")} s`;
 }
 
 function none() {
@@ -55,10 +57,24 @@ function none() {
   return line;
 }
 
+// What has not changed stays in the page, and with it a selection of its text.
+function say(id, text) {
+  if (byId(id).textContent !== String(text)) byId(id).textContent = text;
+}
+
 // A table that somebody is in by keyboard is left as it is until they leave it.
 function fill(id, rows) {
   const body = byId(id);
-  if (!body.contains(document.activeElement)) body.replaceChildren(...rows);
+  if (body.contains(document.activeElement)) return;
+  rows.forEach((made, at) => {
+    const there = body.rows[at];
+    if (!there) return body.append(made);
+    if (there.cells.length !== made.cells.length) return there.replaceWith(made);
+    [...made.cells].forEach((it, column) => {
+      if (!it.isEqualNode(there.cells[column])) there.cells[column].replaceWith(it);
+    });
+  });
+  while (body.rows.length > rows.length) body.rows[rows.length].remove();
 }
 
 function show(picture) {
@@ -70,9 +86,9 @@ function show(picture) {
     failed: picture.five.failed,
     first: duration(picture.five.first_token),
   };
-  for (const [id, value] of Object.entries(values)) byId(id).textContent = value;
+  for (const [id, value] of Object.entries(values)) say(id, value);
   byId("store").hidden = !picture.store;
-  byId("store").textContent = picture.store || "";
+  say("store", picture.store || "");
   fill("engines", picture.engines.map(engine));
   fill("running", picture.running.length ? picture.running.map(request) : [none()]);
   speeds.push(picture.speed);
@@ -82,13 +98,19 @@ function show(picture) {
   byId("spark").setAttribute("points", points.join(" "));
 }
 
+const pause = byId("pause");
+const paused = () => pause.getAttribute("aria-pressed") === "true";
+pause.hidden = false;
+pause.addEventListener("click", () => pause.setAttribute("aria-pressed", String(!paused())));
+
 async function look() {
-  if (!document.hidden) {
+  if (!document.hidden && !paused()) {
     try {
       const answer = await fetch("/console/now.json", { headers: { accept: "application/json" } });
       if (answer.status === 401) return location.assign("/console/sign-in");
       if (!answer.ok) throw new Error(answer.status);
-      show(await answer.json());
+      const picture = await answer.json();
+      if (!paused()) show(picture);
       byId("stale").hidden = true;
     } catch {
       byId("stale").hidden = false;

@@ -42,7 +42,11 @@ function take(event) {
   if (!data || data === "[DONE]") return;
   const told = JSON.parse(data);
   if (told.error) throw new Error(told.error.message);
-  for (const choice of told.choices ?? []) byId("answer").append(choice.delta?.reasoning_content ?? "", choice.delta?.content ?? "");
+  for (const choice of told.choices ?? []) {
+    // llama.cpp and older versions of vLLM say reasoning_content; Ollama and vLLM say reasoning.
+    const { reasoning_content, reasoning, content } = choice.delta ?? {};
+    byId("answer").append(reasoning_content || reasoning || "", content || "");
+  }
 }
 
 async function read(answer) {
