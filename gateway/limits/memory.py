@@ -285,8 +285,8 @@ class SharedBook:
         return free[1]
 
     def _turn_over(self, at: int, wall: float) -> None:
-        """Begin a new day or month, if there is one. A clock that is set back begins none. An account that is more than a day
-        ahead had a wrong clock, and begins again by the usage rows."""
+        """Begin a new day or month, if there is one. A clock that is set back begins none. An account that is more than
+        a day ahead had a wrong clock, and begins again by the usage rows."""
         day = self._integers[at + _DAY]
         if (day - 1) * DAY <= wall < (day + 1) * DAY:
             return
