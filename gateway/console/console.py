@@ -122,7 +122,7 @@ class Console:
     # -- coming and going -----------------------------------------------------------------------------------------
 
     async def _home(self, request: Request) -> Response:
-        visitor = self._door.visitor(request)
+        visitor = await self._door.visitor(request)
         return redirect(f"{PATH}/sign-in" if visitor is None else _HOME[visitor.operator])
 
     async def _welcome(self, request: Request) -> Response:
@@ -145,7 +145,7 @@ class Console:
 
     async def _sign_out(self, request: Request) -> Response:
         async def sign_out() -> Response:
-            visitor = self._door.visitor(request)
+            visitor = await self._door.visitor(request)
             if visitor is not None:
                 form = await forms.read(request, forms.SMALL)
                 check_form(request, visitor.token, form.get("form_token", ""))
@@ -174,7 +174,7 @@ class Console:
 
     async def _now_json(self, request: Request) -> Response:
         """The picture for the script. Errors have the API's shape, which the script reads."""
-        visitor = self._door.visitor(request)
+        visitor = await self._door.visitor(request)
         if visitor is None or not visitor.operator:
             raise InvalidKey("Sign in as an operator at /console.")
         await self._allowed(request, visitor)
@@ -216,7 +216,7 @@ class Console:
 
     async def _seen(self, request: Request, show: Callable[[Visitor], Awaitable[Response]]) -> Response:
         """Show something to whoever is signed in, and the way to the door to anybody else."""
-        visitor = self._door.visitor(request)
+        visitor = await self._door.visitor(request)
         if visitor is None:
             if request.method == "GET":
                 return redirect(f"{PATH}/sign-in")

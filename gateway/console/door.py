@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gateway import headers as names
 from gateway.console.sessions import Sessions
-from gateway.errors import InvalidKey, StackError
+from gateway.errors import InvalidKey, StackError, StoreUnavailable
 from gateway.keys import secret
 from gateway.keys.authenticate import Keys
 from gateway.keys.known import Key
@@ -77,7 +77,7 @@ class Door:
         """Whether there is an admin key, without which there is no console."""
         return bool(self._admins)
 
-    def visitor(self, request: Request) -> Visitor | None:
+    async def visitor(self, request: Request) -> Visitor | None:
         """Whoever sends this request; None if nobody is signed in. Raises GatewayBusy."""
         token = request.cookies.get(COOKIE, "")
         digest = self._sessions.find(token) if token else None
@@ -86,10 +86,12 @@ class Door:
         if digest in self._admins:
             return Visitor(token, None)
         try:
-            return Visitor(token, self._keys.still(Key(id="", digest=digest)))
+            return Visitor(token, await self._keys.find(digest))
         except InvalidKey:
             self._sessions.end(token)
-            return None
+        except StoreUnavailable:
+            pass  # whether the key is revoked will be known later
+        return None
 
     async def sign_in(self, request: Request, typed: str) -> str:
         """Begin a session with a key that was typed in. Returns its token. Raises InvalidKey, TooOften, or another

@@ -120,11 +120,13 @@ class Keys:
                 "beside the gateway. Set a key of your own (STACK_API_KEYS)."
             )
         digest = hashlib.sha256(token).digest()
-        known = self._keyring.get(digest)
-        if known is None:
-            if not secret.is_well_formed(token):
-                raise InvalidKey(_UNKNOWN)
-            known = await self._ask(digest)
+        if self._keyring.get(digest) is None and not secret.is_well_formed(token):
+            raise InvalidKey(_UNKNOWN)
+        return await self.find(digest)
+
+    async def find(self, digest: bytes) -> Key:
+        """Return the key with this digest. Raises InvalidKey, or StoreUnavailable if the key cannot be checked."""
+        known = self._keyring.get(digest) or await self._ask(digest)
         if known.stored:
             known.check()
             self._check_trust()

@@ -136,6 +136,14 @@ def test_a_session_is_known_to_every_worker(console: GatewayProcess, operator: V
         assert httpx.get(console.url + "/console/limits", cookies=cookies, verify=NO_TLS).status_code == 200
 
 
+def test_a_key_that_was_just_made_is_known_to_every_worker(console: GatewayProcess) -> None:
+    with admin(console) as api:
+        secret = api.post("/admin/keys", json={"name": "new"}).json()["secret"]
+    with visiting(console, secret) as visit:
+        pages = [httpx.get(console.url + "/console/own", cookies=visit.http.cookies, verify=NO_TLS) for _ in range(12)]
+    assert {it.status_code for it in pages} == {200}  # each comes on a connection of its own
+
+
 def test_a_session_ends_with_its_admin_key(engine: FakeEngine, tmp_path: Path) -> None:
     keys = tmp_path / "admin"
     keys.write_text(ADMIN)
