@@ -48,13 +48,30 @@ def collector(value: str) -> str:
     return value
 
 
-def is_postgres(value: str) -> bool:
-    """Tell whether this is the URL of a PostgreSQL database."""
+def database(value: str) -> str:
+    """Check the URL of a PostgreSQL database, and return it with the scheme `postgresql`. Raises ValueError, whose
+    message has no part of the URL, because that has a password."""
+    import psycopg.conninfo  # noqa: PLC0415  it is slow to import
+
+    url = re.sub(r"^postgres(ql)?://", "postgresql://", value, flags=re.IGNORECASE)
     try:
-        url = urlsplit(value)
-        return url.scheme in ("postgresql", "postgres") and url.port != 0 and len(url.path) > 1
+        parts = urlsplit(url)
+        sound = parts.scheme == "postgresql" and parts.port != 0 and len(parts.path) > 1
     except ValueError:
-        return False
+        sound = False
+    if not sound:
+        raise ValueError("must look like postgresql://user:password@host:5432/database")
+    try:
+        read = psycopg.conninfo.conninfo_to_dict(url)
+    except (psycopg.Error, ValueError):
+        read = {}
+    # libpq takes what follows a raw @ or / of the password for the host or the database, and would tell it in errors
+    if not read or re.search(r"[\x00-\x20\x7f]", url) or any("@" in str(read.get(it, "")) for it in ("host", "dbname")):
+        raise ValueError(
+            "PostgreSQL cannot read this URL. In the user, the password and the database, write % as %25, @ as %40, "
+            "/ as %2F, : as %3A and a space as %20. After ? there may be only libpq's parameters."
+        )
+    return url
 
 
 def address(value: str) -> str:

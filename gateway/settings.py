@@ -228,9 +228,10 @@ class Settings(EngineSettings):
     def _check_store(self) -> "Settings":
         given = self.stack_store_url.get_secret_value() if self.stack_store_url else ""
         url = given or _read_secret(self.stack_store_url_file, "STACK_STORE_URL_FILE").strip()
-        if url and not addresses.is_postgres(url):
-            raise ValueError("STACK_STORE_URL: must look like postgresql://user:password@host:5432/database")
-        self._store_url = url.replace("postgres://", "postgresql://", 1)
+        try:
+            self._store_url = addresses.database(url) if url else ""
+        except ValueError as exc:
+            raise ValueError(f"STACK_STORE_URL: {exc}") from None
         return self
 
     @model_validator(mode="after")

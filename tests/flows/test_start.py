@@ -44,6 +44,11 @@ REFUSED = [
     ({"STACK_MODEL_ALIASES": "a=b,b=c"}, "an alias itself"),
     ({"STACK_STORE_URL": "mysql://u:p@host/db"}, "STACK_STORE_URL: must look like postgresql://"),
     ({"STACK_STORE_URL": "postgresql://u:p@host:port/db"}, "STACK_STORE_URL: must look like postgresql://"),
+    ({"STACK_STORE_URL": "postgresql://u:p%pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:p pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:p@pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:12/pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:p@host/db?pass=1"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
     ({"STACK_DATA_DIR": "/proc/stack"}, "STACK_DATA_DIR: /proc/stack is not writable"),
     ({"STACK_ADMIN_KEYS": "short", "STACK_PUBLISH": "0.0.0.0:9000"}, "STACK_ADMIN_KEYS: a key is too short"),
     ({"STACK_ADMIN_KEYS": "fifteen-letters"}, "STACK_ADMIN_KEYS: a key is too short"),
@@ -61,6 +66,7 @@ def test_an_invalid_setting_is_refused_with_a_message(settings: dict[str, str], 
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert "u:p" not in done.stderr
+    assert "pass" not in done.stderr.replace("password", "")
 
 
 def test_the_placeholder_works_on_loopback_with_a_warning(engine: FakeEngine, tmp_path: Path) -> None:
