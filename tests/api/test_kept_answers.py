@@ -65,9 +65,13 @@ class Maker:
     async def make(self, send: Send, trail: Trail) -> bool:
         raise NotImplementedError
 
+    def files(self) -> list[Path]:
+        """The answers' files."""
+        return list(self._directory.iterdir())
+
     def file(self) -> Path:
         """The only answer's file."""
-        (file,) = self._directory.iterdir()
+        (file,) = self.files()
         return file
 
     @contextmanager
@@ -141,36 +145,37 @@ async def test_after_a_note_without_room_no_other_one_is_written(tmp_path: Path)
     assert [it in maker.kept for it in (b"first", b"second", b"third")] == [True, False, False]
 
 
-async def test_a_blocking_answer_without_room_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [0, 120, LENGTH // 2])  # also without room for an error
+async def test_a_blocking_answer_without_room_is_sent_and_not_kept(tmp_path: Path, room: int) -> None:
     class Blocking(Maker):
         async def make(self, send: Send, trail: Trail) -> bool:
-            del trail
             await send(start(TO_A_BLOCK))
-            with self.room_for(LENGTH // 2):
+            with self.room_for(room):
+                trail.note({"chunk": "x" * LENGTH})
                 await send(body(b"x" * LENGTH))
             return True
 
     client, maker = Client(), Blocking(tmp_path)
     async with answering(tmp_path) as answers:
         await ask(answers, maker, client)
-    assert (client.status, client.whole, maker.runs) == (503, True, 1)
-    assert b"idempotency_full" in client.body
+        assert not maker.files()
+    assert (client.status, client.whole, client.body, maker.runs) == (200, True, b"x" * LENGTH, 1)
 
 
-async def test_an_answer_without_room_even_for_an_error_is_refused_and_not_made_again(tmp_path: Path) -> None:
-    class Blocking(Maker):
+async def test_a_stream_without_room_even_for_an_error_is_refused_and_not_made_again(tmp_path: Path) -> None:
+    class Streaming(Maker):
         async def make(self, send: Send, trail: Trail) -> bool:
             del trail
-            await send(start(TO_A_BLOCK))
-            with self.room_for(120):  # for the head of the answer, and a little of its body
-                await send(body(b"x" * LENGTH))
-            return True
+            await send(start(sse.HEADERS))
+            with self.room_for(20):
+                await send(body(b"data: " + b"x" * LENGTH + b"\n\n", more=True))
+            return False
 
-    client, maker = Client(), Blocking(tmp_path)
+    client, maker = Client(), Streaming(tmp_path)
     async with answering(tmp_path) as answers:
-        with pytest.raises(EngineUnavailable, match="no space now"):
+        with pytest.raises(EngineUnavailable, match="too large to keep") as refused:
             await ask(answers, maker, client)
-    assert (client.status, maker.runs) == (0, 1)
+    assert (client.status, maker.runs, dict(refused.value.headers)) == (0, 1, {"x-should-retry": "false"})
 
 
 async def test_an_answer_that_lacks_a_part_of_its_length_is_cut(tmp_path: Path) -> None:

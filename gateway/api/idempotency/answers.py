@@ -16,7 +16,7 @@ from starlette.types import Receive, Send
 from gateway import logs
 from gateway.api.idempotency.file import CHUNK, FAILED, HEAD_SIZE, RUNNING, WHOLE, Entry, Kind, framed, whose
 from gateway.api.idempotency.form import Form
-from gateway.api.idempotency.making import Making
+from gateway.api.idempotency.making import Making, too_large
 from gateway.api.idempotency.reader import Reader
 from gateway.api.idempotency.space import Space
 from gateway.errors import BUG, BadRequest, EngineUnavailable, IdempotencyConflict, InternalError
@@ -113,7 +113,7 @@ class Answers:
                 if await self._read(reader, entry, path, maker, form, receive, send, request_id):
                     return
                 if first:  # not even an error could be written, and another attempt would ask the engine again
-                    raise _no_space()
+                    raise too_large()
             finally:
                 entry.close()
 

@@ -40,6 +40,9 @@ class Reader:
             making.readers += 1
         try:
             while True:
+                if making is not None and making.unkept is not None and not self.started:
+                    await self._hand_on(send, *making.unkept)
+                    return True
                 grown = making.grown if making is not None else None
                 state = self._entry.state()
                 # Looked at before the rest is read: after it nothing more can come.
@@ -65,6 +68,11 @@ class Reader:
         if self._stream:
             await send({"type": "http.response.body", "body": self._form.lost(lost()), "more_body": True})
         await self._client.cut()
+
+    async def _hand_on(self, send: Send, start: bytes, body: bytes) -> None:
+        """Send an answer that has no room in its file."""
+        await self._start(send, start)
+        await send({"type": "http.response.body", "body": body})
 
     async def _send_rest(self, send: Send) -> bool:
         """Send a chunk of what is there and was not sent yet; whether there was any. No more than that is in memory for
