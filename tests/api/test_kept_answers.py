@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Send
 
 from gateway import sse
 from gateway.api.idempotency.answers import Answers
-from gateway.api.idempotency.file import CHUNK, FAILED, WHOLE, Entry, Kind, framed
+from gateway.api.idempotency.file import CHUNK, FAILED, HEAD_SIZE, WHOLE, Entry, Kind, framed
 from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.reader import Reader
 from gateway.errors import EngineUnavailable, StackError
@@ -176,6 +176,57 @@ async def test_a_stream_without_room_even_for_an_error_is_refused_and_not_made_a
         with pytest.raises(EngineUnavailable, match="too large to keep") as refused:
             await ask(answers, maker, client)
     assert (client.status, maker.runs, dict(refused.value.headers)) == (0, 1, {"x-should-retry": "false"})
+
+
+class Damaged(Maker):
+    """Makes a stream, which is whole."""
+
+    async def make(self, send: Send, trail: Trail) -> bool:
+        trail.note({"row": "x" * 100})
+        await send(start(sse.HEADERS))
+        for number in range(9):
+            await send(body(b"data: %d\n\n" % number, more=True))
+        await send(body(b"data: [DONE]\n\n"))
+        return True
+
+    def damage(self, first: int, last: int | None) -> None:
+        """Let the answer's file lack these bytes, as after a power failure: its tail, or zeros in its middle."""
+        data = self.file().read_bytes()
+        rest = b"" if last is None else bytes(len(data[first:last])) + data[last:]
+        with self.file().open("r+b") as file:
+            file.truncate(len(data[:first]))
+            file.seek(0, 2)
+            file.write(rest)
+
+
+@pytest.mark.parametrize("first", [HEAD_SIZE, HEAD_SIZE + 20, -100, -12, -5, -3])
+async def test_an_answer_that_lost_its_tail_in_a_power_failure_is_made_anew(tmp_path: Path, first: int) -> None:
+    maker, client = Damaged(tmp_path), Client()
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, Client())
+        maker.damage(first, None)
+        await ask(answers, maker, client)
+    assert (client.body, client.whole, maker.runs) == (b"again", True, 2)
+
+
+async def test_an_answer_that_lost_its_beginning_in_a_power_failure_is_made_anew(tmp_path: Path) -> None:
+    maker, client = Damaged(tmp_path), Client()
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, Client())
+        maker.damage(HEAD_SIZE, HEAD_SIZE + 20)
+        await ask(answers, maker, client)
+    assert (client.body, client.whole, maker.runs) == (b"again", True, 2)
+
+
+async def test_an_answer_that_lost_its_middle_in_a_power_failure_does_not_end_as_a_whole_one(tmp_path: Path) -> None:
+    maker, client, later = Damaged(tmp_path), Client(), Client()
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, Client())
+        maker.damage(-100, -50)
+        await ask(answers, maker, client)
+        await ask(answers, maker, later)
+    assert (client.was_cut, b"answer_lost" in client.body, b"[DONE]" in client.body) == (True, True, False)
+    assert (later.body, maker.runs) == (b"again", 2)
 
 
 async def test_an_answer_that_lacks_a_part_of_its_length_is_cut(tmp_path: Path) -> None:

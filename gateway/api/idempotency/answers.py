@@ -131,7 +131,7 @@ class Answers:
         """Send a client the answer, whoever makes it, and have another one go on with it if that one dies. Returns
         whether it was sent. Raises ClientLeft."""
         while not await reader.run(receive, send):
-            if not await self._goes_on(entry, path, maker, form, request_id):
+            if not await self._goes_on(entry, path, maker, form, request_id, reader.position):
                 if reader.started:
                     await reader.lose(send)
                 return reader.started
@@ -162,9 +162,11 @@ class Answers:
         self._have_made(Making(entry, path, self._bytes // 2, self._space, form, past), maker)
         return True
 
-    async def _goes_on(self, entry: Entry, path: Path, maker: Maker, form: Form, request_id: str) -> bool:
+    async def _goes_on(
+        self, entry: Entry, path: Path, maker: Maker, form: Form, request_id: str, position: int
+    ) -> bool:
         """The maker of an answer died, or had to give it up. Have this worker go on with it, if nobody else does.
-        Returns whether the answer is continued in its file."""
+        Returns whether the file has, or will have, the rest of the answer behind `position`."""
         if not entry.stands_at(path):
             return False
         mine = Entry.open(path)
@@ -176,14 +178,17 @@ class Answers:
         try:
             found = mine.head() if mine.stands_at(path) else None
             if found is None or found.state != RUNNING:
+                rest = found is not None and found.state == WHOLE and mine.reaches_end(position)
+                if not rest:
+                    mine.drop(path)
                 mine.close()
-                return found is not None and found.state == WHOLE
+                return rest
             past, size, whole = await _look_back(mine, maker)
             way = "whole" if whole else how(past)
             told = {"request_id": request_id, "after": past.row.get("request_id"), "way": way}
             logs.event("answer_taken_over", told, "warning")
             if way == "whole":
-                mine.write_state(WHOLE)
+                mine.make_whole(size)
                 mine.close()
                 return True
             if way == "elsewhere":
@@ -245,7 +250,8 @@ def _no_space() -> EngineUnavailable:
 
 
 def _state(entry: Entry, path: Path, digest: bytes) -> int:
-    """How the answer there stands; FAILED for a file that is none, which is removed. Raises IdempotencyConflict."""
+    """How the answer there stands; FAILED for a file that is none, or lacks its end, which is removed. Raises
+    IdempotencyConflict."""
     head = entry.head()
     if head is None and entry.remove(path):
         return FAILED
@@ -254,6 +260,9 @@ def _state(entry: Entry, path: Path, digest: bytes) -> int:
             "This Idempotency-Key was used for another request. Use a new key for each request.",
             param="Idempotency-Key",
         )
+    if head.state == WHOLE and not entry.ended():
+        entry.remove(path)
+        return FAILED
     return head.state
 
 

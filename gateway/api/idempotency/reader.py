@@ -29,12 +29,12 @@ class Reader:
         self.started = False
         self._offset = 0
         self._until = 0  # the end of the large frame in whose body the offset is
+        self._ended = False  # the end was read
         self._left: int | None = None  # bytes of a body with a length that are not sent yet
 
     async def run(self, receive: Receive, send: Send) -> bool:
-        """Send the answer. Returns False if its maker died before the answer was complete; call `run` again then.
-
-        Raises ClientLeft."""
+        """Send the answer. Returns False if its maker died before the answer was complete, or if the file lacks a part
+        of it. Call `run` again when the file has more. Raises ClientLeft."""
         listener, making = asyncio.create_task(_hang_up(receive)), self.making
         if making is not None:
             making.readers += 1
@@ -49,7 +49,7 @@ class Reader:
                 deserted = state == RUNNING and making is None and self._entry.deserted()
                 if await self._send_rest(send):
                     continue
-                if deserted or (state != RUNNING and not self.started):
+                if deserted or (state != RUNNING and not self.started) or (state == WHOLE and not self._ended):
                     return False
                 if state != RUNNING:
                     await self._end(send, state)
@@ -62,6 +62,11 @@ class Reader:
             self._entry.seen()
             if making is not None:
                 making.readers -= 1
+
+    @property
+    def position(self) -> int:
+        """The offset of the first frame that was not read, in bytes; 0: all."""
+        return max(self._offset, self._until)
 
     async def lose(self, send: Send) -> None:
         """End the answer with an error, because no worker continues it and the client has a part of it."""
@@ -97,6 +102,7 @@ class Reader:
                 self._offset, self._until = frame.begin, frame.end
                 break
             self._offset = frame.end
+            self._ended = self._ended or frame.kind == Kind.END
             if frame.kind == Kind.START:
                 await self._start(send, frame.data)
             elif frame.kind == Kind.BODY:
