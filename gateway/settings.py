@@ -22,6 +22,7 @@ from gateway.dialects.dialect import Dialect
 PLACEHOLDER_KEY = "dev-key"
 MAX_FILE = 4 * 1024 * 1024  # bytes of a file with keys or a URL
 MOST_WORKERS = 64
+ENGINE_KEY = r"[\x21-\x7e]+"  # it goes into a header
 MIN_KEY_LENGTH = 16  # characters; `make up` writes keys of 40
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Settings(EngineSettings):
 
     @model_validator(mode="after")
     def _check_engine_key(self) -> "Settings":
-        if self.llm_api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", self.llm_api_key.get_secret_value()):
+        if self.llm_api_key is not None and not re.fullmatch(ENGINE_KEY, self.llm_api_key.get_secret_value()):
             raise ValueError("LLM_API_KEY: it may have only printable ASCII characters without spaces.")
         return self
 

@@ -294,6 +294,11 @@ def test_a_bad_file_is_refused_with_its_line_and_reason(tmp_path: Path, text: st
     assert "sk-secret" not in (tmp_path / "log").read_text()
 
 
+def said(gateway: GatewayProcess) -> int:
+    """Return how often a reload was refused."""
+    return sum("the old ones stay in force" in line["msg"] for line in gateway.log())
+
+
 def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
     engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
 ) -> None:
@@ -304,9 +309,11 @@ def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
             engine.wait_seen(mark)
             file = tmp_path / "stack.yaml"
             good = file.read_text()
-            file.write_text("engines: oops")
-            gateway.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: any("the old ones stay in force" in line["msg"] for line in gateway.log()))
+            for bad in ("engines: oops", good.replace("base_url", 'api_key_file: "a\\0b", base_url')):
+                before = said(gateway)
+                file.write_text(bad)
+                gateway.process.send_signal(signal.SIGHUP)
+                wait_for(lambda before=before: said(gateway) > before)
             assert ask(gateway).status_code == 200
             file.write_text(good.replace(engine.url, other.url))
             gateway.process.send_signal(signal.SIGHUP)

@@ -137,6 +137,20 @@ def refusal(*under: str, **settings: str) -> str:
     return done.stderr
 
 
+@pytest.mark.parametrize("key", ["", "sk-one\r\nx-injected: 1", "sk-€"])
+def test_an_engines_key_file_that_has_no_key_is_refused(tmp_path: Path, key: str) -> None:
+    """It was sent as it was: further headers, an empty key, or a 500 for each request."""
+    secret, file = tmp_path / "secret", tmp_path / "stack.yaml"
+    secret.write_text(key, newline="")
+    file.write_text(
+        f"engines:\n  a: {{dialect: vllm, base_url: 'http://x:1', api_key_file: {secret}}}\n"
+        "models:\n  m: {targets: [{engine: a, model: m}]}\ndefault_model: m\n"
+    )
+    said = refusal(STACK_CONFIG=str(file))
+    assert f"{file}:2: engines.a.api_key_file: {secret} must have one line, the key" in said
+    assert "sk-" not in said
+
+
 @pytest.mark.parametrize("name", ["STACK_API_KEYS_FILE", "STACK_ADMIN_KEYS_FILE", "STACK_STORE_URL_FILE"])
 @pytest.mark.parametrize("device", ["", "/dev/zero"])
 def test_a_secret_in_a_pipe_or_a_device_is_refused(tmp_path: Path, name: str, device: str) -> None:
