@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import socket
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 
@@ -102,6 +103,31 @@ def own(value: str) -> str:
         return str(min(socket.getaddrinfo(value, None))[4][0])  # IPv4 before IPv6, because Caddy connects by IPv4
     except (OSError, UnicodeError):
         raise ValueError(f"'{value}' must be an address or a name of the gateway's own") from None
+
+
+def host(value: str) -> str:
+    """Return a host name or an address as a Host header has it: in lower case, without the port and the final dot, and
+    IPv6 in brackets. Raises ValueError."""
+    for given in (value, value.rpartition(":")[0]):
+        with suppress(ValueError):
+            return f"[{ipaddress.IPv6Address(given.removeprefix('[').removesuffix(']'))}]"
+    match = re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]*?)\.?(:\d{1,5})?", value)
+    if not match:
+        raise ValueError(
+            f"'{value}' must be a host name or an address, such as llm.example, and not a URL or a pattern"
+        )
+    return match[1].lower()
+
+
+def origin(value: str) -> str:
+    """Return the origin of web pages as an Origin header has it: in lower case, and without the final slash. `*` means
+    all origins. Raises ValueError."""
+    found = value.lower().removesuffix("/")
+    if found not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[!-~]+", found):
+        found = ""
+    if not found or re.search(r"[/?#@*]", found.partition("://")[2]):
+        raise ValueError(f"'{value}' must be an origin, such as https://app.example: a scheme and a host, and no path")
+    return re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", found)
 
 
 def split_address(value: str) -> tuple[str, int]:

@@ -19,6 +19,7 @@ from gateway.settings import (
     ENGINE_KEY,
     BaseUrl,
     EngineName,
+    ModelName,
     Resumes,
     Seconds,
     Settings,
@@ -30,7 +31,6 @@ from gateway.settings import (
 
 FIRST = "engine"  # the one engine of the settings
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
-ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Strict(BaseModel):
@@ -283,8 +283,8 @@ def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
         if engine.api_key_file is not None:
             where = f"{path}:{yaml_file.line(tree, ('engines', name, 'api_key_file'))}: engines.{name}.api_key_file"
             try:
-                key = SecretStr(files.read(engine.api_key_file, yaml_file.MAX_FILE).decode().strip())
-            except (OSError, ValueError) as exc:  # ValueError: not UTF-8, or a path that cannot exist
+                key = SecretStr(files.read(engine.api_key_file, yaml_file.MAX_FILE).strip().decode("latin-1"))
+            except (OSError, ValueError) as exc:  # ValueError: no file can have this path
                 raise SettingsError(f"{where}: the file cannot be read: {_reason(exc)}") from None
             if not re.fullmatch(ENGINE_KEY, key.get_secret_value()):
                 raise SettingsError(
@@ -297,6 +297,4 @@ def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
 
 
 def _reason(exc: OSError | ValueError) -> str:
-    if isinstance(exc, UnicodeDecodeError):
-        return "it is not UTF-8 text"
     return str(exc.strerror or exc) if isinstance(exc, OSError) else str(exc)

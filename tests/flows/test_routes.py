@@ -274,6 +274,10 @@ BAD_FILES = {
     + ONE: "stack.yaml:2: engines.a.api_key: a key must not be in this file; use api_key_file",
     "engines:\n  a:\n    dialect: vllm\n    base_url: 'http://x:1'\n    api_key_file: /nowhere\nmodels:\n"
     + ONE: "stack.yaml:5: engines.a.api_key_file: the file cannot be read",
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n"
+    + ONE.replace("default_model: m", r'default_model: "m\0"'): (
+        "stack.yaml:5: default_model: a model's name must have 1 to 200 characters, without control characters"
+    ),
     "engines:\n  ? [a]\n  : b": "stack.yaml:2: a name cannot be a list",
     "engines: {}\ndefault_model: 2026-13-01": "stack.yaml:2: not valid YAML: the value is not a timestamp",
     "engines: &a [*a]": "stack.yaml: it has an alias (*name) inside its own anchor",
