@@ -83,6 +83,8 @@ def test_a_backup_is_a_file_of_this_machine(stack: Stack, tmp_path: Path) -> Non
     for words in (["restore", "nowhere", "--yes"], ["backup", "nowhere/x"]):
         refused = command(*words)
         assert (refused.returncode, "nowhere" in refused.stderr) == (1, True), refused.stderr
+    refused = command("backup", ".")
+    assert (refused.returncode, "is a directory" in refused.stderr) == (1, True), refused.stderr
     assert command("restore", "stack.backup", "--yes").returncode == 0
     wait_for(lambda: answered(stack, kept["secret"]), deadline=5)
     wait_for(lambda: not answered(stack, gone["secret"]), deadline=5)
