@@ -50,6 +50,12 @@ class Maker:
         self.runs = 0
         self._directory = directory
 
+    def refused(self) -> StackError | None:
+        return None
+
+    async def form(self) -> Form:
+        raise NotImplementedError
+
     async def past(self, setting: dict[str, Any]) -> Past:
         raise NotImplementedError
 
@@ -235,7 +241,7 @@ async def test_an_answer_that_lacks_a_part_of_its_length_is_cut(tmp_path: Path) 
     assert entry is not None
     entry.write_state(FAILED)
     client = Client()
-    assert await Reader(entry, None, client, Form(_told), again=False).run(never, client.send)
+    assert await Reader(entry, None, client, Form(_told), lambda: None, again=False).run(never, client.send)
     assert (len(client.body), client.whole, client.was_cut) == (LENGTH - 1, False, True)
     entry.close()
 
@@ -299,7 +305,7 @@ async def test_a_large_body_is_sent_in_chunks(tmp_path: Path) -> None:
         sizes.append(len(message.get("body", b"")))
         await client.send(message)
 
-    assert await Reader(entry, None, client, Form(_told), again=True).run(never, send)
+    assert await Reader(entry, None, client, Form(_told), lambda: None, again=True).run(never, send)
     assert (client.body == said, client.whole, max(sizes)) == (True, True, CHUNK)
     entry.close()
 
@@ -316,7 +322,7 @@ async def test_clients_that_do_not_read_hold_a_few_chunks_of_a_large_answer(tmp_
 
     tracemalloc.start()
     try:
-        readers = [Reader(entry, None, Client(), Form(_told), again=True) for _ in range(count)]
+        readers = [Reader(entry, None, Client(), Form(_told), lambda: None, again=True) for _ in range(count)]
         tasks = [asyncio.create_task(it.run(never, send)) for it in readers]
         await blocked.wait()
         held, _ = tracemalloc.get_traced_memory()

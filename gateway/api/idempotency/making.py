@@ -1,6 +1,7 @@
 """Making: an answer that is being made by this worker, on its way from the relay to its file."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ from gateway.api.idempotency.space import Space
 from gateway.errors import EngineUnavailable, StackError
 from gateway.headers import SHOULD_RETRY
 from gateway.relay.trail import Past, Trail
+
+Refused = Callable[[], StackError | None]  # why a client may not have the answer any more; None: it may
+ELSEWHERE = 0.3  # seconds after which a client that another worker serves does not read any more
 
 
 def too_large() -> StackError:
@@ -40,9 +44,9 @@ class Making:
         """`past` is what an earlier maker has left of it, of `size` bytes, or of the answer whose place it takes."""
         self.entry = entry
         self.path = path
-        self.readers = 0
+        self.readers: set[Refused] = set()  # of this worker
         self.grown = asyncio.Event()  # set, and replaced, whenever there is more
-        self.trail = Trail(self.note, past)
+        self.trail = Trail(self.note, past, self.wanted)
         self._most = most - size  # bytes of this one
         self._space = space
         self._form = form
@@ -55,6 +59,13 @@ class Making:
         self.full = False  # there was no room for the rest
         self.unkept: tuple[bytes, bytes] | None = None  # start and body of a blocking answer without room
         self._notes = True  # all of them are written so far
+
+    def wanted(self) -> bool:
+        """Return whether a client is reading that may have the answer. The other workers' clients have looked a moment
+        ago, and leave by themselves if they may not have it."""
+        if any(refused() is None for refused in self.readers):
+            return True
+        return time.monotonic() - self.entry.last_seen() < ELSEWHERE
 
     def abandon(self) -> None:
         """Tell the relay that the client has left, because no client wants the answer any more."""

@@ -9,22 +9,25 @@ from gateway import headers as names
 from gateway import sse
 from gateway.api.idempotency.file import CHUNK, RUNNING, WHOLE, Entry, Kind
 from gateway.api.idempotency.form import Form
-from gateway.api.idempotency.making import Making
-from gateway.errors import ClientLeft
+from gateway.api.idempotency.making import Making, Refused
+from gateway.errors import ClientLeft, StackError
 from gateway.relay.client import Client
-from gateway.relay.trail import lost
 
+CHECK = 0.4  # seconds between two looks whether the client may still have the answer
 POLL = 0.02  # seconds between two looks at an answer that another worker makes
 
 
 class Reader:
     """One client reading one answer. `making` is set if this worker makes it. `started`: the client has something."""
 
-    def __init__(self, entry: Entry, making: Making | None, client: Client, form: Form, *, again: bool) -> None:
+    def __init__(
+        self, entry: Entry, making: Making | None, client: Client, form: Form, refused: Refused, *, again: bool
+    ) -> None:
         self._entry = entry
         self.making = making
         self._client = client
         self._form = form
+        self._refused = refused
         self._again = again
         self.started = False
         self._offset = 0
@@ -34,12 +37,15 @@ class Reader:
 
     async def run(self, receive: Receive, send: Send) -> bool:
         """Send the answer. Returns False if its maker died before the answer was complete, or if the file lacks a part
-        of it. Call `run` again when the file has more. Raises ClientLeft."""
+        of it. Call `run` again when the file has more. Raises ClientLeft, or why the client may not have the answer any
+        more."""
         listener, making = asyncio.create_task(_hang_up(receive)), self.making
         if making is not None:
-            making.readers += 1
+            making.readers.add(self._refused)
         try:
             while True:
+                if (reason := self._refused()) is not None:
+                    raise reason
                 if making is not None and making.unkept is not None and not self.started:
                     await self._hand_on(send, *making.unkept)
                     return True
@@ -61,17 +67,17 @@ class Reader:
             listener.cancel()
             self._entry.seen()
             if making is not None:
-                making.readers -= 1
+                making.readers.discard(self._refused)
 
     @property
     def position(self) -> int:
         """The offset of the first frame that was not read, in bytes; 0: all."""
         return max(self._offset, self._until)
 
-    async def lose(self, send: Send) -> None:
-        """End the answer with an error, because no worker continues it and the client has a part of it."""
+    async def lose(self, send: Send, error: StackError, form: Form) -> None:
+        """End an answer of which the client has a part with that error, in that form."""
         if self._stream:
-            await send({"type": "http.response.body", "body": self._form.lost(lost()), "more_body": True})
+            await send({"type": "http.response.body", "body": form.lost(error), "more_body": True})
         await self._client.cut()
 
     async def _hand_on(self, send: Send, start: bytes, body: bytes) -> None:
@@ -139,7 +145,7 @@ class Reader:
             return
         waiter = asyncio.create_task(grown.wait())
         try:
-            await asyncio.wait({waiter, listener}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiter, listener}, timeout=CHECK, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiter.cancel()
 
