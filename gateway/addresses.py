@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import socket
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 
@@ -43,13 +44,30 @@ def _is_http(url: SplitResult, value: str) -> bool:
     return sound and url.scheme in ("http", "https") and re.fullmatch(r"[\x21-\x7e]+", value) is not None
 
 
-def is_postgres(value: str) -> bool:
-    """Tell whether this is the URL of a PostgreSQL database."""
+def database(value: str) -> str:
+    """Check the URL of a PostgreSQL database, and return it with the scheme `postgresql`. Raises ValueError, whose
+    message has no part of the URL, because that has a password."""
+    import psycopg.conninfo  # noqa: PLC0415  it is slow to import
+
+    url = re.sub(r"^postgres(ql)?://", "postgresql://", value, flags=re.IGNORECASE)
     try:
-        url = urlsplit(value)
-        return url.scheme in ("postgresql", "postgres") and url.port != 0 and len(url.path) > 1
+        parts = urlsplit(url)
+        sound = parts.scheme == "postgresql" and parts.port != 0 and len(parts.path) > 1
     except ValueError:
-        return False
+        sound = False
+    if not sound:
+        raise ValueError("must look like postgresql://user:password@host:5432/database")
+    try:
+        read = psycopg.conninfo.conninfo_to_dict(url)
+    except (psycopg.Error, ValueError):
+        read = {}
+    # libpq takes what follows a raw @ or / of the password for the host or the database, and would tell it in errors
+    if not read or re.search(r"[\x00-\x20\x7f]", url) or any("@" in str(read.get(it, "")) for it in ("host", "dbname")):
+        raise ValueError(
+            "PostgreSQL cannot read this URL. In the user, the password and the database, write % as %25, @ as %40, "
+            "/ as %2F, : as %3A and a space as %20. After ? there may be only libpq's parameters."
+        )
+    return url
 
 
 def address(value: str) -> str:
@@ -80,6 +98,31 @@ def own(value: str) -> str:
         return str(min(socket.getaddrinfo(value, None))[4][0])  # IPv4 before IPv6, because Caddy connects by IPv4
     except (OSError, UnicodeError):
         raise ValueError(f"'{value}' must be an address or a name of the gateway's own") from None
+
+
+def host(value: str) -> str:
+    """Return a host name or an address as a Host header has it: in lower case, without the port and the final dot, and
+    IPv6 in brackets. Raises ValueError."""
+    for given in (value, value.rpartition(":")[0]):
+        with suppress(ValueError):
+            return f"[{ipaddress.IPv6Address(given.removeprefix('[').removesuffix(']'))}]"
+    match = re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]*?)\.?(:\d{1,5})?", value)
+    if not match:
+        raise ValueError(
+            f"'{value}' must be a host name or an address, such as llm.example, and not a URL or a pattern"
+        )
+    return match[1].lower()
+
+
+def origin(value: str) -> str:
+    """Return the origin of web pages as an Origin header has it: in lower case, and without the final slash. `*` means
+    all origins. Raises ValueError."""
+    found = value.lower().removesuffix("/")
+    if found not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[!-~]+", found):
+        found = ""
+    if not found or re.search(r"[/?#@*]", found.partition("://")[2]):
+        raise ValueError(f"'{value}' must be an origin, such as https://app.example: a scheme and a host, and no path")
+    return re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", found)
 
 
 def split_address(value: str) -> tuple[str, int]:

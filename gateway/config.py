@@ -4,6 +4,7 @@ A single engine needs no file: `from_settings` makes the same Config of LLM_* an
 config/stack.example.yaml shows every field, and a test proves that it is complete.
 """
 
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from gateway import addresses, files, yaml_file
 from gateway.dialects import DIALECTS
-from gateway.settings import BaseUrl, EngineName, Resumes, Seconds, Settings, SettingsError, Slots, Tokens, Wait
+from gateway.settings import (
+    ENGINE_KEY,
+    BaseUrl,
+    EngineName,
+    ModelName,
+    Resumes,
+    Seconds,
+    Settings,
+    SettingsError,
+    Slots,
+    Tokens,
+    Wait,
+)
 
 FIRST = "engine"  # the one engine of the settings
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in headers, logs and metrics
-ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Strict(BaseModel):
@@ -271,13 +283,18 @@ def _with_keys(path: Path, tree: yaml.Node | None, config: Config) -> Config:
         if engine.api_key_file is not None:
             where = f"{path}:{yaml_file.line(tree, ('engines', name, 'api_key_file'))}: engines.{name}.api_key_file"
             try:
-                key = SecretStr(files.read(engine.api_key_file, yaml_file.MAX_FILE).decode().strip())
-            except (OSError, UnicodeDecodeError) as exc:
+                key = SecretStr(files.read(engine.api_key_file, yaml_file.MAX_FILE).strip().decode("latin-1"))
+            except (OSError, ValueError) as exc:  # ValueError: no file can have this path
                 raise SettingsError(f"{where}: the file cannot be read: {_reason(exc)}") from None
+            if not re.fullmatch(ENGINE_KEY, key.get_secret_value()):
+                raise SettingsError(
+                    f"{where}: {engine.api_key_file} must have one line, the key, which may have only printable ASCII "
+                    "characters without spaces"
+                )
             engine = engine.model_copy(update={"api_key": key})  # noqa: PLW2901
         engines[name] = engine
     return config.model_copy(update={"engines": engines})
 
 
-def _reason(exc: OSError | UnicodeDecodeError) -> str:
+def _reason(exc: OSError | ValueError) -> str:
     return str(exc.strerror or exc) if isinstance(exc, OSError) else str(exc)

@@ -8,6 +8,7 @@ The file is long because it has a field for each variable, beside the check of i
 
 import ipaddress
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
@@ -22,6 +23,8 @@ from gateway.dialects.dialect import Dialect
 PLACEHOLDER_KEY = "dev-key"
 MAX_FILE = 4 * 1024 * 1024  # bytes of a file with keys or a URL
 MOST_WORKERS = 64
+MAX_MODEL_NAME = 200  # characters
+ENGINE_KEY = r"[\x21-\x7e]+"  # it goes into a header
 MIN_KEY_LENGTH = 16  # characters; `make up` writes keys of 40
 
 if TYPE_CHECKING:
@@ -39,23 +42,36 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-def _pairs(value: Any) -> Any:
-    """'alias=model, …' → {'alias': 'model', …}."""
-    if not isinstance(value, str):
-        return value
-    pairs = {}
-    for part in _split(value):
-        alias, equals, model = (piece.strip() for piece in part.partition("="))
-        if not (alias and equals and model):
-            raise ValueError(f"'{part}' must have the form alias=model")
-        if alias in pairs:
-            raise ValueError(f"the alias '{alias}' appears twice")
-        pairs[alias] = model
-    return pairs
+def _pairs(left: str, right: str) -> Callable[[Any], Any]:
+    """Return a function that reads 'a=1, b=2' as {'a': '1', 'b': '2'}, and calls the two sides so in its errors."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = {}
+        for part in _split(value):
+            name, equals, meaning = (piece.strip() for piece in part.partition("="))
+            if not (name and equals and meaning):
+                raise ValueError(f"'{part}' must have the form {left}={right}")
+            if name in pairs:
+                raise ValueError(f"the {left} '{name}' appears twice")
+            pairs[name] = meaning
+        return pairs
+
+    return read
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
+def _model_name(value: str) -> str:
+    if not 1 <= len(value) <= MAX_MODEL_NAME or re.search(r"[\x00-\x1f\x7f-\x9f]", value):
+        raise ValueError(f"a model's name must have 1 to {MAX_MODEL_NAME} characters, without control characters")
+    return value
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(addresses.host)], ...], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(addresses.origin)], ...], NoDecode, BeforeValidator(_split)]
+Aliases = Annotated[dict[ModelName, ModelName], NoDecode, BeforeValidator(_pairs("alias", "model"))]
+Attributes = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs("name", "value"))]
 BaseUrl = Annotated[str, AfterValidator(addresses.base_url)]
 CollectorUrl = Annotated[str, AfterValidator(addresses.collector)]
 Address = Annotated[str, AfterValidator(addresses.address)]
@@ -68,7 +84,7 @@ Slots = Annotated[int, Field(ge=1, le=2048)] | None
 Tokens = Annotated[int, Field(ge=256, le=100_000_000)] | None
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-LogLevels = Annotated[dict[str, LogLevel], NoDecode, BeforeValidator(_pairs)]
+LogLevels = Annotated[dict[str, LogLevel], NoDecode, BeforeValidator(_pairs("name", "level"))]
 Resumes = Annotated[int, Field(ge=0, le=10)]
 
 
@@ -84,7 +100,7 @@ class EngineSettings(BaseSettings):
 
     llm_backend: EngineName = ALL[0].name
     llm_base_url: BaseUrl = Field(default_factory=lambda data: _engine(data).url)
-    llm_model: str = Field(default_factory=lambda data: _engine(data).model, min_length=1)
+    llm_model: ModelName = Field(default_factory=lambda data: _engine(data).model)
     llm_api_key: SecretStr | None = None
     llm_timeout: Seconds = 600.0
 
@@ -122,9 +138,9 @@ class Settings(EngineSettings):
     stack_limit_tokens_per_month: Count = None
     stack_progress_file: Path = Path("/run/progress/model.json")
     stack_config: Path = Path("/etc/stack/stack.yaml")
-    stack_model_aliases: Pairs = Field(default_factory=dict)
-    stack_allowed_hosts: Names = ()
-    stack_cors_origins: Names = ()
+    stack_model_aliases: Aliases = Field(default_factory=dict)
+    stack_allowed_hosts: Hosts = ()
+    stack_cors_origins: Origins = ()
     stack_strict_params: bool = False
     stack_max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 20 * 1024 * 1024
     stack_connections: Annotated[int, Field(ge=16, le=65_536)] = 512
@@ -151,7 +167,7 @@ class Settings(EngineSettings):
     otel_exporter_otlp_endpoint: CollectorUrl | None = None
     otel_exporter_otlp_headers: SecretStr | None = None
     otel_service_name: Annotated[str, Field(min_length=1)] = "stack"
-    otel_resource_attributes: Pairs = Field(default_factory=dict)
+    otel_resource_attributes: Attributes = Field(default_factory=dict)
     otel_traces_sampler_arg: Share = 1.0
 
     _accepted_keys: tuple[str, ...] = ()
@@ -228,14 +244,15 @@ class Settings(EngineSettings):
     def _check_store(self) -> "Settings":
         given = self.stack_store_url.get_secret_value() if self.stack_store_url else ""
         url = given or _read_secret(self.stack_store_url_file, "STACK_STORE_URL_FILE").strip()
-        if url and not addresses.is_postgres(url):
-            raise ValueError("STACK_STORE_URL: must look like postgresql://user:password@host:5432/database")
-        self._store_url = url.replace("postgres://", "postgresql://", 1)
+        try:
+            self._store_url = addresses.database(url) if url else ""
+        except ValueError as exc:
+            raise ValueError(f"STACK_STORE_URL: {exc}") from None
         return self
 
     @model_validator(mode="after")
     def _check_engine_key(self) -> "Settings":
-        if self.llm_api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", self.llm_api_key.get_secret_value()):
+        if self.llm_api_key is not None and not re.fullmatch(ENGINE_KEY, self.llm_api_key.get_secret_value()):
             raise ValueError("LLM_API_KEY: it may have only printable ASCII characters without spaces.")
         return self
 

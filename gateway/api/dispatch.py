@@ -27,7 +27,7 @@ log = logging.getLogger("stack")
 
 
 class Maker:
-    """Make the answer to one request. See idempotency.answers.Maker."""
+    """Make the answer to one request. See idempotency.maker.Maker."""
 
     def __init__(self, routes: "Dispatch", request: Request, scope: Scope) -> None:
         self._routes = routes
@@ -35,13 +35,22 @@ class Maker:
         self._scope = scope
         self.setting = request.setting
 
+    def refused(self) -> StackError | None:
+        """See idempotency.maker.Maker.refused."""
+        return self._routes.pipeline.refused(self._request.key)
+
+    async def form(self) -> Form:
+        """See idempotency.maker.Maker.form."""
+        request = await self._routes.pipeline.as_begun(self._request, self._request.setting)
+        return Form(partial(refusal, scope=self._scope), request.writer)
+
     async def past(self, setting: dict[str, Any]) -> Past:
-        """See idempotency.answers.Maker.past."""
+        """See idempotency.maker.Maker.past."""
         self._begun = await self._routes.pipeline.as_begun(self._request, setting)
         return Past(self._begun.exchange, self._begun.route, self._begun.writer)
 
     async def run(self, client: Client, send: Send, trail: Trail) -> bool:
-        """See idempotency.answers.Maker.run. If the answer is continued, its writer has already written the
+        """See idempotency.maker.Maker.run. If the answer is continued, its writer has already written the
         beginning."""
         request = self._begun if trail.past is not None and trail.past.started else self._request
         return await self._routes.relay(request, self._scope, client, send, trail)

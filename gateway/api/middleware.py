@@ -13,8 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import addresses, sse
 from gateway import headers as names
-from gateway import sse
 from gateway.api import faces
 from gateway.errors import BadRequest, StackError
 from gateway.keys import neighbours
@@ -115,8 +115,8 @@ class Host:
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        local = _THIS_MACHINE | {socket.gethostname().lower(), settings.reachable_from}
-        listed = {name.lower() for name in settings.stack_allowed_hosts}
+        local = _THIS_MACHINE | {socket.gethostname().lower(), addresses.host(settings.reachable_from)}
+        listed = set(settings.stack_allowed_hosts)
         self._allowed = local | listed if settings.on_loopback or listed else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

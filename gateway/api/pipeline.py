@@ -268,10 +268,19 @@ class Pipeline:
             try:
                 self._allowed(relay.key, relay.exchange)
             except InvalidKey as exc:
-                relay.halt(exc)
+                if not relay.wanted:
+                    relay.halt(exc)
             except ModelNotFound as exc:
                 if not relay.at_work:
                     relay.halt(exc)
+
+    def refused(self, key: Key) -> InvalidKey | None:
+        """Return why a request's key or secret is not valid any more; None: it is."""
+        try:
+            self._keys.still(key)
+        except InvalidKey as exc:
+            return exc
+        return None
 
     def _allowed(self, key: Key, it: Exchange) -> Key:
         """Return the current state of the key. Raises InvalidKey, or ModelNotFound if the key may not use that model

@@ -90,12 +90,17 @@ def restore(store: Store, path: Path) -> Counter[str]:
     """
     prompts: set[tuple[str, int | None]] = set()
     used = []
+    ids: dict[str, set[str]] = {"keys": set(), "deleted_keys": set()}
     for number, (name, row) in enumerate(_rows(path), 2):
         _check(name, row, number)
         if name == "prompts":
             prompts |= {(row["name"], None), (row["name"], row["version"])}
         elif name == "prompt_uses":
             used.append((row["name"], row.get("version")))
+        elif name in ids:
+            ids[name].add(row["id"])
+    if both := ids["keys"] & ids["deleted_keys"]:
+        raise BadBackup(f"The backup contradicts itself: the key '{min(both)}' is there, and is deleted.")
     if missing := set(used) - prompts:
         raise BadBackup(
             f"The backup contradicts itself: a version of the prompt '{min(missing, key=str)[0]}' is missing."

@@ -8,6 +8,7 @@ import asyncio
 import sys
 
 from gateway.addresses import split_address
+from gateway.cli.output import written
 from gateway.config import load as load_config
 from gateway.llm import LLM, LLMConfig, LLMError
 from gateway.settings import SettingsError, load
@@ -18,17 +19,22 @@ def main() -> None:
     parser.add_argument("question", nargs="+", help="the question; several words are joined")
     parser.add_argument("--model", help="a name from /v1/models (default: the gateway's)")
     args = parser.parse_args()
+    with written():
+        _ask(" ".join(args.question), args.model)
+
+
+def _ask(question: str, model: str | None) -> None:
     try:
         settings = load()
         port = split_address(settings.stack_bind)[1]
         config = LLMConfig(
             f"http://127.0.0.1:{port}/v1",
-            args.model or load_config(settings).default_model,
+            model or load_config(settings).default_model,
             settings.llm_timeout,
             settings.accepted_keys()[0],
         )
         with LLM(config) as llm:
-            asyncio.run(_print_answer(llm, " ".join(args.question)))
+            asyncio.run(_print_answer(llm, question))
     except (LLMError, SettingsError) as exc:
         sys.exit(str(exc))
 

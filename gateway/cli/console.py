@@ -28,7 +28,7 @@ FOLDED = 12  # the least width of a column that folds, in characters
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 # Output that does not go to a terminal is not cut to a terminal's width.
-out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+out = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout and sys.stdout.isatty() else 1000)
 
 
 @contextmanager

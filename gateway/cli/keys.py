@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gateway.cli.console import Json, confirmed, day, opened, out, print_json, seconds, valid, when, whole
 from gateway.cli.limits import brief, takes_limits
+from gateway.cli.output import discard
 from gateway.keys.book import Keybook
 from gateway.keys.configured import listed_ids
 from gateway.keys.entries import Entry, KeyFields, NewKeyFields
@@ -136,11 +137,12 @@ def users(
             key_id, called = book.show(key_id).id, pseudonym(key_id, find)
             return print_json({"user": called}) if as_json else out.print(called)
         entry = book.tell_users_apart(key_id, on=not off)
-    if as_json:
-        return print_json({"key": _as_json(entry), "signing_secret": entry.signing})
-    if entry.signing:
-        return _say_signing(entry.signing)
-    return out.print(f"{entry.id} ({entry.name}) does not tell its users apart.")
+    with _once(entry, f"stack keys users {entry.id}"):
+        if as_json:
+            return print_json({"key": _as_json(entry), "signing_secret": entry.signing})
+        if entry.signing:
+            return _say_signing(entry.signing)
+        return out.print(f"{entry.id} ({entry.name}) does not tell its users apart.")
 
 
 @app.command("disable")
@@ -248,7 +250,26 @@ def _say(entry: Entry, *, as_json: bool) -> None:
     return None
 
 
+@contextmanager
+def _once(entry: Entry, again: str) -> Iterator[None]:
+    """Write what is shown only once. If that is impossible, exit and say which command replaces it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as exc:
+        discard()
+        sys.exit(
+            f"{entry.id} ({entry.name}) has a new secret, which could not be written: {exc.strerror}. "
+            f"To replace it: {again}"
+        )
+
+
 def _say_secret(entry: Entry, text: str, signing: str | None = None, *, as_json: bool) -> None:
+    with _once(entry, f"stack keys rotate {entry.id} --grace 0"):
+        _tell(entry, text, signing, as_json=as_json)
+
+
+def _tell(entry: Entry, text: str, signing: str | None, *, as_json: bool) -> None:
     if as_json:
         also = {"signing_secret": signing} if signing else {}
         return print_json({"key": _as_json(entry), "secret": text} | also)

@@ -5,13 +5,11 @@ gateway runs: in its container, or from a checkout (scripts/stack). Running gate
 second.
 """
 
-import sys
-from io import TextIOWrapper
-
 import typer
 
 from gateway.cli import keys, limits, prompts, reports
 from gateway.cli.doctor import examine
+from gateway.cli.output import written
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +28,5 @@ app.command("doctor", hidden=True)(examine.doctor)
 
 def main() -> None:
     """Run the `stack` command. Exits 1 with a message if a command fails, and 2 if its arguments are wrong."""
-    if isinstance(sys.stdout, TextIOWrapper):  # a character that the terminal cannot show must not stop the output
-        sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="stack")
+    with written():
+        app(prog_name="stack")

@@ -22,13 +22,19 @@ app = typer.Typer(
 @app.command("set")
 def set_prompt(
     name: Annotated[str, typer.Argument(help="letters, digits, '.', '_' and '-'")],
-    file: Annotated[typer.FileText, typer.Argument(help="the file with the template; '-' reads standard input")],
+    file: Annotated[
+        typer.FileText, typer.Argument(help="the file with the template; '-' reads standard input", encoding="utf-8")
+    ],
 ) -> None:
     """Create a prompt, or its next version. The template may use {{ key_name }}, {{ owner }}, {{ labels.NAME }},
     {{ model }} and {{ date }}."""
     named = valid(Use, {"name": name})
+    try:
+        template = file.read()
+    except UnicodeDecodeError:
+        sys.exit("The file with the template is not UTF-8 text.")
     with opened() as (store, _):
-        made = Promptbook(store).set(named.name, file.read())
+        made = Promptbook(store).set(named.name, template)
     out.print(f"{made.name} version {made.version}")
 
 

@@ -1,6 +1,7 @@
 """Reports: the commands of `stack` about usage, running requests, backup and restore."""
 
 import datetime as dt
+import errno
 import os
 import shutil
 import sys
@@ -154,17 +155,17 @@ def restore(
 
 def _write(store: Store, path: Path) -> Counter[str]:
     """Write the backup to a file that appears when it is complete, and that only its owner can read."""
-    part = path.with_name(f".{path.name}.part")
-    with suppress(FileNotFoundError):
-        part.unlink()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".stack-backup-")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             counts = backups.write(store, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        Path(name).replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
     return counts
 
 

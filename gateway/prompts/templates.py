@@ -37,6 +37,8 @@ def check(template: str, variables: Iterable[str]) -> None:
     """Check that a text can be a template with these variables. Raises RefusedError."""
     if not template.strip():
         raise RefusedError("The template is empty.")
+    if "\0" in template:  # PostgreSQL cannot store it
+        raise RefusedError("The template has a NUL character. Remove it.")
     if len(template) > MAX_LENGTH:
         raise RefusedError(f"The template is longer than {MAX_LENGTH} characters.")
     try:

@@ -79,6 +79,7 @@ class Relay:
         self.key = key  # as it was when the request came
         self.exchange = exchange
         self._lease = lease
+        self._trail = trail
         self._route = route
         self._services = services
         self._visit = services.admission.visit(exchange)
@@ -109,6 +110,11 @@ class Relay:
     def at_work(self) -> bool:
         """Whether an engine is working on it, or is about to."""
         return bool(self._visit.engine) and not self._outage.waits
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a client whose secret is valid reads the answer, if several may: not only the one who asked first."""
+        return self._trail is not None and self._trail.wanted()
 
     def running(self) -> Running:
         """Return its state."""

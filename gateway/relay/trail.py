@@ -29,13 +29,19 @@ LOST = "The worker that made this answer has stopped. Send the request again."
 
 class Trail:
     """The notes of one answer. `past` is what an earlier maker has left, if there was one. `write` is called with each
-    note."""
+    note. `wanted` tells whether a client with a valid secret is reading the answer."""
 
     reader: Reader | None  # of the stream that comes now
 
-    def __init__(self, write: Callable[[dict[str, Any]], None], past: "Past | None" = None) -> None:
+    def __init__(
+        self,
+        write: Callable[[dict[str, Any]], None],
+        past: "Past | None" = None,
+        wanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.note = write
         self.past = past
+        self.wanted = wanted
         self.reader = None
 
     def chunk(self, chunk: dict[str, Any]) -> None:

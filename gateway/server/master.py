@@ -254,6 +254,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         except SettingsError as exc:
             log.error("the new settings have a mistake, so the old ones stay in force: %s", exc)  # noqa: TRY400  no bug of ours
             return False
+        except Exception:  # the master must not die of a mistake in a file, whatever it is
+            log.exception("the new settings cannot be read, so the old ones stay in force")
+            return False
         self._settings, self._config = settings, config
         self.callable = None
         return True

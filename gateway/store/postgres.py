@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import conninfo
 
 PATIENCE = 10.0  # seconds for which a worker counts after its last beat
 BEAT = PATIENCE / 5
@@ -35,9 +36,8 @@ class Database:
     """Own the connections, and the tasks that wait for a query on them."""
 
     def __init__(self, url: str, options: str = "", *, spare: bool = False) -> None:
-        self._url = url
+        self._conninfo = with_options(url, f"-c statement_timeout={int(WAIT * 1000)} {options}")
         self._spare = spare
-        self._options = f"-c statement_timeout={int(WAIT * 1000)} {options}"
         self._connections: list[Connection] = []
         self._asking: set[asyncio.Task[Any]] = set()
         self._burials: set[asyncio.Task[Any]] = set()
@@ -52,7 +52,7 @@ class Database:
         self._beaten = float("inf")
         for _ in range(TURNS + self._spare):
             connect = psycopg.AsyncConnection.connect
-            connections.append(await connect(self._url, autocommit=True, options=self._options))
+            connections.append(await connect(self._conninfo, autocommit=True))
 
     @property
     def spare(self) -> Connection:
@@ -189,6 +189,12 @@ class Member:
         if self._trouble:
             log.info("the %s' database is reachable again", self._what)
         self._trouble = False
+
+
+def with_options(url: str, options: str) -> str:
+    """Return a URL as libpq's connection string, with these options behind the URL's own, so that these count."""
+    own = conninfo.conninfo_to_dict(url).get("options", "")
+    return conninfo.make_conninfo(url, options=f"{own} {options}")
 
 
 async def _bury(connections: list[Connection], asking: set[asyncio.Task[Any]]) -> None:

@@ -5,7 +5,9 @@ from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.conninfo import conninfo_to_dict
 
+from gateway.store.postgres import with_options
 from gateway.store.store import WAIT, Store, cases, told_line
 
 _MIGRATING = 7_822_537  # an advisory lock: any number that no other program uses in this database
@@ -17,17 +19,17 @@ class PostgresStore(Store):
     def __init__(self, url: str) -> None:
         milliseconds = int(WAIT * 1000)
         options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
-        self._url = sa.make_url(url)
+        self._conninfo = with_options(url, options)
         engine = sa.create_engine(
-            self._url.set(drivername="postgresql+psycopg"),
-            connect_args={"connect_timeout": int(WAIT), "options": options},
+            "postgresql+psycopg://",  # SQLAlchemy does not read the URL: libpq reads it in all places
+            connect_args={"connect_timeout": int(WAIT)},
             hide_parameters=True,
             pool_size=2,
             pool_timeout=WAIT,
             pool_pre_ping=True,
             pool_recycle=1800,
         )
-        sa.event.listen(engine, "do_connect", _connect)
+        sa.event.listen(engine, "do_connect", self._connect)
         sa.event.listen(engine, "handle_error", _wait_once)
         super().__init__(engine, engine.execution_options(isolation_level="REPEATABLE READ"))
 
@@ -37,10 +39,13 @@ class PostgresStore(Store):
 
     def told(self, cause: BaseException | None) -> str:
         words = told_line(cause)
-        query = [value for name, value in self._url.query.items() if "password" in name]
-        for password in (self._url.password, *query):
-            words = words.replace(str(password), "***") if password else words
-        return f"STACK_STORE_URL (the database '{self._url.database}' on {self._url.host}): {words}"
+        read = conninfo_to_dict(self._conninfo)
+        for password in (value for name, value in read.items() if "password" in name and value):
+            words = words.replace(str(password), "***")
+        return f"STACK_STORE_URL (the database '{read.get('dbname')}' on {read.get('host')}): {words}"
+
+    def _connect(self, _: object, __: object, ___: object, options: Any) -> "_Connection":
+        return _Connection.connect(self._conninfo, **options)
 
     def _be_patient(self, connection: sa.Connection) -> None:
         connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
@@ -68,10 +73,6 @@ class _Connection(psycopg.Connection[Any]):
 
 class _SilentError(psycopg.OperationalError):
     """The server has not answered in time."""
-
-
-def _connect(_: object, __: object, arguments: Any, options: Any) -> _Connection:
-    return _Connection.connect(*arguments, **options)
 
 
 def _wait_once(context: sa.ExceptionContext) -> None:

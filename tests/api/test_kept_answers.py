@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Send
 
 from gateway import sse
 from gateway.api.idempotency.answers import Answers
-from gateway.api.idempotency.file import CHUNK, FAILED, WHOLE, Entry, Kind, framed
+from gateway.api.idempotency.file import CHUNK, FAILED, HEAD_SIZE, WHOLE, Entry, Kind, framed
 from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.reader import Reader
 from gateway.errors import EngineUnavailable, StackError
@@ -50,6 +50,12 @@ class Maker:
         self.runs = 0
         self._directory = directory
 
+    def refused(self) -> StackError | None:
+        return None
+
+    async def form(self) -> Form:
+        raise NotImplementedError
+
     async def past(self, setting: dict[str, Any]) -> Past:
         raise NotImplementedError
 
@@ -65,9 +71,13 @@ class Maker:
     async def make(self, send: Send, trail: Trail) -> bool:
         raise NotImplementedError
 
+    def files(self) -> list[Path]:
+        """The answers' files."""
+        return list(self._directory.iterdir())
+
     def file(self) -> Path:
         """The only answer's file."""
-        (file,) = self._directory.iterdir()
+        (file,) = self.files()
         return file
 
     @contextmanager
@@ -141,36 +151,88 @@ async def test_after_a_note_without_room_no_other_one_is_written(tmp_path: Path)
     assert [it in maker.kept for it in (b"first", b"second", b"third")] == [True, False, False]
 
 
-async def test_a_blocking_answer_without_room_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [0, 120, LENGTH // 2])  # also without room for an error
+async def test_a_blocking_answer_without_room_is_sent_and_not_kept(tmp_path: Path, room: int) -> None:
     class Blocking(Maker):
         async def make(self, send: Send, trail: Trail) -> bool:
-            del trail
             await send(start(TO_A_BLOCK))
-            with self.room_for(LENGTH // 2):
+            with self.room_for(room):
+                trail.note({"chunk": "x" * LENGTH})
                 await send(body(b"x" * LENGTH))
             return True
 
     client, maker = Client(), Blocking(tmp_path)
     async with answering(tmp_path) as answers:
         await ask(answers, maker, client)
-    assert (client.status, client.whole, maker.runs) == (503, True, 1)
-    assert b"idempotency_full" in client.body
+        assert not maker.files()
+    assert (client.status, client.whole, client.body, maker.runs) == (200, True, b"x" * LENGTH, 1)
 
 
-async def test_an_answer_without_room_even_for_an_error_is_refused_and_not_made_again(tmp_path: Path) -> None:
-    class Blocking(Maker):
+async def test_a_stream_without_room_even_for_an_error_is_refused_and_not_made_again(tmp_path: Path) -> None:
+    class Streaming(Maker):
         async def make(self, send: Send, trail: Trail) -> bool:
             del trail
-            await send(start(TO_A_BLOCK))
-            with self.room_for(120):  # for the head of the answer, and a little of its body
-                await send(body(b"x" * LENGTH))
-            return True
+            await send(start(sse.HEADERS))
+            with self.room_for(20):
+                await send(body(b"data: " + b"x" * LENGTH + b"\n\n", more=True))
+            return False
 
-    client, maker = Client(), Blocking(tmp_path)
+    client, maker = Client(), Streaming(tmp_path)
     async with answering(tmp_path) as answers:
-        with pytest.raises(EngineUnavailable, match="no space now"):
+        with pytest.raises(EngineUnavailable, match="too large to keep") as refused:
             await ask(answers, maker, client)
-    assert (client.status, maker.runs) == (0, 1)
+    assert (client.status, maker.runs, dict(refused.value.headers)) == (0, 1, {"x-should-retry": "false"})
+
+
+class Damaged(Maker):
+    """Makes a stream, which is whole."""
+
+    async def make(self, send: Send, trail: Trail) -> bool:
+        trail.note({"row": "x" * 100})
+        await send(start(sse.HEADERS))
+        for number in range(9):
+            await send(body(b"data: %d\n\n" % number, more=True))
+        await send(body(b"data: [DONE]\n\n"))
+        return True
+
+    def damage(self, first: int, last: int | None) -> None:
+        """Let the answer's file lack these bytes, as after a power failure: its tail, or zeros in its middle."""
+        data = self.file().read_bytes()
+        rest = b"" if last is None else bytes(len(data[first:last])) + data[last:]
+        with self.file().open("r+b") as file:
+            file.truncate(len(data[:first]))
+            file.seek(0, 2)
+            file.write(rest)
+
+
+@pytest.mark.parametrize("first", [HEAD_SIZE, HEAD_SIZE + 20, -100, -12, -5, -3])
+async def test_an_answer_that_lost_its_tail_in_a_power_failure_is_made_anew(tmp_path: Path, first: int) -> None:
+    maker, client = Damaged(tmp_path), Client()
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, Client())
+        maker.damage(first, None)
+        await ask(answers, maker, client)
+    assert (client.body, client.whole, maker.runs) == (b"again", True, 2)
+
+
+async def test_an_answer_that_lost_its_beginning_in_a_power_failure_is_made_anew(tmp_path: Path) -> None:
+    maker, client = Damaged(tmp_path), Client()
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, Client())
+        maker.damage(HEAD_SIZE, HEAD_SIZE + 20)
+        await ask(answers, maker, client)
+    assert (client.body, client.whole, maker.runs) == (b"again", True, 2)
+
+
+async def test_an_answer_that_lost_its_middle_in_a_power_failure_does_not_end_as_a_whole_one(tmp_path: Path) -> None:
+    maker, client, later = Damaged(tmp_path), Client(), Client()
+    async with answering(tmp_path) as answers:
+        await ask(answers, maker, Client())
+        maker.damage(-100, -50)
+        await ask(answers, maker, client)
+        await ask(answers, maker, later)
+    assert (client.was_cut, b"answer_lost" in client.body, b"[DONE]" in client.body) == (True, True, False)
+    assert (later.body, maker.runs) == (b"again", 2)
 
 
 async def test_an_answer_that_lacks_a_part_of_its_length_is_cut(tmp_path: Path) -> None:
@@ -179,7 +241,7 @@ async def test_an_answer_that_lacks_a_part_of_its_length_is_cut(tmp_path: Path) 
     assert entry is not None
     entry.write_state(FAILED)
     client = Client()
-    assert await Reader(entry, None, client, Form(_told), again=False).run(never, client.send)
+    assert await Reader(entry, None, client, Form(_told), lambda: None, again=False).run(never, client.send)
     assert (len(client.body), client.whole, client.was_cut) == (LENGTH - 1, False, True)
     entry.close()
 
@@ -243,7 +305,7 @@ async def test_a_large_body_is_sent_in_chunks(tmp_path: Path) -> None:
         sizes.append(len(message.get("body", b"")))
         await client.send(message)
 
-    assert await Reader(entry, None, client, Form(_told), again=True).run(never, send)
+    assert await Reader(entry, None, client, Form(_told), lambda: None, again=True).run(never, send)
     assert (client.body == said, client.whole, max(sizes)) == (True, True, CHUNK)
     entry.close()
 
@@ -260,7 +322,7 @@ async def test_clients_that_do_not_read_hold_a_few_chunks_of_a_large_answer(tmp_
 
     tracemalloc.start()
     try:
-        readers = [Reader(entry, None, Client(), Form(_told), again=True) for _ in range(count)]
+        readers = [Reader(entry, None, Client(), Form(_told), lambda: None, again=True) for _ in range(count)]
         tasks = [asyncio.create_task(it.run(never, send)) for it in readers]
         await blocked.wait()
         held, _ = tracemalloc.get_traced_memory()

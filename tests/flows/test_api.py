@@ -338,9 +338,11 @@ def test_allowed_hosts_and_cors_are_opt_in(gateway: GatewayProcess, engine: Fake
     preflight = origin | {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     with gateway.client() as client:
         assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
-    settings = {"STACK_ALLOWED_HOSTS": "llm.example", "STACK_CORS_ORIGINS": "https://app.example", "STACK_WORKERS": "1"}
+    settings = {"STACK_ALLOWED_HOSTS": "LLM.example.:9000,fd00::1", "STACK_CORS_ORIGINS": "https://App.example:443/"}
+    settings |= {"STACK_PUBLISH": "[fd00::2]:9000", "STACK_WORKERS": "1"}
     with running_gateway(tmp_path / "log", engine.url, **settings) as other, other.client() as client:
-        assert client.get("/health", headers={"host": "llm.example"}).status_code == 200
+        for host in ("llm.example", "llm.example:443", "[fd00::1]:9000", "[fd00::2]:9000"):
+            assert client.get("/health", headers={"host": host}).status_code == 200, host
         assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
         allowed = client.options(CHAT, headers=preflight)
         assert allowed.status_code == 200

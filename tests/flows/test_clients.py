@@ -1,7 +1,9 @@
 """Clients as users have them: the official openai package, the gateway's own LLM, and `python -m gateway.cli.chat`."""
 
 import asyncio
+import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -127,3 +129,19 @@ def test_the_chat_command_streams_an_answer(gateway: GatewayProcess) -> None:
     assert gone.returncode == 1
     assert "is unreachable" in gone.stderr
     assert "Traceback" not in gone.stderr
+
+
+def test_the_chat_command_ends_quietly_after_ctrl_c_and_on_a_terminal_without_unicode(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str
+) -> None:
+    script = json.dumps([["role"], ["token", "h\u00e9"], ["gate", mark]])
+    env = environment("http://127.0.0.1:1", STACK_BIND=f"127.0.0.1:{gateway.port}") | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "gateway.cli.chat", "script:" + script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == rb"h\xe9"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    engine.release(mark)
+    assert (process.returncode, said) == (130, b"")

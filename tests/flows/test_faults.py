@@ -22,7 +22,6 @@ engines:
   spare: {{dialect: vllm, base_url: "{spare}"}}
   refusing: {{dialect: vllm, base_url: "http://127.0.0.1:{closed}"}}
   nowhere: {{dialect: vllm, base_url: "http://nowhere.invalid:1"}}
-  nameless: {{dialect: vllm, base_url: "http://engine..local:1"}}
   hole: {{dialect: vllm, base_url: "http://127.0.0.1:{hole}"}}
 models:
   fake-model: &fake {{targets: [{{engine: engine, model: fake-model}}]}}
@@ -33,7 +32,6 @@ models:
   "folded, impatient": {{<<: *folded, timeouts: *short}}
   refusing: &refusing {{targets: [{{engine: refusing, model: x}}]}}
   nowhere: {{targets: [{{engine: nowhere, model: x}}]}}
-  nameless: {{targets: [{{engine: nameless, model: x}}]}}
   hole: {{targets: [{{engine: hole, model: x}}], timeouts: {{connect: 0.5}}}}
   "patient, spare": {{<<: *fake, fallbacks: [{{engine: spare, model: spare}}], timeouts: {{first_token: 1.5}}}}
   "spare": {{<<: *fake, fallbacks: &spare [{{engine: spare, model: spare}}]}}

@@ -274,6 +274,10 @@ BAD_FILES = {
     + ONE: "stack.yaml:2: engines.a.api_key: a key must not be in this file; use api_key_file",
     "engines:\n  a:\n    dialect: vllm\n    base_url: 'http://x:1'\n    api_key_file: /nowhere\nmodels:\n"
     + ONE: "stack.yaml:5: engines.a.api_key_file: the file cannot be read",
+    "engines:\n  a: {dialect: vllm, base_url: 'http://x:1'}\nmodels:\n"
+    + ONE.replace("default_model: m", r'default_model: "m\0"'): (
+        "stack.yaml:5: default_model: a model's name must have 1 to 200 characters, without control characters"
+    ),
     "engines:\n  ? [a]\n  : b": "stack.yaml:2: a name cannot be a list",
     "engines: {}\ndefault_model: 2026-13-01": "stack.yaml:2: not valid YAML: the value is not a timestamp",
     "engines: &a [*a]": "stack.yaml: it has an alias (*name) inside its own anchor",
@@ -294,6 +298,11 @@ def test_a_bad_file_is_refused_with_its_line_and_reason(tmp_path: Path, text: st
     assert "sk-secret" not in (tmp_path / "log").read_text()
 
 
+def said(gateway: GatewayProcess) -> int:
+    """Return how often a reload was refused."""
+    return sum("the old ones stay in force" in line["msg"] for line in gateway.log())
+
+
 def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
     engine: FakeEngine, other: FakeEngine, tmp_path: Path, mark: str
 ) -> None:
@@ -304,9 +313,11 @@ def test_sighup_reloads_the_file_and_a_bad_one_leaves_the_old(
             engine.wait_seen(mark)
             file = tmp_path / "stack.yaml"
             good = file.read_text()
-            file.write_text("engines: oops")
-            gateway.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: any("the old ones stay in force" in line["msg"] for line in gateway.log()))
+            for bad in ("engines: oops", good.replace("base_url", 'api_key_file: "a\\0b", base_url')):
+                before = said(gateway)
+                file.write_text(bad)
+                gateway.process.send_signal(signal.SIGHUP)
+                wait_for(lambda before=before: said(gateway) > before)
             assert ask(gateway).status_code == 200
             file.write_text(good.replace(engine.url, other.url))
             gateway.process.send_signal(signal.SIGHUP)

@@ -47,8 +47,21 @@ REFUSED = [
     ({"STACK_MODEL_ALIASES": "a"}, "'a' must have the form alias=model"),
     ({"STACK_MODEL_ALIASES": "a=b,a=c"}, "appears twice"),
     ({"STACK_MODEL_ALIASES": "a=b,b=c"}, "an alias itself"),
+    ({"STACK_MODEL_ALIASES": "a=" + "m" * 201}, "STACK_MODEL_ALIASES: a model's name must have 1 to 200 characters"),
+    ({"STACK_MODEL_ALIASES": "a" * 201 + "=m"}, "STACK_MODEL_ALIASES: a model's name must have 1 to 200 characters"),
+    ({"LLM_MODEL": "m" * 201}, "LLM_MODEL: a model's name must have 1 to 200 characters"),
+    ({"STACK_LOG_LEVELS": "DEBUG"}, "STACK_LOG_LEVELS: 'DEBUG' must have the form name=level"),
+    ({"OTEL_RESOURCE_ATTRIBUTES": "a=1,a=2"}, "OTEL_RESOURCE_ATTRIBUTES: the name 'a' appears twice"),
+    ({"STACK_ALLOWED_HOSTS": "https://llm.example"}, "STACK_ALLOWED_HOSTS: 'https://llm.example' must be a host name"),
+    ({"STACK_ALLOWED_HOSTS": "*.example"}, "STACK_ALLOWED_HOSTS: '*.example' must be a host name"),
+    ({"STACK_CORS_ORIGINS": "app.example"}, "STACK_CORS_ORIGINS: 'app.example' must be an origin"),
     ({"STACK_STORE_URL": "mysql://u:p@host/db"}, "STACK_STORE_URL: must look like postgresql://"),
     ({"STACK_STORE_URL": "postgresql://u:p@host:port/db"}, "STACK_STORE_URL: must look like postgresql://"),
+    ({"STACK_STORE_URL": "postgresql://u:p%pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:p pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:p@pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:12/pass@host/db"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
+    ({"STACK_STORE_URL": "postgresql://u:p@host/db?pass=1"}, "STACK_STORE_URL: PostgreSQL cannot read this URL"),
     ({"STACK_DATA_DIR": "/proc/stack"}, "STACK_DATA_DIR: /proc/stack is not writable"),
     ({"STACK_ADMIN_KEYS": "short", "STACK_PUBLISH": "0.0.0.0:9000"}, "STACK_ADMIN_KEYS: a key is too short"),
     ({"STACK_ADMIN_KEYS": "fifteen-letters"}, "STACK_ADMIN_KEYS: a key is too short"),
@@ -66,6 +79,7 @@ def test_an_invalid_setting_is_refused_with_a_message(settings: dict[str, str], 
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert "u:p" not in done.stderr
+    assert "pass" not in done.stderr.replace("password", "")
 
 
 def test_the_placeholder_works_on_loopback_with_a_warning(engine: FakeEngine, tmp_path: Path) -> None:
@@ -135,6 +149,20 @@ def refusal(*under: str, **settings: str) -> str:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+@pytest.mark.parametrize("key", ["", "sk-one\r\nx-injected: 1", "sk-€"])
+def test_an_engines_key_file_that_has_no_key_is_refused(tmp_path: Path, key: str) -> None:
+    """It was sent as it was: further headers, an empty key, or a 500 for each request."""
+    secret, file = tmp_path / "secret", tmp_path / "stack.yaml"
+    secret.write_text(key, newline="")
+    file.write_text(
+        f"engines:\n  a: {{dialect: vllm, base_url: 'http://x:1', api_key_file: {secret}}}\n"
+        "models:\n  m: {targets: [{engine: a, model: m}]}\ndefault_model: m\n"
+    )
+    said = refusal(STACK_CONFIG=str(file))
+    assert f"{file}:2: engines.a.api_key_file: {secret} must have one line, the key" in said
+    assert "sk-" not in said
 
 
 @pytest.mark.parametrize("name", ["STACK_API_KEYS_FILE", "STACK_ADMIN_KEYS_FILE", "STACK_STORE_URL_FILE"])

@@ -161,6 +161,12 @@ def _twice(found: list[Any]) -> None:
     found[-1]["rows"]["keys"] += 1
 
 
+@with_lines
+def _deleted(found: list[Any]) -> None:
+    found.insert(-1, ["deleted_keys", {"id": found[1][1]["id"], "name": "x"}])
+    found[-1]["rows"]["deleted_keys"] = 1
+
+
 # What no command and no API would take, and what would keep every worker from learning of any key.
 UNFIT: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a limit that is text": (_row("keys", limits={"concurrent": "x"}), "limits.concurrent"),
@@ -198,6 +204,8 @@ UNFIT: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a use of something else": (_row("prompt_uses", of="team"), "of"),
     "more tokens than a sum can hold": (_row("usage", tokens_in=1 << 62), "tokens_in"),
     "usage of a day beyond the calendar": (_row("usage", at=1 << 62), "at"),
+    "a template with a NUL": (_row("prompts", template="a\0b"), r"line \d+.*'template'.*NUL"),
+    "a key that is also deleted": (_deleted, "contradicts itself"),
     "a deleted key without a name": (_row("deleted_keys", name=None), "name"),
 }
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from gateway.errors import StoreUnavailable
@@ -72,6 +73,24 @@ def test_a_server_that_stands_still_is_not_waited_for(engine: FakeEngine, tmp_pa
             subprocess.run(["docker", "unpause", postgres.container], check=True, capture_output=True)
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         stack("keys", "list")
+
+
+def test_the_options_of_the_databases_url_count_beside_the_gateways_own(
+    engine: FakeEngine, tmp_path: Path, postgres: Postgres
+) -> None:
+    """They were dropped: the tables came into the schema `public`, whatever the URL said. The scheme in capitals had
+    the password logged, and each gateway count by itself."""
+    url = postgres.empty_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA apart")
+        given = url.replace("postgresql", "POSTGRESQL", 1) + "?options=-csearch_path%3Dapart"
+        with running_gateway(tmp_path / "log", engine.url, STACK_STORE_URL=given, LLM_SLOTS="1") as gateway:
+            answer = ask(gateway, KEY)
+            assert answer.status_code == 200
+            query = "SELECT DISTINCT schemaname FROM pg_stat_user_tables WHERE relname IN ('keys', 'account_owners')"
+            assert connection.execute(query).fetchall() == [("apart",)]
+            wait_for(lambda: connection.execute("SELECT count(*) FROM apart.account_owners").fetchone() != (0,))
+            assert "cannot be used" not in gateway.log_path.read_text()
 
 
 def test_a_server_that_stands_still_is_waited_for_once(

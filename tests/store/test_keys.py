@@ -290,6 +290,36 @@ def test_words_that_are_no_text_and_terminals_that_cant_show_it(empty: Command) 
     assert (done.returncode, "u5f35" in done.stdout) == (0, True)
 
 
+def test_what_cannot_be_read_or_written_is_said_without_a_traceback(tmp_path: Path) -> None:
+    data = empty_store(tmp_path)
+    full, closed = (Command("sh", "-c", f'exec "$@" {to}', "sh", STACK_DATA_DIR=data) for to in (">/dev/full", ">&-"))
+    stack = Command(STACK_DATA_DIR=data)
+    done = full.run("keys", "create", "x", "--json")
+    (key,) = stack.json("keys", "list")  # its secret was lost without a word
+    assert (done.returncode, f"stack keys rotate {key['id']} --grace 0" in done.stderr) == (1, True)
+    for command, words, sentence in [
+        (full, ["keys", "list"], "Reading or writing failed: No space left on device."),
+        (full, ["backup", "-"], "The backup cannot be written: No space left on device."),
+        (closed, ["keys", "list"], "Standard output is closed."),
+        (stack, ["backup", "."], "The backup cannot be written: Is a directory."),
+        (stack, ["backup", ""], "The backup cannot be written: Is a directory."),
+    ]:
+        done = command.run(*words)
+        assert (done.returncode, done.stderr) == (1, sentence + "\n"), words
+    done = stack.run("prompts", "set", "x", "-", stdin=b"a\xff")
+    assert (done.returncode, done.stderr) == (1, b"The file with the template is not UTF-8 text.\n")
+
+
+def test_backups_to_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Both had the same name aside, and one published what the other one had begun."""
+    stack = Command(STACK_DATA_DIR=empty_store(tmp_path / "data"))
+    aside = tmp_path / ".backup.part"
+    aside.write_text("another run's")
+    stack("backup", str(tmp_path / "backup"))
+    assert {it.name for it in tmp_path.iterdir()} == {"data", "backup", ".backup.part"}
+    assert aside.read_text() == "another run's"
+
+
 def test_a_disabled_key_is_rotated_before_it_is_enabled(empty: Command) -> None:
     """It may be that somebody else has its old secret."""
     key_id = empty.json("keys", "create", "x", "--label", "a=b")["key"]["id"]

@@ -105,6 +105,7 @@ def test_invalid_prompts_are_refused(gateway: GatewayProcess, stack: Command) ->
         for path, body, status, param in [
             ("/admin/prompts/p", {"template": "{{ secret }}"}, 400, "template"),
             ("/admin/prompts/p", {"template": "{% if %}"}, 400, "template"),
+            ("/admin/prompts/p", {"template": "a\0b"}, 400, "template"),
             ("/admin/prompts/p", {}, 400, "template"),
             ("/admin/prompts/p q", {"template": "x"}, 400, "name"),
             ("/admin/keys/nobody/prompt", {"name": "p"}, 404, None),

@@ -1,5 +1,6 @@
 """A key that is taken back: what becomes of its requests, on every worker, and which of its secrets work afterwards."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,21 +41,29 @@ default_model: one
 class Asked(threading.Thread):
     """A request, and how it ended."""
 
-    def __init__(self, at: GatewayProcess, key: str, mark: str, **fields: Any) -> None:
+    def __init__(
+        self, at: GatewayProcess, key: str, mark: str, *, name: str = "", path: str = CHAT, **fields: Any
+    ) -> None:
         super().__init__(daemon=True)
         self.status = 0
         self.text = ""
         self.ended = 0.0
+        self.mark = mark
+        self._path = path
         script = [["role"], ["token", "x"], ["gate", mark], ["finish", "stop"], ["usage"], ["done"], ["end"]]
-        self._body = {"messages": MESSAGES, "user": mark, "script": script, **fields}
-        self._at, self._headers = at, {"authorization": f"Bearer {key}"}
+        if path == CHAT:
+            fields = {"messages": MESSAGES, "script": script} | fields
+        else:
+            fields |= {"input": f"script:{json.dumps(script)}"}
+        self._body = {"user": mark, **fields}
+        self._at, self._headers = at, {"authorization": f"Bearer {key}"} | ({"idempotency-key": name} if name else {})
         self.start()
 
     def run(self) -> None:
         with (
             httpx.Client(base_url=self._at.url, headers=self._headers, timeout=60, verify=NO_TLS) as client,
             suppress(httpx.RemoteProtocolError),  # a failed stream's end is cut
-            client.stream("POST", CHAT, json=self._body) as answer,
+            client.stream("POST", self._path, json=self._body) as answer,
         ):
             self.status = answer.status_code
             for piece in answer.iter_text():
@@ -131,8 +140,9 @@ def test_all_requests_of_a_revoked_key_end(gateway: GatewayProcess, engine: Fake
     with admin(gateway) as client, busy(gateway, engine, f"{mark}-other"):
         made = client.post("/admin/keys", json={"name": "x"}).json()
         key, key_id = made["secret"], made["key"]["id"]
-        runs = [Asked(gateway, key, f"{mark}-runs", model="many", stream=True) for _ in range(6)]
-        blocks = [Asked(gateway, key, f"{mark}-runs", model="many") for _ in range(2)]
+        names = [*[""] * 5, f"{mark}-named"]
+        runs = [Asked(gateway, key, f"{mark}-runs", name=it, model="many", stream=True) for it in names]
+        blocks = [Asked(gateway, key, f"{mark}-runs", name=it, model="many") for it in ("", f"{mark}-block")]
         waits = [Asked(gateway, key, f"{mark}-waits", stream=True) for _ in range(6)]
         patient = [Asked(gateway, key, f"{mark}-waits") for _ in range(6)]
         wait_for(lambda: len(engine.seen(f"{mark}-runs")) == 8 and all(": ping" in it.text for it in waits))
@@ -145,6 +155,38 @@ def test_all_requests_of_a_revoked_key_end(gateway: GatewayProcess, engine: Fake
     wait_for(lambda: {it["state"] for it in engine.seen(f"{mark}-runs")} == {"hung_up"})
     assert not engine.seen(f"{mark}-waits")
     assert [it["state"] for it in engine.seen(f"{mark}-other")] == ["done"]
+
+
+def test_of_two_secrets_with_one_answer_the_valid_one_gets_it(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str
+) -> None:
+    """Only the secret that asked first was watched: the other one received after its end, or was ended with it."""
+    with admin(gateway) as client:
+        made = client.post("/admin/keys", json={"name": "x"}).json()
+        ends = time.monotonic() + 3
+        answer = client.post(f"/admin/keys/{made['key']['id']}/rotate", json={"grace_seconds": 3}).raise_for_status()
+        secrets = {"old": made["secret"], "new": answer.json()["secret"]}
+        asked: dict[str, list[Asked]] = {"old": [], "new": []}
+        answers = [(first, path) for first in secrets for path in (CHAT, "/v1/responses")]
+        for turn in (0, 1):
+            for first, path in answers:
+                which = first if turn == 0 else ({*secrets} - {first}).pop()
+                name = f"{mark}-{first}-{path}"
+                asked[which].append(
+                    Asked(gateway, secrets[which], name, name=name, path=path, model="many", stream=True)
+                )
+            wait_for(lambda: all('"x"' in it.text for it in (*asked["old"], *asked["new"])))
+        assert time.monotonic() < ends, "this machine is too slow for the test"
+    for it in asked["old"]:
+        it.join(30)
+        assert "invalid_api_key" in it.text
+        assert it.ended - ends < WITHIN * 5
+    for it in asked["new"]:
+        assert it.is_alive()
+        engine.release(it.mark)
+        it.join(30)
+        assert "invalid_api_key" not in it.text
+        assert "[DONE]" in it.text or "response.completed" in it.text
 
 
 def test_a_model_that_is_taken_away_is_not_begun_and_what_runs_goes_on(

@@ -5,41 +5,36 @@ import hashlib
 import logging
 import time
 from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import orjson
 from starlette.types import Receive, Send
 
 from gateway import logs
-from gateway.api.idempotency.file import CHUNK, FAILED, HEAD_SIZE, RUNNING, WHOLE, Entry, Kind, framed, whose
+from gateway.api.idempotency.file import FAILED, RUNNING, WHOLE, Entry, Kind, framed, whose
 from gateway.api.idempotency.form import Form
-from gateway.api.idempotency.making import Making
+from gateway.api.idempotency.maker import Maker, look_back
+from gateway.api.idempotency.making import Making, too_large
 from gateway.api.idempotency.reader import Reader
 from gateway.api.idempotency.space import Space
-from gateway.errors import BUG, BadRequest, EngineUnavailable, IdempotencyConflict, InternalError
+from gateway.errors import (
+    BUG,
+    BadRequest,
+    EngineUnavailable,
+    IdempotencyConflict,
+    InternalError,
+    InvalidKey,
+)
 from gateway.relay.answer import way as how
 from gateway.relay.client import Client
-from gateway.relay.trail import Past, Trail
+from gateway.relay.trail import Past, lost
 from gateway.settings import Settings
 
 MAX_NAME = 255  # characters of an Idempotency-Key
 SWEEP = 1.0  # seconds
 log = logging.getLogger("stack")
-
-
-class Maker(Protocol):
-    """Make the answer to one request."""
-
-    setting: dict[str, Any]  # JSON: what `past` needs to know of the request that an answer was begun for
-
-    async def run(self, client: Client, send: Send, trail: Trail) -> bool:
-        """Make the answer, or continue the part that `trail.past` holds. Returns whether the answer is complete."""
-
-    async def past(self, setting: dict[str, Any]) -> Past:
-        """Return an empty Past, into which the answer's file is read. `setting` is the one of its first maker."""
 
 
 class Answers:
@@ -109,11 +104,11 @@ class Answers:
                 if not first:
                     told = {"request_id": request_id, "key": account.partition("/")[0], "whole": state == WHOLE}
                     logs.event("idempotent_replay", told)
-                reader = Reader(entry, self._making.get(path), client, form, again=not first)
+                reader = Reader(entry, self._making.get(path), client, form, maker.refused, again=not first)
                 if await self._read(reader, entry, path, maker, form, receive, send, request_id):
                     return
                 if first:  # not even an error could be written, and another attempt would ask the engine again
-                    raise _no_space()
+                    raise too_large()
             finally:
                 entry.close()
 
@@ -130,12 +125,17 @@ class Answers:
     ) -> bool:
         """Send a client the answer, whoever makes it, and have another one go on with it if that one dies. Returns
         whether it was sent. Raises ClientLeft."""
-        while not await reader.run(receive, send):
-            if not await self._goes_on(entry, path, maker, form, request_id):
-                if reader.started:
-                    await reader.lose(send)
-                return reader.started
-            reader.making = self._making.get(path)
+        try:
+            while not await reader.run(receive, send):
+                if not await self._goes_on(entry, path, maker, form, request_id, reader.position):
+                    if reader.started:
+                        await reader.lose(send, lost(), form)
+                    return reader.started
+                reader.making = self._making.get(path)
+        except InvalidKey as exc:
+            if not reader.started:
+                raise
+            await reader.lose(send, exc, await maker.form())
         return True
 
     def has(self, name: bytes | None, account: str) -> bool:
@@ -162,9 +162,11 @@ class Answers:
         self._have_made(Making(entry, path, self._bytes // 2, self._space, form, past), maker)
         return True
 
-    async def _goes_on(self, entry: Entry, path: Path, maker: Maker, form: Form, request_id: str) -> bool:
+    async def _goes_on(
+        self, entry: Entry, path: Path, maker: Maker, form: Form, request_id: str, position: int
+    ) -> bool:
         """The maker of an answer died, or had to give it up. Have this worker go on with it, if nobody else does.
-        Returns whether the answer is continued in its file."""
+        Returns whether the file has, or will have, the rest of the answer behind `position`."""
         if not entry.stands_at(path):
             return False
         mine = Entry.open(path)
@@ -176,14 +178,17 @@ class Answers:
         try:
             found = mine.head() if mine.stands_at(path) else None
             if found is None or found.state != RUNNING:
+                rest = found is not None and found.state == WHOLE and mine.reaches_end(position)
+                if not rest:
+                    mine.drop(path)
                 mine.close()
-                return found is not None and found.state == WHOLE
-            past, size, whole = await _look_back(mine, maker)
+                return rest
+            past, size, whole = await look_back(mine, maker)
             way = "whole" if whole else how(past)
             told = {"request_id": request_id, "after": past.row.get("request_id"), "way": way}
             logs.event("answer_taken_over", told, "warning")
             if way == "whole":
-                mine.write_state(WHOLE)
+                mine.make_whole(size)
                 mine.close()
                 return True
             if way == "elsewhere":
@@ -230,7 +235,7 @@ class Answers:
         while True:
             await asyncio.sleep(SWEEP)
             for making in list(self._making.values()):
-                if making.readers == 0 and time.monotonic() - making.entry.last_seen() > self._linger:
+                if not making.readers and time.monotonic() - making.entry.last_seen() > self._linger:
                     making.abandon()
             with suppress(OSError):
                 self._space.make_room()
@@ -245,7 +250,8 @@ def _no_space() -> EngineUnavailable:
 
 
 def _state(entry: Entry, path: Path, digest: bytes) -> int:
-    """How the answer there stands; FAILED for a file that is none, which is removed. Raises IdempotencyConflict."""
+    """How the answer there stands; FAILED for a file that is none, or lacks its end, which is removed. Raises
+    IdempotencyConflict."""
     head = entry.head()
     if head is None and entry.remove(path):
         return FAILED
@@ -254,32 +260,7 @@ def _state(entry: Entry, path: Path, digest: bytes) -> int:
             "This Idempotency-Key was used for another request. Use a new key for each request.",
             param="Idempotency-Key",
         )
+    if head.state == WHOLE and not entry.ended():
+        entry.remove(path)
+        return FAILED
     return head.state
-
-
-async def _look_back(entry: Entry, maker: Maker) -> tuple[Past, int, bool]:
-    """Read what a dead maker has left of an answer. Returns it, how many bytes of the file hold it, and whether it is
-    the whole answer."""
-    notes = (orjson.loads(frame.data) for frame in entry.frames() if frame.kind == Kind.NOTE)
-    first: dict[str, Any] = next(notes, {})
-    past = await maker.past(first.get("setting", {}))
-    size, read, ended, status, blocking = HEAD_SIZE, 0, False, HTTPStatus.OK, False
-    for frame in entry.frames():
-        if frame.kind == Kind.START:
-            status, headers = orjson.loads(frame.data)
-            blocking = any(name == "content-length" for name, _ in headers)
-            past.started = not blocking  # a stream, or a sound
-        elif frame.kind == Kind.BODY:
-            past.body(frame.data)
-        elif frame.kind == Kind.NOTE:
-            past.take(orjson.loads(frame.data))
-        elif frame.kind == Kind.COUNT:
-            past.count(orjson.loads(frame.data))
-        ended = ended or frame.kind == Kind.END
-        if not blocking:  # the one piece of such an answer is there, or none of it is
-            size = frame.end
-        read += len(frame.data)
-        if read > CHUNK:
-            read = 0
-            await asyncio.sleep(0)  # others get their turn
-    return past, size, status == HTTPStatus.OK and (ended or past.whole)

@@ -110,6 +110,16 @@ class Entry:
         """Return the state of the answer: RUNNING, WHOLE or FAILED."""
         return os.pread(self._fd, 1, _STATE)[0]
 
+    def ended(self) -> bool:
+        """Return whether the file ends as a whole answer does. After a power failure, its last blocks may be missing,
+        although its head is there."""
+        end = framed(Kind.END)
+        return os.pread(self._fd, len(end), max(HEAD_SIZE, os.fstat(self._fd).st_size - len(end))) == end
+
+    def reaches_end(self, position: int) -> bool:
+        """Return whether all frames from the offset `position` on are there (0: all frames)."""
+        return any(frame.kind == Kind.END for frame in self.frames(position, bodies=False))
+
     def deserted(self) -> bool:
         """Return whether no process makes the answer. The maker itself must not call this."""
         if not self.lock():
@@ -212,6 +222,13 @@ class Entry:
     def write_state(self, state: int) -> None:
         """Set the state of the answer."""
         os.pwrite(self._fd, bytes((state,)), _STATE)
+
+    def make_whole(self, size: int) -> None:
+        """Set the state WHOLE. If the killed maker did not write the end, write it behind the first `size` bytes."""
+        if not self.ended():
+            self.cut(size)
+            self.write(framed(Kind.END))
+        self.write_state(WHOLE)
 
     def cut(self, size: int) -> None:
         """Cut the file to `size` bytes, which removes half a frame that a killed maker left."""

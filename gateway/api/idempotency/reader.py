@@ -9,44 +9,53 @@ from gateway import headers as names
 from gateway import sse
 from gateway.api.idempotency.file import CHUNK, RUNNING, WHOLE, Entry, Kind
 from gateway.api.idempotency.form import Form
-from gateway.api.idempotency.making import Making
-from gateway.errors import ClientLeft
+from gateway.api.idempotency.making import Making, Refused
+from gateway.errors import ClientLeft, StackError
 from gateway.relay.client import Client
-from gateway.relay.trail import lost
 
+CHECK = 0.4  # seconds between two looks whether the client may still have the answer
 POLL = 0.02  # seconds between two looks at an answer that another worker makes
 
 
 class Reader:
     """One client reading one answer. `making` is set if this worker makes it. `started`: the client has something."""
 
-    def __init__(self, entry: Entry, making: Making | None, client: Client, form: Form, *, again: bool) -> None:
+    def __init__(
+        self, entry: Entry, making: Making | None, client: Client, form: Form, refused: Refused, *, again: bool
+    ) -> None:
         self._entry = entry
         self.making = making
         self._client = client
         self._form = form
+        self._refused = refused
         self._again = again
         self.started = False
         self._offset = 0
         self._until = 0  # the end of the large frame in whose body the offset is
+        self._ended = False  # the end was read
         self._left: int | None = None  # bytes of a body with a length that are not sent yet
 
     async def run(self, receive: Receive, send: Send) -> bool:
-        """Send the answer. Returns False if its maker died before the answer was complete; call `run` again then.
-
-        Raises ClientLeft."""
+        """Send the answer. Returns False if its maker died before the answer was complete, or if the file lacks a part
+        of it. Call `run` again when the file has more. Raises ClientLeft, or why the client may not have the answer any
+        more."""
         listener, making = asyncio.create_task(_hang_up(receive)), self.making
         if making is not None:
-            making.readers += 1
+            making.readers.add(self._refused)
         try:
             while True:
+                if (reason := self._refused()) is not None:
+                    raise reason
+                if making is not None and making.unkept is not None and not self.started:
+                    await self._hand_on(send, *making.unkept)
+                    return True
                 grown = making.grown if making is not None else None
                 state = self._entry.state()
                 # Looked at before the rest is read: after it nothing more can come.
                 deserted = state == RUNNING and making is None and self._entry.deserted()
                 if await self._send_rest(send):
                     continue
-                if deserted or (state != RUNNING and not self.started):
+                if deserted or (state != RUNNING and not self.started) or (state == WHOLE and not self._ended):
                     return False
                 if state != RUNNING:
                     await self._end(send, state)
@@ -58,13 +67,23 @@ class Reader:
             listener.cancel()
             self._entry.seen()
             if making is not None:
-                making.readers -= 1
+                making.readers.discard(self._refused)
 
-    async def lose(self, send: Send) -> None:
-        """End the answer with an error, because no worker continues it and the client has a part of it."""
+    @property
+    def position(self) -> int:
+        """The offset of the first frame that was not read, in bytes; 0: all."""
+        return max(self._offset, self._until)
+
+    async def lose(self, send: Send, error: StackError, form: Form) -> None:
+        """End an answer of which the client has a part with that error, in that form."""
         if self._stream:
-            await send({"type": "http.response.body", "body": self._form.lost(lost()), "more_body": True})
+            await send({"type": "http.response.body", "body": form.lost(error), "more_body": True})
         await self._client.cut()
+
+    async def _hand_on(self, send: Send, start: bytes, body: bytes) -> None:
+        """Send an answer that has no room in its file."""
+        await self._start(send, start)
+        await send({"type": "http.response.body", "body": body})
 
     async def _send_rest(self, send: Send) -> bool:
         """Send a chunk of what is there and was not sent yet; whether there was any. No more than that is in memory for
@@ -89,6 +108,7 @@ class Reader:
                 self._offset, self._until = frame.begin, frame.end
                 break
             self._offset = frame.end
+            self._ended = self._ended or frame.kind == Kind.END
             if frame.kind == Kind.START:
                 await self._start(send, frame.data)
             elif frame.kind == Kind.BODY:
@@ -125,7 +145,7 @@ class Reader:
             return
         waiter = asyncio.create_task(grown.wait())
         try:
-            await asyncio.wait({waiter, listener}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiter, listener}, timeout=CHECK, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiter.cancel()
 

@@ -13,7 +13,6 @@ FAULTS = [
     Fault(1, "engine refuses connections", **both(UNREACHABLE, []), model="refusing", by="refusing"),
     Fault(1, "engine refuses connections, another is there", **both(WHOLE, []), model="refusing, spare", by="spare"),
     Fault(2, "engine's name does not resolve", **both(UNREACHABLE, []), model="nowhere"),
-    Fault(2, "engine's name can't be one", **both(UNREACHABLE, []), model="nameless"),
     Fault(4, "connect black hole", **both(error(504, SILENT), []), model="hole"),
     Fault(5, "accepts, never answers", streaming=(error(504, SILENT), [["hang"]]), model="impatient", tries=1),
     # A blocking answer may take all the time there is in the end.
