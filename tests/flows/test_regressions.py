@@ -162,7 +162,7 @@ def test_callers_do_not_queue_for_a_silent_engines_list_of_models(tmp_path: Path
             assert time.monotonic() - began < 25  # one control call takes 5 s, eight in a row 40
 
 
-@pytest.mark.parametrize("url", ["http://engine..local:1/v1", "http://127.0.0.1:1/v1"])
+@pytest.mark.parametrize("url", ["http://engine.invalid:1/v1", "http://127.0.0.1:1/v1"])
 def test_an_engine_that_cannot_be_found_is_503(tmp_path: Path, url: str) -> None:
     with running_gateway(tmp_path / "log", url, STACK_WORKERS="1") as gateway, gateway.client() as client:
         answer = client.post(CHAT, json={"messages": MESSAGES})

@@ -116,7 +116,7 @@ def test_a_plot_changes_with_the_usage(operator: Page, stack: Stack) -> None:
     assert operator.locator("svg.plot").first.inner_html() != before
     expect(operator.get_by_role("row", name="plotted")).to_contain_text("1")
     with operator.expect_download() as download:
-        operator.get_by_role("link", name="CSV").click()
+        operator.get_by_role("link", name="CSV", exact=True).click()
     assert "plotted" in download.value.path().read_text()
 
 

@@ -45,7 +45,10 @@ FAULTS = [
         25,
         "client that never reads",
         streaming=(LEFT, [["role"], ["tokens", [10_000, 60_000]], *FINISH, ["end"]]),
-        blocking=(WHOLE, [EMPTY, ["text", '{"x":"'], ["flood", 20_000_000], ["text", '"}'], ["end"]]),  # handed over
+        blocking=(
+            Outcome(499),
+            [EMPTY, ["text", '{"x":"'], ["flood", 20_000_000], ["text", '"}'], ["end"]],
+        ),  # finished
         caller=never_reads,
         bounded=True,
     ),
