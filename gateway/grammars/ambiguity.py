@@ -152,9 +152,9 @@ class _Search(Walk):
         """Yield the characters that may come, with the number of ways to them, and the place after each."""
         for place, number in ways.items():
             leaves = self._leaves(place)
-            self._count(len(leaves))
             for it in leaves:
                 if it is not None and isinstance(it.symbol, Chars):
+                    self._count(1 + len(it.symbol.ranges))
                     yield number, it.symbol, it.after
 
 

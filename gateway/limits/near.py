@@ -29,8 +29,7 @@ class Near:
         """Note how much of its quotas a key has used in that period."""
         if limits.tokens_per_day is None and limits.tokens_per_month is None:
             return
-        if period > self._period:
-            self._turn_over(period)
+        self._turn_over(period)
         for quota, used in zip(QUOTAS, (state.day_tokens, state.month_tokens), strict=True):
             if self._note(key_id, quota, getattr(limits, quota), used):
                 self._count(quota)
@@ -38,8 +37,7 @@ class Near:
     def recheck(self, state: object, limits_of: Callable[[str], Limits | None], period: Period) -> None:
         """Forget the keys that have ended, and those of another day or month, and compare the others with their present
         limits. `state` is what the last look at the keys depends on: nothing is done while it is the same."""
-        if period > self._period:
-            self._turn_over(period)
+        self._turn_over(period)
         if state == self._seen:
             return
         self._seen = state
@@ -63,6 +61,9 @@ class Near:
         return share != before
 
     def _turn_over(self, period: Period) -> None:
+        """Forget the keys of an earlier day or month, or of one that is more than a day ahead: a clock was wrong."""
+        if self._period.day - 1 <= period.day <= self._period.day:
+            return
         self._found["tokens_per_day"].clear()
         if period.month != self._period.month:
             self._found["tokens_per_month"].clear()

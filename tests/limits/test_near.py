@@ -53,6 +53,13 @@ def test_a_new_day_and_a_new_month_begin_with_nobody() -> None:
     assert told.found() == {}
 
 
+def test_a_clock_that_was_days_ahead_leaves_nobody() -> None:
+    told = Told()
+    told.look("a", 99, 990, period=NEXT_MONTH)
+    told.look("b", 80, period=TODAY)
+    assert told.found() == {("tokens_per_day", 75): 1}
+
+
 def test_a_request_from_the_day_before_forgets_nobody() -> None:
     told = Told()
     told.look("a", 99, period=TOMORROW)

@@ -241,9 +241,15 @@ async def test_quotas_end_with_their_day_and_month(book: SharedBook, clock: Cloc
     last.settle(1000)  # it was of the day before
     with pytest.raises(QuotaSpent, match="per month"):
         await admit(book, key, ask(1))
-    clock.time -= 86_400 * 3  # back in November, say: what is used stays used
+    clock.time -= 86_400  # a clock that is set back: what is used stays used
     with pytest.raises(QuotaSpent, match="per month"):
         await admit(book, key, ask(1))
+    clock.time -= 86_400 * 3  # it was days ahead, and is in November again: what counts is in the usage rows
+    clock.recorded = 40
+    lease = await admit(book, key, ask(60))
+    with pytest.raises(RateLimited, match="all of them are used or reserved"):
+        await admit(book, key, ask(1))
+    lease.settle(60)
 
 
 async def test_quotas_count_what_was_used_before_the_gateway_started(book: SharedBook, clock: Clock) -> None:

@@ -48,7 +48,7 @@ FAULTS = [
         blocking=(
             Outcome(499),
             [EMPTY, ["text", '{"x":"'], ["flood", 20_000_000], ["text", '"}'], ["end"]],
-        ),  # finished
+        ),  # finished for the engine, but not taken
         caller=never_reads,
         bounded=True,
     ),
