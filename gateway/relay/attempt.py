@@ -14,7 +14,7 @@ from gateway.dialects.thoughts import Tags
 from gateway.errors import EngineError, StackError
 from gateway.exchange import Exchange
 from gateway.relay.answer import Answer
-from gateway.relay.delivery import Delivery, Phase
+from gateway.relay.delivery import JSON, Delivery, Phase
 from gateway.relay.rounds import Rounds
 from gateway.relay.services import Services
 from gateway.relay.sounds import PLAIN, as_text, sound_of
@@ -127,10 +127,14 @@ class Attempt:
             raise fault(target.upstream.dialect, whole["error"])
         answer.hidden_since = None
         whole, changed = answer.takes_whole(target, whole)
-        if answer.ends_here and (text := as_text(answer.exchange, whole)) is not None:
-            await self._delivery.reply(text, PLAIN)
-        elif answer.ends_here:
-            await self._delivery.pass_on(body, whole, changed=changed)
+        if not answer.ends_here:
+            return
+        text = as_text(answer.exchange, whole)
+        body = self._delivery.written(body, whole, changed=changed) if text is None else text
+        del whole  # it takes several times as much memory as its text, and the client may take its time
+        if self._services.traces is None or not self._services.traces.content:
+            answer.whole = {}
+        await self._delivery.reply(body, JSON if text is None else PLAIN)
 
     async def _play(self) -> None:
         """Pass a sound on in pieces as they come. One that breaks off is cut, as a stream is."""

@@ -21,7 +21,7 @@ from gateway.relay.writer import OPENAI
 
 FAREWELL = 1.0  # seconds for an error event to reach a client that reads slowly
 
-_JSON = (b"content-type", b"application/json")
+JSON = (b"content-type", b"application/json")
 
 
 class Phase(IntEnum):
@@ -52,6 +52,7 @@ class Delivery:
     ) -> None:
         goes_on = Phase.HEAD if answer.search is None else Phase.EVENTS
         self.phase = goes_on if begun else Phase.NOTHING
+        self.handed: Callable[[], None] | None = None  # to call when all that is left is to send a blocking answer
         self.ignored: Headers = []  # the header about ignored parameters, for the last engine asked
         self._answer = answer
         self._visit = visit
@@ -97,10 +98,11 @@ class Delivery:
         if last:
             self.phase = Phase.WHOLE
 
-    async def pass_on(self, body: bytes, answer: dict[str, Any], *, changed: bool) -> None:
-        """Send an engine's blocking answer. Its own bytes are sent, unless it was `changed` or has another form."""
+    def written(self, body: bytes, answer: dict[str, Any], *, changed: bool) -> bytes:
+        """Return an engine's blocking answer as the client gets it: the engine's own bytes, unless it was `changed` or
+        has another form."""
         whole = self._writer.whole(answer)
-        await self.reply(body if whole is answer and not changed else orjson.dumps(whole))
+        return body if whole is answer and not changed else orjson.dumps(whole)
 
     async def play(self, data: bytes, kind: bytes, *, last: bool = False) -> None:
         """Send a piece of a sound of that media type."""
@@ -113,7 +115,7 @@ class Delivery:
         if last:
             self.phase = Phase.WHOLE
 
-    async def reply(self, body: bytes, kind: tuple[bytes, bytes] = _JSON) -> None:
+    async def reply(self, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
         """Send a whole blocking answer, whose header of its media type is `kind`."""
         if self._copy is not None:
             self._copy.append(body)
@@ -122,8 +124,13 @@ class Delivery:
         resumes = [(names.RESUMES, b"%d" % count)] if count else []
         await self._commit([kind, (b"content-length", b"%d" % len(body)), *resumes])
         self.phase = Phase.WHOLE
-        self._visit.leave()  # the client may take its time
-        await self._send({"type": "http.response.body", "body": body})
+        if self.handed is not None:
+            self.handed()
+        try:
+            async with asyncio.timeout(self._answer.route.patience.total):  # as long as the answer itself may take
+                await self._send({"type": "http.response.body", "body": body})
+        except TimeoutError:
+            await self.client.cut()
 
     def ping(self) -> None:
         """Send a ping to a client whose stream has not begun. It does not wait for a slow client."""

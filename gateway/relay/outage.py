@@ -6,7 +6,7 @@ bounds, and the requests with a slot are the first to be asked when the engine i
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 from gateway.admission.visit import Visit
@@ -56,8 +56,8 @@ class Outage:
         the request may be the reason."""
         return upstream in self._killed and (not upstream.dialect.dies_apart or upstream.trouble is not None)
 
-    async def target(self, error: StackError, upstream: Upstream, unfit: AbstractSet[Upstream]) -> Target:
-        """Return the target whose engine is back first, after this error of `upstream`. Engines that are `unfit` cannot
+    async def target(self, error: StackError, upstream: Upstream, unfit: Sequence[Target]) -> Target:
+        """Return the target whose engine is back first, after this error of `upstream`. Those that are `unfit` cannot
         serve the request. Raises the error if the request may not wait, or if no engine is back in time.
 
         The wait counts from the request's arrival, or from the moment when `upstream` was first missed. It counts as a
@@ -71,7 +71,7 @@ class Outage:
         seconds = min(self._visit.left, self._route.patience.first_token, since + self._route.resume.wait - now)
         if self._rounds < 0 or seconds <= 0:
             raise error
-        targets = [target for tier in self._route.tiers for target in tier if target.upstream not in unfit]
+        targets = [target for tier in self._route.tiers for target in tier if target not in unfit]
         self.waits = True
         try:
             with self._visit.outside("outage"):

@@ -91,8 +91,9 @@ class Relay:
         self._tried = self._answer.tried
         self._unasked: list[Target] = []  # of these, those for which it only waits with others
         self._killed: set[Upstream] = set()  # engines that died at it
-        self._away: tuple[StackError, Upstream] | None = None  # the last engine that could not be asked, and why
-        self._unfit: set[Upstream] = set()  # engines that refused it for their own limits, while another one is away
+        self._busy: Upstream | None = None  # the engine that is working on it
+        self._away: tuple[StackError, Target] | None = None  # the last target that could not be asked, and why
+        self._unfit: list[Target] = []  # targets that refused it for their own limits, while one before them is away
         self._outage = Outage(exchange, route, services.progress, self._visit, self._killed)
         self._turns = Turns(exchange, self._visit, services)
 
@@ -143,7 +144,9 @@ class Relay:
                 self._watch.end()  # nothing may cancel from now on
                 await delivery.close()
             finally:
-                self._record.ended(error, begun=delivery.phase != Phase.NOTHING)
+                # What ends the sending of an answer that was whole and charged is no failure of it.
+                failed = None if delivery.phase == Phase.WHOLE else error
+                self._record.ended(failed, begun=delivery.phase != Phase.NOTHING)
         if error is not None and not isinstance(error, ClientLeft):
             if delivery.phase == Phase.NOTHING:
                 raise error
@@ -219,6 +222,8 @@ class Relay:
             self._unasked.append(target)
             raise absence  # the request waits with the others, and does not connect in vain
         upstream.outstanding += 1
+        self._busy = upstream
+        self._delivery.handed = self._hand_over
         trial = upstream.breaker.began()
         try:
             lines = await self._begin(target)
@@ -247,8 +252,20 @@ class Relay:
             raise
         finally:
             self._record.ends_attempt()
-            upstream.outstanding -= 1
+            self._delivery.handed = None  # it refers to this relay, which must be freed with its request
+            self._idle()
             self._watch.waits_no_more()
+
+    def _idle(self) -> None:
+        """Note that no engine is working on it."""
+        if self._busy is not None:
+            self._busy.outstanding -= 1
+            self._busy = None
+
+    def _hand_over(self) -> None:
+        """Give back what the request has of its engine: all that is left is to send a blocking answer."""
+        self._idle()
+        self._visit.leave()
 
     def _instead(self, target: Target) -> Target | None:
         """Return a target to ask instead of this one, if its breaker opened while the request waited for its slot."""
@@ -291,22 +308,26 @@ class Relay:
         return self._tried.pop()  # it was not really asked
 
     def _put_down(self, error: StackError) -> StackError:
-        """Return what the request failed of: the absence of an engine rather than the limits of another one. They would
-        be a final answer to the client, although the absent engine may soon be back."""
-        upstream = self._tried[-1].upstream
+        """Return what the request failed of: the absence of an engine rather than the limits of its fallback. Those
+        would be a final answer to the client, although the absent engine may soon be back."""
+        target = self._tried[-1]
         if isinstance(error, EngineUnreachable | EngineLost | EngineSilent | ModelLoading):
-            self._away = error, upstream
+            self._away = error, target
         if not (isinstance(error, ContextExceeded) or (isinstance(error, EngineRefused) and error.unable)):
             return error
-        self._unfit.add(upstream)
-        others = {it.upstream for tier in self._route.tiers for it in tier} - self._unfit
-        if self._away is None and (shut := next((it for it in others if not it.breaker.allows()), None)) is not None:
+        tiers = self._route.tiers
+        rank = next((number for number, tier in enumerate(tiers) if target in tier), 0)
+        before = [it for tier in tiers[:rank] for it in tier if it not in self._unfit]
+        if self._away is None and (shut := next((it for it in before if not it.upstream.breaker.allows()), None)):
             self._away = EngineUnreachable("The engine is unreachable."), shut
-        return self._away[0] if self._away is not None and self._away[1] in others else error
+        if self._away is None or self._away[1] not in before:
+            return error
+        self._unfit.append(target)
+        return self._away[0]
 
     def _failed_at(self, error: StackError) -> Upstream:
         """Return the engine that had this error."""
-        return self._away[1] if self._away and self._away[0] is error else self._tried[-1].upstream
+        return self._away[1].upstream if self._away and self._away[0] is error else self._tried[-1].upstream
 
     async def _wait(self, error: EngineError) -> Target:
         """Return the first target that is back, if all engines are down. Raises the error otherwise."""
@@ -336,6 +357,8 @@ class Relay:
             target = self._route.pick(self._tried)
         except EngineUnavailable:
             raise error from error.__cause__
+        if target in self._unfit:
+            raise error
         same = any(target.upstream is it.upstream for it in self._tried)
         if same and self._outage.covers(error, self._failed_at(error)):
             raise error  # the request waits until that engine is back

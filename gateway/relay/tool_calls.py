@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import orjson
+
 
 class ToolCalls:
     """The tool calls of an answer. Clients assemble the pieces of a call by its index. Pieces that are numbered already
@@ -31,7 +33,8 @@ class _Calls:
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
         self._first: dict[int, str] = {}  # the id of each call
-        self._named: set[int] = set()
+        self._names: dict[int, str] = {}
+        self._arguments: dict[int, list[str]] = {}
         self._moved: dict[int, int] = {}  # the newest call of an index that the engine gave to several
         self._last = self._top = -1
 
@@ -39,24 +42,39 @@ class _Calls:
         """Give a piece of a call its index. Returns whether it had another one, or none.
 
         Without an index, a piece with an unknown id begins a call. So does one that has a name and no id, unless the
-        last call has no name yet. With the index of a call, a piece with a name and another id begins a call, because
-        some engines give every call the index 0.
+        last call has no name yet. With the index of a call that is whole, a piece with a name and another id begins a
+        call: some engines give every call the index 0, and others give each piece of one call a new id and the name.
         """
         told, identity, function = piece.get("index"), piece.get("id"), piece.get("function")
-        named = bool(type(function) is dict and function.get("name"))
-        identity = str(identity) if identity else ""
+        function = function if type(function) is dict else {}
+        name, identity = str(function.get("name") or ""), str(identity) if identity else ""
         if isinstance(told, int):
             index = self._moved.get(told, told)
-            if named and identity and self._first.get(index, identity) != identity:
-                index = self._moved[told] = self._ids.get(identity, self._top + 1)
+            if told in self._moved and identity in self._ids:
+                index = self._ids[identity]
+            elif name and identity and self._first.get(index, identity) != identity and self._is_whole(index, name):
+                index = self._moved[told] = self._top + 1
         else:
-            begins = bool(identity) or self._last < 0 or (named and self._last in self._named)
+            begins = bool(identity) or self._last < 0 or (bool(name) and self._last in self._names)
             index = self._ids.get(identity, self._top + 1 if begins else self._last)
         if identity:
             self._ids.setdefault(identity, index)
             self._first.setdefault(index, identity)
-        if named:
-            self._named.add(index)
+        if name:
+            self._names.setdefault(index, name)
+        if arguments := function.get("arguments"):
+            self._arguments.setdefault(index, []).append(str(arguments))
         self._last, self._top = index, max(self._top, index)
         piece["index"] = index
         return not isinstance(told, int) or index != told
+
+    def _is_whole(self, index: int, name: str) -> bool:
+        """Whether the arguments of a call are complete, when a piece with this name follows."""
+        arguments = "".join(self._arguments.get(index, ()))
+        if not arguments:
+            return self._names.get(index, name) != name
+        try:
+            orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            return False
+        return True

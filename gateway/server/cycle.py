@@ -91,28 +91,30 @@ class Cycle(RequestResponseCycle):
         elif self._lasts:
             data = body
         else:
-            data = body
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0 or (self.expected_content_length and not more):
                 raise RuntimeError("the body's length differs from its Content-Length")
-        if self._head:
-            data, self._head = self._head + data, b""
-        if len(data) > PIECE and not (self.chunked_encoding or self._lasts):
-            data = await self._write_all_but_the_end(data)
+            data = body if len(body) <= PIECE else await self._write_all_but_the_end(body)
             if self.disconnected:
                 return
-        self.transport.write(data)
+        self._write(data)
         if not more:
             if self._lasts:
                 self._reset_at_close(on=False)
             self._complete(keep_alive=self.keep_alive)
+
+    def _write(self, data: bytes) -> None:
+        """Write what comes next, behind the head if that is not written yet."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        self.transport.write(data)
 
     async def _write_all_but_the_end(self, data: bytes) -> bytes:
         """Write a large body as fast as the client takes it, and return its last piece, which is not written yet. So
         its sender waits, and what it holds for the answer is held until the client has nearly all of it."""
         at = 0
         while len(data) - at > PIECE and not self.disconnected:
-            self.transport.write(data[at : at + PIECE])
+            self._write(data[at : at + PIECE])
             at += PIECE
             if self.flow.write_paused:
                 await self.flow.drain()

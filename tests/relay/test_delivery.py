@@ -80,17 +80,16 @@ async def test_a_blocking_answer_has_its_length_and_how_often_it_was_resumed() -
     scene = Scene(stream=False)
     scene.answer.resumes = 2
     body = b'{"a": 1}'
-    await scene.delivery.pass_on(body, orjson.loads(body), changed=False)
+    await scene.delivery.reply(scene.delivery.written(body, orjson.loads(body), changed=False))
     assert (scene.client.body, scene.client.whole, scene.delivery.phase) == (body, True, Phase.WHOLE)
     assert scene.client.headers[b"content-length"] == b"8"
     assert scene.client.headers[b"x-stack-resumes"] == b"2"
     assert scene.answered_after == [b""]
 
 
-async def test_a_blocking_answer_that_was_changed_is_written_anew() -> None:
+def test_a_blocking_answer_that_was_changed_is_written_anew() -> None:
     scene = Scene(stream=False)
-    await scene.delivery.pass_on(b'{"a": 1}', {"a": 2}, changed=True)
-    assert scene.client.body == b'{"a":2}'
+    assert scene.delivery.written(b'{"a": 1}', {"a": 2}, changed=True) == b'{"a":2}'
 
 
 async def test_a_failed_stream_ends_with_its_error_the_retry_seconds_and_a_broken_connection() -> None:

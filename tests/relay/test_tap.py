@@ -133,6 +133,10 @@ def goes_on(arguments: str = "{}", **more: Any) -> dict[str, Any]:
     return call(function={"arguments": arguments}, **more)
 
 
+def said(name: str, identity: str, arguments: str) -> dict[str, Any]:
+    return call(index=0, id=identity, function={"name": name, "arguments": arguments})
+
+
 NUMBERED = {
     "indices are kept": ([begins("f", "1", index=3), goes_on(index=3), begins("g", "2", index=1)], [3, 3, 1]),
     "pieces of one call": ([begins("f", "1"), goes_on("{"), goes_on("}")], [0, 0, 0]),
@@ -146,8 +150,12 @@ NUMBERED = {
         [0, 0, 1, 1],
     ),
     "the index 0, and the id and the name in every piece": (
-        [begins("f", "1", index=0), begins("f", "1", index=0), begins("f", "2", index=0), begins("f", "2", index=0)],
-        [0, 0, 1, 1],
+        [said("f", "1", "{"), said("f", "1", "}"), said("f", "2", "{"), said("f", "2", "}"), said("f", "1", " ")],
+        [0, 0, 1, 1, 0],
+    ),
+    "a new id and the name in every piece of a call": (
+        [said("f", "1", ""), said("f", "2", '{"a":'), said("f", "3", "1}")],
+        [0, 0, 0],
     ),
     "the index 0 again": (
         [begins("f", "1", index=0), begins("g", "2", index=0), begins("h", "3", index=1), goes_on(index=1)],
