@@ -217,9 +217,10 @@ class Try:
             self.working_since = None
 
     def ends(self, now: float, error: str) -> None:
-        """Note that the attempt is over. `error` is its outcome, empty if it gave a whole answer."""
+        """Note that the attempt is over, unless it is. `error` is its outcome, empty if it gave a whole answer."""
         self.heard(now)
-        self.ended, self.error = now, error
+        if self.ended is None:
+            self.ended, self.error = now, error
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,7 +263,9 @@ class Relay:
             self._busy = None
 
     def _hand_over(self) -> None:
-        """Give back what the request has of its engine: all that is left is to send a blocking answer."""
+        """End the attempt, and give back what the request has of its engine: all that is left is to send a blocking
+        answer."""
+        self._record.ends_attempt()
         self._idle()
         self._visit.leave()
 
