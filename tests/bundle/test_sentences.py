@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clone import Tree, refuses, write_program
+from tests.support.machine import Machine
 
 
 def test_docker_is_not_installed(tree: Tree, programs: Path) -> None:
@@ -127,6 +128,36 @@ def test_the_port_of_a_part_is_taken_by_a_program(
     where = free | {"ENGINE": "tiny", part: "on", setting: f"127.0.0.1:{taken_port}"}
     said = f"Port {taken_port} is taken by", "(pid ", f"such as {setting}=127.0.0.1:{taken_port + 1}"
     refuses(tree, *said, **images, **where)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"CHAT_PUBLISH": "127.0.0.1:3000"}, "CHAT_PUBLISH=127.0.0.1:3000 and GRAFANA_PUBLISH=127.0.0.1:3000 take the"),
+        (
+            {"STACK_PUBLISH": "0.0.0.0:9091"},
+            "PROMETHEUS_PUBLISH=127.0.0.1:9091 and STACK_PUBLISH=0.0.0.0:9091 take the",
+        ),
+        (
+            {"GRAFANA_PUBLISH": "3000"},
+            "GRAFANA_PUBLISH=3000 is not an address and a port: use for example 127.0.0.1:3000",
+        ),
+    ],
+)
+def test_addresses_of_parts_that_cannot_be(
+    tree: Tree, programs: Path, machine: Machine, settings: dict[str, str], said: str
+) -> None:
+    """Nothing listens on this machine: `ss` says so."""
+    write_program(programs / "ss", "")
+    ran = tree.run("scripts/doctor", **machine.environment | settings, ENGINE="tiny", WITH="monitoring,chat")
+    assert (ran.returncode, said in ran.stdout) == (1, True), ran.stdout
+
+
+def test_parts_at_one_port_of_two_addresses(tree: Tree, programs: Path, machine: Machine) -> None:
+    write_program(programs / "ss", "")
+    settings = machine.environment | {"CHAT_PUBLISH": "127.0.0.2:3000"}
+    ran = tree.run("scripts/doctor", **settings, ENGINE="tiny", WITH="monitoring,chat")
+    assert "ok: the ports of the parts" in ran.stdout, ran.stdout
 
 
 @pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
