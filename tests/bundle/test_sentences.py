@@ -207,6 +207,21 @@ def test_a_setting_with_a_typo(tree: Tree, line: str, name: str, meant: str) -> 
     tree.dotenv.unlink()
 
 
+@pytest.mark.parametrize("recorded", ["compose.override.yaml", "./docker-compose.override.yml"])
+def test_an_override_that_was_deleted_is_left_out(tree: Tree, recorded: str) -> None:
+    """`make up` had recorded it. Compose stops at a file that does not exist."""
+    (tree.path / "compose.mine.yaml").write_text("services: {}\n")
+    tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml:compose.tiny.yaml:{recorded}:compose.mine.yaml\n")
+    said = f"{recorded} is in COMPOSE_FILE and does not exist any more, so it is left out"
+    down = tree.run("scripts/down")
+    assert (down.returncode, down.stdout.count(said)) == (0, 1), down.stdout
+    assert (logs := tree.run("scripts/logs")).returncode == 0, logs.stdout
+    keys = tree.run("scripts/stack", "keys", "list").stdout.splitlines()
+    assert [it[:20] for it in keys] == [f"==> {recorded}"[:20], "stack: The stack is "]
+    assert recorded not in tree.run("scripts/doctor", ENGINE="tiny").stdout.split(said)[1]
+    tree.dotenv.unlink()
+
+
 def test_chat_without_a_question_and_without_a_stack(tree: Tree) -> None:
     assert 'make chat Q="' in tree.run("scripts/chat").stdout
     assert "The stack is not running: run 'make up' first." in tree.run("scripts/chat", "Hello?").stdout
