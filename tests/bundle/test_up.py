@@ -201,4 +201,6 @@ def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) ->
     down = tree.run("scripts/down")
     assert down.returncode == 0, down.stdout
     assert not tree.run("docker", "ps", "--all", "--quiet", "--filter", f"name={tree.project}").stdout
+    (tree.path / "compose.override.yaml").unlink()
     assert said_by(tree.run("scripts/up").stdout)[1] == key
+    assert "COMPOSE_FILE=compose.yaml:compose.tiny.yaml" in tree.dotenv.read_text().splitlines()
