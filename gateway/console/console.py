@@ -26,7 +26,7 @@ from gateway.console.pages import HTML, Pages, answer, redirect
 from gateway.console.requests import RequestPages
 from gateway.console.sessions import network
 from gateway.console.usage import UsagePages
-from gateway.errors import InvalidKey, StackError
+from gateway.errors import InvalidKey, StackError, StoreUnavailable
 from gateway.keys.known import Key
 from gateway.routing.routes import Routes
 
@@ -122,8 +122,10 @@ class Console:
     # -- coming and going -----------------------------------------------------------------------------------------
 
     async def _home(self, request: Request) -> Response:
-        visitor = await self._door.visitor(request)
-        return redirect(f"{PATH}/sign-in" if visitor is None else _HOME[visitor.operator])
+        async def show(visitor: Visitor) -> Response:
+            return redirect(_HOME[visitor.operator])
+
+        return await self._seen(request, show)
 
     async def _welcome(self, request: Request) -> Response:
         return await self._told(request, None, lambda: self._sign_in_page(request))
@@ -145,11 +147,8 @@ class Console:
 
     async def _sign_out(self, request: Request) -> Response:
         async def sign_out() -> Response:
-            visitor = await self._door.visitor(request)
-            if visitor is not None:
-                form = await forms.read(request, forms.SMALL)
-                check_form(request, visitor.token, form.get("form_token", ""))
-                self._door.sign_out(visitor)
+            form = await forms.read(request, forms.SMALL)
+            self._door.sign_out(request, form.get("form_token", ""))
             response = redirect(f"{PATH}/sign-in")
             doors.forget(response)
             return response
@@ -216,7 +215,11 @@ class Console:
 
     async def _seen(self, request: Request, show: Callable[[Visitor], Awaitable[Response]]) -> Response:
         """Show something to whoever is signed in, and the way to the door to anybody else."""
-        visitor = await self._door.visitor(request)
+        try:
+            visitor = await self._door.visitor(request)
+        except StoreUnavailable as exc:
+            error = exc
+            return await self._told(request, None, lambda: self._failed(None, error))
         if visitor is None:
             if request.method == "GET":
                 return redirect(f"{PATH}/sign-in")
@@ -256,9 +259,8 @@ class Console:
 
     async def _in_thread(self, request: Request, visitor: Visitor, make: Callable[[], _Made]) -> _Made:
         allowance = self._allowance(request, visitor)
-        allowance.charge(
-            USUAL
-        )  # now, so that many pages at once are not begun on the same time; `_timed` gives it back
+        # Now, so that many pages at once are not begun on the same time. `_timed` gives it back.
+        allowance.charge(USUAL)
         return await asyncio.get_running_loop().run_in_executor(self._thread, _timed, allowance, make)
 
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gateway import headers as names
 from gateway.console.sessions import Sessions
-from gateway.errors import InvalidKey, StackError, StoreUnavailable
+from gateway.errors import InvalidKey, StackError
 from gateway.keys import secret
 from gateway.keys.authenticate import Keys
 from gateway.keys.known import Key
@@ -78,7 +78,8 @@ class Door:
         return bool(self._admins)
 
     async def visitor(self, request: Request) -> Visitor | None:
-        """Whoever sends this request; None if nobody is signed in. Raises GatewayBusy."""
+        """Whoever sends this request; None if nobody is signed in. Raises GatewayBusy, or StoreUnavailable if the
+        session's key cannot be checked, and then the session goes on."""
         token = request.cookies.get(COOKIE, "")
         digest = self._sessions.find(token) if token else None
         if digest is None:
@@ -89,9 +90,7 @@ class Door:
             return Visitor(token, await self._keys.find(digest))
         except InvalidKey:
             self._sessions.end(token)
-        except StoreUnavailable:
-            pass  # whether the key is revoked will be known later
-        return None
+            return None
 
     async def sign_in(self, request: Request, typed: str) -> str:
         """Begin a session with a key that was typed in. Returns its token. Raises InvalidKey, TooOften, or another
@@ -116,9 +115,13 @@ class Door:
             raise InvalidKey(WRONG) from exc
         return key.digest
 
-    def sign_out(self, visitor: Visitor) -> None:
-        """End the visitor's session, on all workers."""
-        self._sessions.end(visitor.token)
+    def sign_out(self, request: Request, form_token: str) -> None:
+        """End the session of this request's cookie, on all workers, also if its key cannot be checked. Without a
+        session, nothing happens. Raises Refused or GatewayBusy."""
+        token = request.cookies.get(COOKIE, "")
+        if token and self._sessions.find(token) is not None:
+            check_form(request, token, form_token)
+            self._sessions.end(token)
 
     def remember(self, request: Request, response: Response, token: str) -> None:
         """Give the browser the cookie of a session. It is for TLS alone if the page came by TLS, which only the

@@ -3,6 +3,7 @@
 
 # '127.0.0.1:9000' → host=127.0.0.1 port=9000; '[::1]:9000' → host=[::1]. $2 is the setting, STACK_PUBLISH unless given.
 split_address() {
+  local setting=${2:-STACK_PUBLISH} default
   host=${1%:*} port=${1##*:}
   case $host in
     \[*:*\] | [0-9]*.*.*.*[0-9]) ;;
@@ -11,8 +12,9 @@ split_address() {
   case $port in
     "" | *[!0-9]*) host= ;;
   esac
-  [ -n "$host" ] && [ "$port" -le 65535 ] ||
-    die "${2:-STACK_PUBLISH}=$1 is not an address and a port: use for example 127.0.0.1:9000, or 0.0.0.0:9000 for every interface."
+  [ -n "$host" ] && [ "$port" -le 65535 ] && return
+  default=$(default_of "$setting")
+  die "$setting=$1 is not an address and a port: use for example $default, or 0.0.0.0:${default##*:} for every interface."
 }
 
 on_loopback() { case $host in 127.* | "[::1]") ;; *) return 1 ;; esac; }

@@ -34,12 +34,11 @@ need_own_files() {
 
 # Compose 2.24.4 is the first with both !reset and !override, which the engines' overrides use.
 need_compose() {
-  compose_is_new_enough && return
-  if can_build_base; then
-    install_compose
-    compose_is_new_enough && return
+  if ! compose_is_new_enough; then
+    ! can_build_base || install_compose
+    compose_is_new_enough || refuse_compose
   fi
-  refuse_compose
+  leave_out_deleted_override
 }
 
 refuse_compose() {
@@ -51,6 +50,25 @@ compose_is_new_enough() {
   awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && ($2 > 24 || ($2 == 24 && $3 + 0 >= 4)))) }' <<<"$compose_version"
 }
 
+# Takes an override that was deleted out of COMPOSE_FILE, in this process alone. `make up` had recorded it there (tell_override in
+# scripts/up), and Compose would stop at its name.
+leave_out_deleted_override() {
+  local files file deleted="" rest=""
+  grep -q 'override\.ya\{0,1\}ml' <<<"${COMPOSE_FILE-$(cat .env 2>/dev/null)}" || return 0
+  files=$(setting COMPOSE_FILE) || exit
+  IFS=: read -ra files <<<"$files"
+  for file in ${files[@]+"${files[@]}"}; do
+    case ${file#./} in
+      compose.override.yml | compose.override.yaml | docker-compose.override.yml | docker-compose.override.yaml)
+        [ -e "$file" ] || { deleted=$file && continue; } ;;
+    esac
+    rest=$rest${rest:+:}$file
+  done
+  [ -n "$deleted" ] || return 0
+  say "$deleted is in COMPOSE_FILE and does not exist any more, so it is left out ('make up' removes it from .env)" >&2
+  export COMPOSE_FILE=${rest:-compose.yaml}
+}
+
 # Stops if the containers of this stack's name were started from another directory. A clone has the name of its directory, so two
 # clones may have the same one.
 need_own_project() {
@@ -58,9 +76,17 @@ need_own_project() {
   read -ra ids <<<"$(docker compose ps --all --quiet 2>/dev/null | tr '\n' ' ')"
   [ ${#ids[@]} -gt 0 ] || return 0
   while IFS=$'\t' read -r name directory; do
-    [ "$directory" -ef . ] || [ ! -d "$directory" ] || # this clone was moved, or the other one is gone
+    [ "$directory" -ef . ] || is_gone "$directory" || # this clone was moved, or the other one is gone
       die "The stack with the name $name was started from $directory, and not from here: run 'make down' there, or set COMPOSE_PROJECT_NAME in .env to another name, then run this again."
   done < <(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}{{"\t"}}{{index .Config.Labels "com.docker.compose.project.working_dir"}}' "${ids[@]}" | sort -u)
+}
+
+# Whether the directory $1 does not exist. In a directory that this user may not enter, such as another user's home, it may exist.
+is_gone() {
+  local up=$1
+  [ ! -e "$1" ] || return 1
+  while [ ! -d "$up" ]; do up=$(dirname "$up"); done
+  [ -x "$up" ]
 }
 
 # mmdebstrap and apt are programs of Debian, and only root can create a root file system.

@@ -45,6 +45,9 @@ dotenv() { [ ! -e .env ] || dotenv_values .env | value_of "$1"; }
 # The value of $1 for Compose: the shell's, if $1 is set there, otherwise .env's.
 setting() { value_of "$1" <<<"${settings:-$(settings_now)}"; }
 
+# Prints the default of the setting $1.
+default_of() { sed -n "s/^#$1=//p" .env.example; }
+
 # Prints all settings. A script that reads several of them keeps the result in `settings`, because each call of Compose takes a
 # tenth of a second. `record` forgets it.
 settings_now() {

@@ -23,6 +23,7 @@ within_reach() {
   [ "$(registry_of "$1")" = "${silent_registry:-}" ] && return 1
   say "asking the registry for $1"
   answers "$1" && return
+  unanswered=$reply
   silent_registry=$(registry_of "$1")
   return 1
 }
@@ -40,15 +41,17 @@ bring_python_image() {
   local replaceable=""
   PYTHON_IMAGE=$(resolved PYTHON_IMAGE)
   ! can_build_base || replaceable=yes
-  if [ "$PYTHON_IMAGE" = "$base_image" ] || ! fetch "$PYTHON_IMAGE"; then
-    scripts/base-image "${unanswered:-}"
+  if [ "$PYTHON_IMAGE" = "$base_image" ]; then
+    scripts/base-image
+  elif ! fetch "$PYTHON_IMAGE"; then
+    scripts/base-image "$unanswered"
     PYTHON_IMAGE=$base_image
   fi
   export PYTHON_IMAGE
 }
 
 # Whether the registry begins to serve image $1 within probe_seconds. The pull that finds this out is then stopped. A second
-# pull, with visible progress bars, continues it.
+# pull, with visible progress bars, continues it. Sets reply to what Docker said last.
 answers() {
   local work pull status=0 tries=$((probe_seconds * 5)) refusal wrong="" advice="correct the name, or 'docker login'"
   work=$(mktemp -d)
@@ -60,7 +63,7 @@ answers() {
   [ -s "$work/said" ] || status=1
   refusal=$(tail -n 1 "$work/refused") refusal=${refusal#Error response from daemon: }
   rm -rf "$work"
-  unanswered=${refusal:-no answer within $probe_seconds seconds}
+  reply=${refusal:-no answer within $probe_seconds seconds}
   # Docker's two image stores, its own and containerd's, say the same thing in different words.
   case $refusal in
     *"manifest unknown"* | *": not found" | *"access denied"* | *"no matching manifest"*) wrong=yes ;;

@@ -50,16 +50,23 @@ weigh() {
   weigh_context "$1"
 }
 
-# Sets images, the names of the large images that are not on this machine yet, and images_gb, about how many GB they will take.
+# Sets images, the names of the large images that have to be pulled, and images_gb, about how many GB they will take; and
+# unsure and unsure_gb, the same for the images whose size is not known, or of which Docker may still have the layers.
 weigh_images() {
-  local part name gb image names
-  names=$(tr '[:lower:]' '[:upper:]' <<<"$engine")_IMAGE images="" images_gb=0
+  local part name gb image names own
+  own=$(tr '[:lower:]' '[:upper:]' <<<"$engine")_IMAGE
+  names=$own images="" images_gb=0 unsure="" unsure_gb=0
   for part in "${parts[@]}"; do ! has_part "$part" || names+=" $(images_of "$part")"; done
   for name in $names; do
     gb=$(image_gb "$name")
     [ "$gb" -gt 0 ] || continue
     image=$(image_of_part "$name")
-    has_image "$image" || { images+="${images:+, }$image" && images_gb=$((images_gb + gb)); }
+    has_image "$image" && continue
+    if [ "$image" != "$(default_of "$name")" ] || { [ "$name" = "$own" ] && has_image "$(resolved name)-engine"; }; then
+      unsure+="${unsure:+, }$image" unsure_gb=$((unsure_gb + gb))
+    else
+      images+="${images:+, }$image" images_gb=$((images_gb + gb))
+    fi
   done
 }
 
@@ -165,16 +172,30 @@ need_port() {
 
 # TLS has no address of its own: Caddy takes over the gateway's, and the chat window's.
 need_part_ports() {
-  local part line address
+  local part line address other taken=("STACK_PUBLISH $host $port")
+  local host port
   for part in "${parts[@]}"; do
     has_part "$part" || continue
     while read -ra line; do
       address=$(setting "${line[0]}")
-      [ -n "$address" ] || address=$(sed -n "s/^#${line[0]}=//p" .env.example)
-      (split_address "$address" "${line[0]}" && need_free_port "${line[@]}") || exit
+      split_address "${address:-$(default_of "${line[0]}")}" "${line[0]}"
+      # shellcheck disable=SC2086 # three words
+      for other in "${taken[@]}"; do need_another_port "${line[0]}" $other; done
+      need_free_port "${line[@]}"
+      taken+=("${line[0]} $host $port")
     done < <(published_by "$part")
   done
   echo "the ports of the parts beside the stack are free, or used by them"
+}
+
+# Stops if the setting $1, which is $host:$port, takes the port that the setting $2 takes with $3:$4.
+need_another_port() {
+  [ "$port" = "$4" ] && [ "$port" != 0 ] || return 0
+  case " $host $3 " in
+    *" 0.0.0.0 "* | *" [::] "* | " $3 $host ") ;;
+    *) return 0 ;;
+  esac
+  die "$1=$host:$port and $2=$3:$4 take the same port: set one of them to another address, then run this again."
 }
 
 need_secret_files() {
@@ -321,15 +342,16 @@ tool_parser() {
 
 # Docker keeps its images beside its volumes. The check of each model counts them too.
 need_image_disk() {
-  local root have
+  local root have also=""
+  [ -z "$unsure" ] || also="; about $unsure_gb GB for $unsure were not checked, because it may be smaller, or still be in Docker's build cache"
   if [ "$images_gb" = 0 ]; then
-    echo "disk: no large image is missing on this machine"
+    echo "disk: no ${unsure:+other }large image is missing on this machine$also"
   elif find_disk; then
     enough "$have" "$images_gb" ||
       die "The images that are not here yet ($images) need about $images_gb GB of disk, and $have GB are free where Docker keeps them ($root): free some space there ('docker system df' shows what Docker uses)."
-    echo "disk: about $images_gb GB needed for $images, $have GB free in $root"
+    echo "disk: about $images_gb GB needed for $images, $have GB free in $root$also"
   else
-    echo "disk: Docker keeps its images in a virtual machine, whose disk was not checked; about $images_gb GB are needed for $images"
+    echo "disk: Docker keeps its images in a virtual machine, whose disk was not checked; about $images_gb GB are needed for $images$also"
   fi
 }
 

@@ -70,17 +70,34 @@ def test_the_disk_is_too_small_for_the_model(tree: Tree, machine: Machine) -> No
 @pytest.mark.parametrize(
     ("free", "said"),
     [
-        (4, "The images that are not here yet (none.invalid/ollama:1, none.invalid/chat:1) need about 12 GB of disk"),
+        (4, "The images that are not here yet (ollama/ollama:"),
+        (4, ") need about 12 GB of disk, and 4.0 GB are free"),
         (15, "llama3.1:8b needs about 16.9 GB of disk (known size, with all that is fetched before it), and 15.0 GB"),
         (20, "ok: disk: about 16.9 GB needed for llama3.1:8b (known size), 20.0 GB free in /"),
     ],
 )
 def test_images_that_are_not_here_yet_need_disk_too(tree: Tree, machine: Machine, free: int, said: str) -> None:
     machine.disk(free=free * GB)
-    images = {"OLLAMA_IMAGE": "none.invalid/ollama:1", "CHAT_IMAGE": "none.invalid/chat:1"}
-    ran = tree.run("scripts/doctor", **machine.environment | images, ENGINE="ollama", CHAT="on")
+    machine.lacks("ollama/ollama:*", "ghcr.io/open-webui/*")
+    settings = machine.environment | {"OLLAMA_IMAGE": "", "CHAT_PUBLISH": "127.0.0.1:0"}
+    ran = tree.run("scripts/doctor", **settings, ENGINE="ollama", CHAT="on")
     assert said in ran.stdout
     assert ran.returncode == (0 if said.startswith("ok") else 1)
+
+
+@pytest.mark.parametrize(("image", "built"), [("none.invalid/ollama:1", False), ("", True)])
+def test_an_image_of_unknown_size_or_with_layers_in_the_build_cache_stops_nothing(
+    tree: Tree, machine: Machine, python_image: str, image: str, built: bool
+) -> None:
+    machine.disk(free=5 * GB)  # enough for the model alone
+    machine.lacks("ollama/ollama:*")
+    if built:
+        tree.run("docker", "tag", python_image, f"{tree.project}-engine")
+    try:
+        ran = tree.run("scripts/doctor", **machine.environment | {"OLLAMA_IMAGE": image}, ENGINE="ollama")
+    finally:
+        tree.run("docker", "rmi", f"{tree.project}-engine")
+    assert (ran.returncode, "about 6 GB for " in ran.stdout) == (0, True), ran.stdout
 
 
 def test_no_gpu_driver(tree: Tree, machine: Machine) -> None:

@@ -208,6 +208,15 @@ def test_only_a_wrong_name_keeps_the_base_image_from_being_built(tree: Tree, pro
             assert ran.stdout.splitlines()[1:] == [f"built, because {complaint}", "stack-base:trixie"], ran.stdout
 
 
+def test_the_base_image_is_built_for_no_reason_of_a_registry_that_answered(tree: Tree, registry: Registry) -> None:
+    write_program(tree.path / "scripts/base-image", 'echo "built, because $1"\n')
+    image = f"{registry.address}/team/engine:1"
+    bring = f"for it in say docker images; do . scripts/lib/$it.sh; done; within_reach {image}" + BRING
+    ran = tree.run("bash", "-euo", "pipefail", "-c", bring, PYTHON_IMAGE="stack-base:trixie")
+    tree.run("docker", "rmi", "--force", image)
+    assert ran.stdout.splitlines()[1:] == ["built, because ", "stack-base:trixie"], ran.stdout
+
+
 @pytest.mark.parametrize("host", ["black_hole", "closed_port"])
 def test_an_unreachable_registry_is_reported(tree: Tree, host: str, request: pytest.FixtureRequest) -> None:
     address: str = request.getfixturevalue(host)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clone import Tree, refuses, write_program
+from tests.support.machine import Machine
 
 
 def test_docker_is_not_installed(tree: Tree, programs: Path) -> None:
@@ -129,6 +130,36 @@ def test_the_port_of_a_part_is_taken_by_a_program(
     refuses(tree, *said, **images, **where)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"CHAT_PUBLISH": "127.0.0.1:3000"}, "CHAT_PUBLISH=127.0.0.1:3000 and GRAFANA_PUBLISH=127.0.0.1:3000 take the"),
+        (
+            {"STACK_PUBLISH": "0.0.0.0:9091"},
+            "PROMETHEUS_PUBLISH=127.0.0.1:9091 and STACK_PUBLISH=0.0.0.0:9091 take the",
+        ),
+        (
+            {"GRAFANA_PUBLISH": "3000"},
+            "GRAFANA_PUBLISH=3000 is not an address and a port: use for example 127.0.0.1:3000",
+        ),
+    ],
+)
+def test_addresses_of_parts_that_cannot_be(
+    tree: Tree, programs: Path, machine: Machine, settings: dict[str, str], said: str
+) -> None:
+    """Nothing listens on this machine: `ss` says so."""
+    write_program(programs / "ss", "")
+    ran = tree.run("scripts/doctor", **machine.environment | settings, ENGINE="tiny", WITH="monitoring,chat")
+    assert (ran.returncode, said in ran.stdout) == (1, True), ran.stdout
+
+
+def test_parts_at_one_port_of_two_addresses(tree: Tree, programs: Path, machine: Machine) -> None:
+    write_program(programs / "ss", "")
+    settings = machine.environment | {"CHAT_PUBLISH": "127.0.0.2:3000"}
+    ran = tree.run("scripts/doctor", **settings, ENGINE="tiny", WITH="monitoring,chat")
+    assert "ok: the ports of the parts" in ran.stdout, ran.stdout
+
+
 @pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
@@ -173,6 +204,21 @@ def test_a_configuration_directory_that_would_be_a_volume(tree: Tree) -> None:
 def test_a_setting_with_a_typo(tree: Tree, line: str, name: str, meant: str) -> None:
     tree.dotenv.write_text(f"STACK_LOG_LEVEL=DEBUG\n{line}\n")
     refuses(tree, f"sets {name}", f"did you mean {meant}?")
+    tree.dotenv.unlink()
+
+
+@pytest.mark.parametrize("recorded", ["compose.override.yaml", "./docker-compose.override.yml"])
+def test_an_override_that_was_deleted_is_left_out(tree: Tree, recorded: str) -> None:
+    """`make up` had recorded it. Compose stops at a file that does not exist."""
+    (tree.path / "compose.mine.yaml").write_text("services: {}\n")
+    tree.dotenv.write_text(f"COMPOSE_FILE=compose.yaml:compose.tiny.yaml:{recorded}:compose.mine.yaml\n")
+    said = f"{recorded} is in COMPOSE_FILE and does not exist any more, so it is left out"
+    down = tree.run("scripts/down")
+    assert (down.returncode, down.stdout.count(said)) == (0, 1), down.stdout
+    assert (logs := tree.run("scripts/logs")).returncode == 0, logs.stdout
+    keys = tree.run("scripts/stack", "keys", "list").stdout.splitlines()
+    assert [it[:20] for it in keys] == [f"==> {recorded}"[:20], "stack: The stack is "]
+    assert recorded not in tree.run("scripts/doctor", ENGINE="tiny").stdout.split(said)[1]
     tree.dotenv.unlink()
 
 

@@ -92,7 +92,25 @@ def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree
     assert (down.returncode, all(it in down.stdout for it in said)) == (1, True), down.stdout
     doctor = other.run("scripts/doctor", ENGINE="tiny", STACK_PUBLISH="127.0.0.1:0")
     assert (said[0] in doctor.stdout, "checking the stack that runs" in doctor.stdout) == (True, False), doctor.stdout
+    for words in ("scripts/stack keys list", "scripts/models", "scripts/chat Hi", "scripts/logs"):
+        ran = other.run(*words.split(), ENGINE="tiny")
+        assert (ran.returncode, all(it in ran.stdout for it in said)) == (1, True), ran.stdout
     assert port_of(up)
+
+
+def test_a_clone_that_this_user_cannot_see_is_not_taken_for_gone(up: Tree, tree: Tree) -> None:
+    """As in another user's home. Root without its capabilities takes the place of a user who is not root."""
+    words = ["scripts/down"]
+    if os.geteuid() == 0:
+        os.chown(up.path.parent, 65534, -1)
+        words = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", *words]
+    up.path.parent.chmod(0)
+    try:
+        ran = Tree(tree.path, up.project).run(*words)
+    finally:
+        up.path.parent.chmod(0o700)
+        os.chown(up.path.parent, os.geteuid(), -1)
+    assert (ran.returncode, f"was started from {up.path}" in ran.stdout) == (1, True), ran.stdout
 
 
 def test_a_symbolic_link_to_a_clone_is_the_same_clone(up: Tree, tmp_path: Path) -> None:
@@ -183,4 +201,6 @@ def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) ->
     down = tree.run("scripts/down")
     assert down.returncode == 0, down.stdout
     assert not tree.run("docker", "ps", "--all", "--quiet", "--filter", f"name={tree.project}").stdout
+    (tree.path / "compose.override.yaml").unlink()
     assert said_by(tree.run("scripts/up").stdout)[1] == key
+    assert "COMPOSE_FILE=compose.yaml:compose.tiny.yaml" in tree.dotenv.read_text().splitlines()

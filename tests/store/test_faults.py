@@ -23,8 +23,9 @@ from gateway.settings import Settings
 from gateway.shared_memory import Keepsake
 from gateway.store.store import open_store, prepare
 from tests.support.command import Command, empty_store
+from tests.support.console import visiting
 from tests.support.containers import Postgres
-from tests.support.keys import ask, status
+from tests.support.keys import ADMIN, ask, status
 from tests.support.processes import KEY, NO_TLS, FakeEngine, running_gateway, wait_for
 
 
@@ -141,6 +142,30 @@ def test_a_file_that_is_gone_and_back(engine: FakeEngine, tmp_path: Path) -> Non
         wait_for(lambda: status(gateway, secret.new_secret("0123456789")) == {401})
         new = stack.json("keys", "create", "new")["secret"]
         assert status(gateway, new) == {200}
+
+
+def test_who_signs_out_of_the_console_while_the_store_is_away_is_out(engine: FakeEngine, tmp_path: Path) -> None:
+    """Whether the key is valid cannot be known then, and need not be. A page says so, and the session goes on."""
+    data = tmp_path / "data"
+    key = Command(STACK_DATA_DIR=empty_store(data)).json("keys", "create", "x")["secret"]
+    settings = {"STACK_DATA_DIR": str(data), "STACK_ADMIN_KEYS": ADMIN, "STACK_STORE_GRACE": "0.1"}
+    with (
+        running_gateway(tmp_path / "log", engine.url, **settings) as gateway,
+        visiting(gateway, key) as one,
+        visiting(gateway, key) as other,
+    ):
+        token, kept = one.token("/console/try"), one.http.cookies["stack_console"]
+        (data / "stack.db").rename(tmp_path / "away")
+        for path in ("/console", "/console/own"):
+            wait_for(lambda it=path: "store has been unreachable for too long" in other.get(it).text)  # type: ignore[misc]
+        assert other.get("/console/own").status_code == 503
+        assert one.post("/console/sign-out", {"form_token": "0" * 64}).status_code == 403
+        answer = one.post("/console/sign-out", {"form_token": token})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/console/sign-in")
+        (tmp_path / "away").rename(data / "stack.db")
+        wait_for(lambda: other.get("/console/own").status_code == 200)
+        again = httpx.get(gateway.url + "/console/own", cookies={"stack_console": kept}, verify=NO_TLS)
+        assert (again.status_code, again.headers["location"]) == (303, "/console/sign-in")
 
 
 @pytest.mark.parametrize("content", ["pickle", "cut short", "other keys' JSON"])

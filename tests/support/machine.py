@@ -23,6 +23,12 @@ class Machine:
         self.disk(free=500 * GB)
         self.gpus(81920)
 
+    def lacks(self, *images: str) -> None:
+        """Have Docker say that it has no image whose name is like one of these patterns."""
+        program = self.programs / "docker"
+        patterns = " | ".join(f'"image inspect "{it}' for it in images)
+        write_program(program, f'case "$*" in {patterns}) exit 1 ;; esac\n' + program.read_text())
+
     def docker(self, *, memory: int = 64 * GB, runtimes: str = '{"nvidia":{}}', version: str = "28.0.1") -> None:
         real = shutil.which("docker")
         write_program(
