@@ -221,9 +221,7 @@ class Relay:
         if self._outage.allowed and (absence := upstream.absence) is not None:
             self._unasked.append(target)
             raise absence  # the request waits with the others, and does not connect in vain
-        upstream.outstanding += 1
-        self._busy = upstream
-        self._delivery.handed = self._hand_over
+        self._occupy(upstream)
         trial = upstream.breaker.began()
         try:
             lines = await self._begin(target)
@@ -252,12 +250,18 @@ class Relay:
             raise
         finally:
             self._record.ends_attempt()
-            self._delivery.handed = None  # it refers to this relay, which must be freed with its request
             self._idle()
             self._watch.waits_no_more()
 
+    def _occupy(self, upstream: Upstream) -> None:
+        """Note that this engine is working on it."""
+        upstream.outstanding += 1
+        self._busy = upstream
+        self._delivery.handed = self._hand_over
+
     def _idle(self) -> None:
         """Note that no engine is working on it."""
+        self._delivery.handed = None  # it refers to this relay, which must be freed with its request
         if self._busy is not None:
             self._busy.outstanding -= 1
             self._busy = None
