@@ -19,6 +19,7 @@ from gateway.relay.answer import Answer
 from gateway.relay.client import Client
 from gateway.relay.writer import OPENAI
 
+LARGE = 64 * 1024  # bytes of an answer that a client may not take at once
 FAREWELL = 1.0  # seconds for an error event to reach a client that reads slowly
 
 JSON = (b"content-type", b"application/json")
@@ -126,9 +127,13 @@ class Delivery:
         self.phase = Phase.WHOLE
         if self.handed is not None:
             self.handed()
+        whole = {"type": "http.response.body", "body": body}
+        if len(body) <= LARGE:
+            await self._send(whole)
+            return
         try:
             async with asyncio.timeout(self._answer.route.patience.total):  # as long as the answer itself may take
-                await self._send({"type": "http.response.body", "body": body})
+                await self._send(whole)
         except TimeoutError:
             await self.client.cut()
 
