@@ -122,6 +122,7 @@ def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="the file; -
     with opened() as (store, settings):
         try:
             counts = backups.write(store, sys.stdout.buffer) if file == "-" else _write(store, Path(file))
+            sys.stdout.flush()  # here, where a full disk is told
         except OSError as exc:
             sys.exit(f"The backup cannot be written: {exc.strerror}.")
         backups.note(settings)

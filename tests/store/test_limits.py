@@ -303,7 +303,7 @@ def test_a_clock_that_was_days_ahead_takes_no_later_day_from_a_quota(gateway: Ga
     try:
         assert [at(days) for days in (9, 0, 0)] == [200] * 3
         assert [at(0) for _ in range(2)][-1] == 429
-        assert at(1) == 200
+        wait_for(lambda: at(1) == 200)  # a worker repeats its last refusal for a moment
     finally:
         with clock.open("r+") as file:
             file.write(f"{0:8}")
