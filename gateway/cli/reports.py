@@ -20,6 +20,7 @@ from rich.table import Table
 from gateway.cli import backup as backups
 from gateway.cli.backup import BadBackup
 from gateway.cli.console import Json, confirmed, day, opened, out, print_json, seconds, whole
+from gateway.cli.output import discard
 from gateway.errors import BadRequest
 from gateway.exchange import Running
 from gateway.keys.book import Keybook
@@ -124,6 +125,7 @@ def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="the file; -
             counts = backups.write(store, sys.stdout.buffer) if file == "-" else _write(store, Path(file))
             sys.stdout.flush()  # here, where a full disk is told
         except OSError as exc:
+            discard()
             sys.exit(f"The backup cannot be written: {exc.strerror}.")
         backups.note(settings)
     sys.stderr.write(f"The backup holds {_told(counts)}.\n")

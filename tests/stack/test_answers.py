@@ -66,7 +66,7 @@ def test_a_stream_arrives_token_by_token(stack: Stack) -> None:
         ended = time.monotonic()
     assert len(arrivals) > 10
     gaps = [after - before for before, after in pairwise(arrivals)]
-    assert sum(gap > 0.0005 for gap in gaps) > len(gaps) / 2  # most tokens come on their own, not in one burst
+    assert sum(gap > 0.0005 for gap in gaps) >= 8  # in one burst there is none; a busy client reads several at once
     assert arrivals[-1] - arrivals[0] > 0.3 * (ended - started)  # spread over the generation
 
 
