@@ -6,8 +6,8 @@ SmolLM2-135M). Most bounds hold for every engine, because a request means the sa
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -89,7 +89,8 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> None:
     for where, text in _texts(body):
         _check_text(text, where, repeats, regex=where.endswith("regex"))
         if each_way and where in _GBNF:
-            _check_ways(where, partial(ambiguity.of_grammar, text))
+            with _in_time(where):
+                _check_ways(where, ambiguity.of_grammar(text))
     patterns: dict[str, str] = {}  # and where they are
     for where, schema in _schemas(body):
         for pattern in _check_schema(schema, where, repeats):
@@ -98,7 +99,9 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> None:
         where = patterns[max(patterns, key=len)]
         if sum(map(len, patterns)) > MAX_TEXT:
             raise BadRequest(f"'{where}' has patterns of more than {MAX_TEXT} characters in all.", param=where)
-        _check_ways(where, partial(ambiguity.of_patterns, tuple(patterns)))
+        with _in_time(where):
+            found, worst = ambiguity.of_patterns(tuple(patterns))
+            _check_ways(patterns.get(worst, where), found)
 
 
 def _check_list(name: str, value: Any, most: int, longest: int) -> None:
@@ -167,12 +170,17 @@ def _check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
             )
 
 
-def _check_ways(where: str, ways: Callable[[], int]) -> None:
-    """Check in how many ways an engine can follow one text."""
+@contextmanager
+def _in_time(where: str) -> Iterator[None]:
+    """Refuse what cannot be understood, or takes too long to be checked."""
     try:
-        found = ways()
+        yield
     except UnsupportedError as exc:
         raise BadRequest(f"'{where}' cannot be checked: {exc}.", param=where) from None
+
+
+def _check_ways(where: str, found: int) -> None:
+    """Check in how many ways an engine can follow one text."""
     if found > ambiguity.MOST:
         raise BadRequest(
             f"'{where}' can follow one and the same text in more than {ambiguity.MOST} ways, for which the engine needs"

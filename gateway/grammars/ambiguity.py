@@ -2,8 +2,7 @@
 
 Before each token, llama.cpp follows every token of its vocabulary in all of these ways, and what it has found for one
 way does not help it with another. `[a-z]?` thirty times in a row can follow ten letters in 30 million ways. The text
-that most ways can follow is searched for: exactly in small grammars, and among the likeliest texts in large ones. All
-functions are pure.
+that most ways can follow is searched for among the likeliest texts. All functions are pure.
 """
 
 import re
@@ -20,7 +19,7 @@ MOST = 1_000  # ways for one text; 924 took llama.cpp up to 0.4 s for each token
 LENGTH = 16  # characters of a text; few tokens are longer
 _PLACES = 1_000  # that are looked at, the nearest to the grammar's beginning first
 _TEXTS = 4  # that are followed at a time
-_STEPS = 200_000  # from place to place: about 0.2 s
+_STEPS = 600_000  # from place to place: about 0.2 s
 _LAST = 0x10FFFF
 
 # A grammar's tokens by their names or numbers, which count as one character, and what may hold such a text.
@@ -37,16 +36,17 @@ def of_grammar(text: str) -> int:
 
 
 @lru_cache(32)
-def of_patterns(patterns: tuple[str, ...]) -> int:
-    """Return the largest of these numbers for the patterns of a JSON schema. Raises UnsupportedError if that takes too
-    long. Patterns that are not understood do not count: llama.cpp refuses them or leaves them out."""
-    most, steps = 0, _STEPS
+def of_patterns(patterns: tuple[str, ...]) -> tuple[int, str]:
+    """Return the largest of these numbers for the patterns of JSON schemas, and the pattern that has it. Raises
+    UnsupportedError if that takes too long. Patterns that are not understood do not count: llama.cpp refuses them or
+    leaves them out."""
+    most, steps = (0, ""), _STEPS
     for it in patterns:
         try:
             search = _Search(pattern.read(it), steps)
         except UnsupportedError:
             continue
-        most = max(most, search.most())
+        most = max(most, (search.most(), it))
         steps = search.steps_left
     return most
 
@@ -55,12 +55,10 @@ class _Numbered:
     """A grammar in which no symbol equals another one: llama.cpp does not notice that two of them are the same."""
 
     def __init__(self, grammar: Grammar) -> None:
-        self._count = count(_LAST + 1)
-        self._rules = grammar.rules
-        self.grammar = Grammar(dict(grammar.rules))
+        self._numbers = count(_LAST + 1)
+        self._names = {name: name for name in grammar.rules}  # of rules, by the names under which symbols refer to them
         rules = {name: [tuple(self._sequence(it)) for it in them] for name, them in grammar.rules.items()}
-        aliases = {name: rules[name.partition("\0")[0]] for name in self.grammar.rules}
-        self.grammar.rules = aliases
+        self.grammar = Grammar({name: rules[rule] for name, rule in self._names.items()})
 
     def _sequence(self, sequence: Sequence) -> Iterator[Symbol]:
         for it in sequence:
@@ -71,13 +69,13 @@ class _Numbered:
                 yield self._symbol(it)
 
     def _symbol(self, symbol: Symbol) -> Symbol:
-        number = next(self._count)
+        number = next(self._numbers)
         if isinstance(symbol, Chars):
             return Chars((*symbol.ranges, (number, number)), symbol.negated)
         if isinstance(symbol, Repeat):
             return Repeat(self._symbol(symbol.of), symbol.least, symbol.most)
         name = f"{symbol.name}\0{number}"
-        self.grammar.rules[name] = []
+        self._names[name] = symbol.name
         return Ref(name)
 
 

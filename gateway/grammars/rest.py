@@ -116,7 +116,7 @@ class Walk:
     def _count(self, steps: int) -> None:
         self.steps_left -= steps
         if self.steps_left < 0:
-            raise UnsupportedError("the text is too long for this grammar")
+            raise UnsupportedError("it takes too long to follow the grammar")
 
 
 def _symbols(place: Place | None) -> Iterator[Symbol]:

@@ -24,8 +24,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 FLUSH = 1.0  # seconds for a client of HTTP/1.0 to take its answer, before its connection is reset
-PIECE = 64 * 1024  # bytes of a body with a length that are written at once
 LOOK = 0.01  # seconds between two checks whether it has
+PIECE = 64 * 1024  # bytes of a body with a length that are written at once
 
 
 class Cycle(RequestResponseCycle):

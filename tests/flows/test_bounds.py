@@ -104,6 +104,10 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
         {"tools": [tool({"properties": {"a": {"pattern": "^(a+)+$"}}})]},
         "tools[0]",
     ),
+    "in the second of two tools, and the shorter one": (
+        {"tools": [tool({"properties": {"a": {"pattern": it}}}) for it in ("^[a-z]{1,40}-[0-9]+$", "^(a+)+$")]},
+        "tools[1]",
+    ),
     "vLLM's grammar": ({"structured_outputs": {"grammar": parentheses(65)}}, "structured_outputs.grammar"),
     "vLLM's regex": ({"structured_outputs": {"regex": "a{5,2}"}}, "structured_outputs.regex"),
     "vLLM's schema": ({"structured_outputs": {"json": nested(200)}}, "structured_outputs.json"),
@@ -145,7 +149,27 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "preserved tokens": ({"preserved_tokens": ["a"] * 1025}, "preserved_tokens"),
     "triggers": ({"grammar_triggers": [{"type": 2, "value": "(" * 5000}]}, "grammar_triggers"),
 }
+LANGUAGE = r"""
+root ::= function+
+function ::= "fn" s name "(" (name (", " name)*)? ")" s block n
+block ::= "{" n (statement n)* "}"
+statement ::= "let" s name s "=" s sum ";" | name s "=" s sum ";" | name "(" arguments? ")" ";" | "return" s sum ";"
+    | "while" s "(" test ")" s block | "for" s "(" name s "in" s sum ")" s block | note
+    | "if" s "(" test ")" s block (s "else" s block)?
+test ::= sum (" == " | " != " | " <= " | " < " | " >= " | " > ") sum
+sum ::= product ((" + " | " - ") product)*
+product ::= value ((" * " | " / ") value)*
+value ::= name | number | text | "-" value | name "(" arguments? ")" | "(" s sum s ")"
+arguments ::= sum ("," s sum)*
+name ::= [a-zA-Z_] [a-zA-Z_0-9]*
+number ::= [0-9]+ ("." [0-9]+)?
+text ::= "\"" ([^"\\] | "\\" .)* "\""
+note ::= "//" [^\n]* | "/*" ([^*] | "*" [^/])* "*/"
+s ::= [ \t\n]*
+n ::= [ \t\n]+
+"""
 ENOUGH: dict[str, dict[str, Any]] = {
+    "a grammar of a language": {"grammar": LANGUAGE},
     "a grammar as they are written": {
         "grammar": 'root ::= object\nobject ::= "{" ws (pair ("," ws pair)*)? "}"\npair ::= string ":" ws value\n'
         'value ::= object | string | number\nstring ::= "\\"" [^"]* "\\""\nnumber ::= "-"? [0-9]{1,15}\nws ::= [ \t\n]*'
