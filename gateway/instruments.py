@@ -1,9 +1,11 @@
 """Instruments: the counters, gauges and histograms of one worker. `metrics` writes into them."""
 
+from bisect import bisect_left
 from functools import partial
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 # Bucket boundaries in seconds, as the OpenTelemetry conventions advise, and further ones up to the defaults of
 # LLM_TIMEOUT, and of LLM_FIRST_TOKEN_TIMEOUT and STACK_QUEUE_TIMEOUT.
@@ -17,6 +19,15 @@ FIRST_TOKEN = (
 )
 OWN = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+
+
+class Histogram(prometheus_client.Histogram):
+    """As the library's, which tries one bucket after the other, and so takes three times as long."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:  # noqa: ARG002  as the library's
+        """Count `amount` in its bucket. The files of several processes have no place for an exemplar."""
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
 
 
 class Exchanges:

@@ -56,12 +56,12 @@ looking them up costs as much as counting.
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 
 from gateway.endpoints import Endpoint
 from gateway.errors import QuotaSpent, RateLimited, StackError
 from gateway.exchange import Ending, Exchange
-from gateway.instruments import Engines, Exchanges, Operators
+from gateway.instruments import Engines, Exchanges, Histogram, Operators
 from gateway.upstream.breaker import State
 
 STATES: tuple[State, ...] = get_args(State)

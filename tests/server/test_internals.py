@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import fastapi.routing
+import prometheus_client.mmap_dict
 import prometheus_client.values
 import psycopg
 import pytest
@@ -43,6 +44,15 @@ SIGNATURES: dict[str, tuple[Callable[..., Any], str]] = {
         prometheus_client.values.MultiProcessValue,
         "process_identifier",
     ),
+    "server/scrape.py overrides, of a value": (
+        prometheus_client.values.MultiProcessValue().inc,  # type: ignore[no-untyped-call]
+        "self amount",
+    ),
+    "server/scrape.py writes a value by": (
+        prometheus_client.mmap_dict.MmapedDict.write_value,
+        "self key value timestamp",
+    ),
+    "instruments.py overrides, of a histogram": (prometheus_client.Histogram.observe, "self amount exemplar"),
     "store/postgres_store.py bounds the wait for PostgreSQL by": (psycopg.Connection.wait, "self gen interval timeout"),
 }
 

@@ -5,8 +5,11 @@ import threading
 from collections.abc import Iterator
 
 import httpx
+import prometheus_client
 import pytest
+from prometheus_client import values
 
+from gateway.instruments import Histogram
 from gateway.server.scrape import Board, Port
 from tests.support.processes import NO_TLS, free_port
 
@@ -63,3 +66,22 @@ def test_a_scraper_that_says_nothing_ends_and_the_next_is_answered(url: str) -> 
     with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as silent:
         assert httpx.get(url, verify=NO_TLS, timeout=30).text == "all\n"
         assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize("amount", [0, 0.5, 0.500001, 1, 2.5, 3, 1e308, -1, float("inf")])
+def test_an_amount_falls_into_the_librarys_own_bucket(
+    board: Board, amount: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.setattr(values, "ValueClass", values.MutexValue)
+    its = prometheus_client.Histogram("seconds", "How long.", registry=None, buckets=(0.5, 1, 2.5))
+    its.observe(amount)
+    assert board.reserve(0)
+    board.take(0)
+    ours = Histogram("seconds", "How long.", registry=None, buckets=(0.5, 1, 2.5))
+    for _ in range(2):
+        ours.observe(amount)
+    expected = [(it.labels.get("le"), 2 * it.value) for it in its.collect()[0].samples if it.name == "seconds_bucket"]
+    (found,) = board.collect()
+    assert [(it.labels["le"], it.value) for it in found.samples if it.name == "seconds_bucket"] == expected
+    assert [it.value for it in found.samples if it.name == "seconds_sum"] == [2 * amount]
