@@ -69,11 +69,13 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """Hold the whole service as one ASGI app. `cut` ends each running stream with an error event."""
+    """Hold the whole service as one ASGI app. `cut` ends each running stream with an error event. `retire` is called
+    when this worker takes no further connection."""
 
-    def __init__(self, app: ASGIApp, relays: Relays) -> None:
+    def __init__(self, app: ASGIApp, relays: Relays, retire: Callable[[], None]) -> None:
         self._app = app
         self._relays = relays
+        self.retire = retire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -127,7 +129,7 @@ def create_app(
     add_admin_routes(fastapi, settings, keybook, promptbook, usage, routes)
     fastapi.router.routes.extend(console.paths())
     relayed = Dispatch(fastapi, pipeline, answers, progress, relays, metrics)
-    return Gateway(_middleware(relayed, settings, metrics, services.traces), relays)
+    return Gateway(_middleware(relayed, settings, metrics, services.traces), relays, admission.retire)
 
 
 def _look_after(keys: Keys, pipeline: Pipeline, relays: Relays, near: Near) -> None:

@@ -48,6 +48,13 @@ class Budget:
         """Return whether a request that holds `own` bytes may hold `more` in addition."""
         return self._fits(key_id, own, more) or (self._tidies() and self._fits(key_id, own, more))
 
+    def may_be_answered(self, key_id: str, own: int, more: int) -> bool:
+        """Return whether a request that holds `own` bytes may hold `more` of an engine's answer. A key with several
+        requests leaves as many bytes free for others as it holds, here of OVERDRAFT times the budget."""
+        free = OVERDRAFT * self.limit - self.held - more
+        of_key = self._by_key.get(key_id, 0)
+        return free >= 0 and (of_key == own or of_key + more <= free)
+
     def _tidies(self) -> bool:
         """Run the garbage collector, at most once a second: errors and frames that refer to each other hold requests
         that have ended. Return whether it ran."""
@@ -90,9 +97,9 @@ class Charge:
     def add_answer(self, size: int) -> None:
         """Hold `size` more bytes, of an engine's answer. An admitted request may continue when new ones are refused.
 
-        Raises EngineError if so much is held that continuing would endanger every other answer.
+        Raises EngineError if so much is held, in all or by its key, that continuing would endanger others' answers.
         """
-        if self._budget.held + size > OVERDRAFT * self._budget.limit:
+        if not self._budget.may_be_answered(self._key_id, self.size, size):
             raise EngineError(
                 "The engine's answer is larger than the gateway's free memory. Ask for a stream, or retry later."
             )

@@ -103,8 +103,15 @@ class Admission:
         if self._far is not None:
             await self._far.__aenter__()
         asking = [self._ask(it, ask) for it in self._upstreams if (ask := it.dialect.ask_slots)]
-        self._tasks = [asyncio.create_task(it) for it in (self._look(), *asking)]
+        self._asking = [asyncio.create_task(it) for it in asking]
+        self._tasks = [asyncio.create_task(self._look()), *self._asking]
         return self
+
+    def retire(self) -> None:
+        """Ask engines for their slots no more. After a reload, the workers of the old configuration still answer
+        requests, and the number of an engine's slots may be another one in the new configuration."""
+        for task in self._asking:
+            task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

@@ -136,6 +136,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         while not server.should_exit:
             if self._told:
                 server.should_exit = True
+                app.retire()
             await asyncio.sleep(0.2)
         while not self.app.draining:
             self.notify()  # uvicorn doesn't while it drains, and gunicorn would take the worker for hung

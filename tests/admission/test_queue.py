@@ -1,11 +1,14 @@
-"""For how long a request may still wait in the host's memory when the database with the queues is lost."""
+"""Admission in one process: a database with the queues that is lost, and a worker of an old configuration."""
 
+import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.admission import queue
 from gateway.admission.memory import Places
 from gateway.admission.queue import Admission
 from gateway.admission.visit import Visit
@@ -63,3 +66,29 @@ async def test_a_wait_in_a_database_that_is_lost_counts_once(tmp_path: Path, *, 
     most = visit.exchange.queue_timeout - (0 if resumes else BEFORE)
     assert admission.waits == [pytest.approx(most - (visit.waited - BEFORE))]
     assert visit.waited >= BEFORE + LOST
+
+
+async def test_a_worker_that_takes_no_more_requests_says_no_more_how_many_slots_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration may be an old one, and its successors say what is in force."""
+    monkeypatch.setattr(queue, "ASK_AGAIN", 0)
+    upstream = Upstream("engine", CONFIG.engines["engine"], Breaker(3, 1.0, lambda *_: None))
+    asked = asyncio.Semaphore(0)
+
+    async def ask(_: object) -> int:
+        asked.release()
+        return 4
+
+    monkeypatch.setattr(upstream, "dialect", replace(upstream.dialect, ask_slots=ask))
+    places, books = Places(), Books()
+    fake: Any = books
+    async with Admission(Settings(), CONFIG, {"engine": upstream}, places, 0, tmp_path, fake) as admission:
+        for _ in range(3):
+            await asked.acquire()
+        engine = places.engine(upstream.known_as)
+        assert places.slots[engine] == 4
+        admission.retire()
+        places.slots[engine] = 9  # so says a worker of the new configuration
+        await asyncio.wait(admission._asking)
+        assert places.slots[engine] == 9
