@@ -276,6 +276,12 @@ class EngineLost(EngineError):
     pass
 
 
+class EngineEnded(EngineError):
+    """Say that the engine ended a stream, without an answer that is whole."""
+
+    code = "engine_broken_stream"
+
+
 class EngineDied(EngineLost):
     pass
 

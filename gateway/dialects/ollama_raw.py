@@ -75,7 +75,7 @@ def _body(prompt: Prompt, text: str) -> dict[str, Any]:
     said = {name: value for name, value in options.items() if value is not None}
     # Without `truncate` it would cut a text that has outgrown the context, in silence.
     whole: dict[str, Any] = {"raw": True, "think": False, "truncate": False}
-    if fields.get("logprobs"):
+    if "messages" in fields and fields.get("logprobs"):  # its endpoint for completions ignores the field
         whole |= {"logprobs": True, "top_logprobs": fields.get("top_logprobs") or 0}
     return {"model": prompt.model, "prompt": text, "options": said} | whole
 

@@ -59,10 +59,15 @@ class Watch:
         self._quiet_since = None
 
     def halt(self, reason: StackError) -> None:
-        """End the exchange for that reason, unless it is already ending."""
-        if self.stopped is None and not self._ended and self._delivery.phase != Phase.WHOLE:
+        """End the exchange for that reason, unless it is already ending. The silence of one engine may not be its end,
+        and so any other reason comes before that."""
+        if self._ended or self._delivery.phase == Phase.WHOLE:
+            return
+        if self.stopped is None:
             self.stopped = reason
             self._task.cancel()
+        elif isinstance(self.stopped, EngineSilent):
+            self.stopped = reason
 
     def caught(self) -> StackError | None:
         """Return why the task was cancelled, and clear the cancellation; None if it was not cancelled here."""
