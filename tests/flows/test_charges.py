@@ -299,6 +299,27 @@ def test_a_limit_that_engines_read_differently_is_refused_by_name(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
 
 
+@pytest.mark.parametrize("model", ENGINES)
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (CHAT, "max_tokens"),
+        (CHAT, "max_completion_tokens"),
+        (CHAT, "n_predict"),
+        (COMPLETIONS, "max_completion_tokens"),
+        (COMPLETIONS, "n_predict"),
+        (EMBEDDINGS, "dimensions"),
+    ],
+)
+def test_echo_allows_no_limit_of_0_but_the_max_tokens_of_a_completion(
+    gateway: GatewayProcess, any_key: str, model: str, path: str, name: str
+) -> None:
+    """Ollama takes 0 for no limit, and nothing would be set aside for the answer."""
+    content = {COMPLETIONS: {"prompt": "one"}, EMBEDDINGS: {"input": "one"}}.get(path, {})
+    refused = ask(gateway, any_key, path, model=model, echo=True, **content, **{name: 0})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+
+
 @pytest.mark.parametrize(
     "said",
     [
