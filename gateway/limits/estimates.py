@@ -83,7 +83,7 @@ class Estimates:
         if not exchange.endpoint.metered:
             return NOTHING
         means = self._means.get((exchange.key_id, exchange.kind, route)) or _Means()
-        size, exact = _prompt(body)
+        size, exact = _prompt(exchange)
         prompt = exact + round(size * means.ratio) or 1
         if not exchange.endpoint.generates:
             return Estimate(size, prompt, exact=exact)
@@ -185,8 +185,9 @@ def _collect(value: object, texts: list[str]) -> None:
             _collect(inner, texts)
 
 
-def _prompt(body: dict[str, Any]) -> tuple[int, int]:
+def _prompt(exchange: Exchange) -> tuple[int, int]:
     """Return the bytes of text in a prompt, and the number of its tokens that were sent as tokens."""
+    body, repeated = exchange.fields, exchange.endpoint.repeated
     size = exact = 0
     for name in _RENDERED & body.keys():
         value = body[name]
@@ -197,9 +198,10 @@ def _prompt(body: dict[str, Any]) -> tuple[int, int]:
             exact += sum(found)
             value = [it for it, tokens in zip(value, found, strict=True) if not tokens]
         try:
-            size += len(value.encode()) if type(value) is str else len(orjson.dumps(value))
+            length = len(value.encode()) if type(value) is str else len(orjson.dumps(value))
         except TypeError:
             raise BadRequest("The body is nested too deeply.") from None
+        size += length * exchange.inputs if name in repeated else length
     return size - _media(body.get("messages")), exact
 
 

@@ -30,7 +30,8 @@ from tests.support.processes import (
     wait_read,
 )
 
-CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS, RERANK = "/v1/embeddings", "/v1/rerank"
 ENGINES = ("ollama", "vllm", "llamacpp")
 CONFIG = """
 engines:
@@ -71,14 +72,13 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (10, {}),
+    (14, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
     (1, {"tokens_per_minute": 60}),
     (1, {"concurrent": 1}),
     (7, {"tokens_per_day": 5000}),
-    (1, {"tokens_per_day": 100}),
     (2, {"tokens_per_minute": 10**6}),
     (30, {"tokens_per_minute": 10**9}),
 ]
@@ -396,15 +396,23 @@ def test_an_answer_beyond_the_total_timeout_is_charged_for_what_may_have_been_ma
     assert finished(gateway, late.headers["x-request-id"])["tokens_out"] == 300
 
 
-def test_a_client_that_leaves_an_embedding_is_charged_for_its_inputs(
-    gateway: GatewayProcess, engine: FakeEngine, mark: str
+@pytest.mark.parametrize(
+    ("path", "content", "tokens"),
+    [
+        (EMBEDDINGS, {"input": [list(range(150))]}, 150),
+        (RERANK, {"query": "x" * 40, "documents": ["a"] * 20}, (20 * 40 + len('"a",' * 20) + 1) // 4),
+    ],
+    ids=["embedding", "rerank"],
+)
+def test_a_client_that_leaves_is_charged_for_its_inputs_and_for_a_query_with_each_document(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str, path: str, content: dict[str, Any], tokens: int
 ) -> None:
-    key = make_key(gateway, tokens_per_day=100)
-    body = json.dumps({"input": [list(range(150))], "user": mark, "script": [["hang"]]}).encode()
-    with head(gateway, key, len(body), EMBEDDINGS) as connection:
+    key_id, key = make(gateway)
+    body = json.dumps({**content, "user": mark, "script": [["hang"]]}).encode()
+    with head(gateway, key, len(body), path) as connection:
         connection.sendall(body)
         engine.wait_seen(mark, "running")
-    wait_for(lambda: ask(gateway, key).headers.get("x-should-retry") == "false")
+    assert wait_for(lambda: used(gateway, key_id)) == tokens
 
 
 @pytest.mark.parametrize("told", [{}, {"usage": {"prompt_tokens": 7, "completion_tokens": 0}}, {"usage": "much"}])

@@ -77,6 +77,11 @@ def test_each_field_that_a_row_names_counts(endpoint: Endpoint) -> None:
         assert estimates.of(exchange(endpoint.kind, **{name: "x" * 4000}), "model").prompt == 1000, name
 
 
+def test_a_query_counts_with_each_document() -> None:
+    it = exchange("rerank", query="x" * 400, documents=["a"] * 100)
+    assert Estimates().of(replace(it, size=100), "model").size == 400 * 100 + len('"a",' * 100) + 1
+
+
 def test_one_key_teaches_nothing_about_another() -> None:
     estimates = Estimates()
     for _ in range(100):
