@@ -43,6 +43,7 @@ models:
   vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   brief: {{targets: [{{engine: vllm, model: fake-model}}], timeouts: {{total: 1}}}}
+  brief-ollama: {{targets: [{{engine: ollama, model: fake-model}}], timeouts: {{total: 1}}}}
   dies-then-vllm:
     targets: [{{engine: vllm, model: dies}}]
     fallbacks: [{{engine: llamacpp, model: fake-model}}]
@@ -394,6 +395,28 @@ def test_an_answer_beyond_the_total_timeout_is_charged_for_what_may_have_been_ma
     late = ask(gateway, key, model="brief", max_tokens=300, script=[["hang"]])
     assert late.json()["error"]["code"] == "engine_timeout"
     assert finished(gateway, late.headers["x-request-id"])["tokens_out"] == 300
+
+
+@pytest.mark.parametrize("stream", [[["hang"]], [["role"], ["token", "x"], ["hang"]]], ids=["nothing", "a text"])
+def test_a_tool_call_of_which_ollama_has_sent_nothing_yet_is_charged_for_what_may_have_been_made(
+    gateway: GatewayProcess, stream: list[list[Any]]
+) -> None:
+    key = make_key(gateway)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+    def charged(model: str, **more: Any) -> int:
+        """The tokens of an answer that takes too long."""
+        name = uuid4().hex
+        headers = {"authorization": f"Bearer {key}", "x-request-id": name}
+        body = {"model": model, "messages": MESSAGES, "stream": True, "max_tokens": 5, "script": stream, **more}
+        with suppress(httpx.RemoteProtocolError):  # the stream is cut
+            httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
+        return int(finished(gateway, name)["tokens_out"])
+
+    seen = len(stream) // 2
+    with ThreadPoolExecutor() as pool:
+        asked = [("brief-ollama", {"tools": tools}), ("brief-ollama", {}), ("brief", {"tools": tools})]
+        assert list(pool.map(lambda it: charged(it[0], **it[1]), asked)) == [seen + 5, seen, seen]
 
 
 @pytest.mark.parametrize(

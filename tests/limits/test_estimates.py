@@ -176,6 +176,7 @@ def test_what_nobody_saw_costs_what_was_set_aside_or_what_the_engine_can_have_ma
     assert estimates.unseen(limited, estimates.of(limited, "model"), "model", 3.0) == 1200
     assert estimates.unseen(limited, estimates.of(limited, "model"), "model", 3000.0) == 8000
     assert estimates.unseen(free, estimates.of(free, "model"), "model", 30.0) == 6000
+    assert estimates.unseen(limited, estimates.of(limited, "model"), "another", 3.0, streamed=True) == 1200
     texts = exchange("embedding", input="one")
     assert estimates.unseen(texts, estimates.of(texts, "model"), "model", 30.0) == 0
 
