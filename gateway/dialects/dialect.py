@@ -178,6 +178,7 @@ class Dialect:
     deaf: bool = False  # it goes on with a blocking request whose client has disconnected
     repeats: bool = False  # a blocking answer begins with a last message of the assistant's, which a stream leaves out
     whole_streams: bool = False  # a stream holds all that a blocking answer does, in the same words
+    hides_calls: bool = False  # a stream is silent while a tool call is made, and then has all of the call at once
     cuts: bool = False  # it makes a prompt fit by shortening it, and doesn't say so
     dies_apart: bool = False  # its model is in a process of its own, whose death cuts answers while the server is well
     # The options of a stream that have it tell its tokens. `counts_each`: it tells those of each choice apart.

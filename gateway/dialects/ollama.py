@@ -316,6 +316,7 @@ OLLAMA = Dialect(
     models=_models,  # OLLAMA_NUM_PARALLEL is told to nobody
     loader=Loader(loaded=_in_memory, load=_load),
     spelling=_spelling,
+    hides_calls=True,  # recorded; with a model's own template, until the end of the answer
     cuts=True,
     dies_apart=True,
     whole_streams=True,  # recorded: it makes its blocking answers of the same stream

@@ -227,6 +227,7 @@ class Relay:
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
                 upstream.breaker.gave_up(trial=trial)
+                self._answer.left(target, self._watch.quiet_since)
                 raise
             upstream.breaker.failed(silence.message, silent=True)
             self._answer.failed()
@@ -249,7 +250,6 @@ class Relay:
         finally:
             self._record.ends_attempt()
             self._idle()
-            self._watch.waits_no_more()
 
     def _occupy(self, upstream: Upstream) -> None:
         """Note that this engine is working on it."""
@@ -259,6 +259,7 @@ class Relay:
 
     def _idle(self) -> None:
         """Note that no engine is working on it."""
+        self._watch.waits_no_more()
         self._delivery.handed = None  # it refers to this relay, which must be freed with its request
         if self._busy is not None:
             self._busy.outstanding -= 1
