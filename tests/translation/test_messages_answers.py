@@ -101,7 +101,7 @@ REASONS: list[tuple[dict[str, Any], dict[str, Any], str, str | None]] = [
     ({"finish_reason": "length"}, {"max_tokens": 100}, "model_context_window_exceeded", None),
     ({"finish_reason": "length"}, {"max_tokens": None}, "max_tokens", None),
     ({"finish_reason": "content_filter"}, {}, "refusal", None),
-    ({"finish_reason": "tool_calls"}, {}, "tool_use", None),
+    ({"finish_reason": "tool_calls"}, {}, "end_turn", None),
     ({"finish_reason": "stop", "stop_reason": "END"}, {"stops": ("END",)}, "stop_sequence", "END"),
     ({"finish_reason": "stop", "stop_reason": "other"}, {"stops": ("END",)}, "end_turn", None),
     ({"finish_reason": "stop", "stop_reason": 151645}, {"stops": ("END",)}, "end_turn", None),
