@@ -53,6 +53,8 @@ def refuse_control(kind: Kind, body: dict[str, Any]) -> None:
         if not _is_one_of(body[name], _CONTROL[name]):
             raise BadRequest(f"'{name}' steers the engine and cannot be set by a request. Leave it out.", param=name)
         del body[name]
+    if body.get("grammar") == "":  # llama.cpp's default, which is no grammar
+        del body["grammar"]
     # A completion may be its prompt alone. In any other place, engines take 0 for no limit, or refuse it.
     zero = "max_tokens" if kind == "completion" and body.get("echo") is True else None
     for name in _WHOLE.intersection(body):
@@ -73,8 +75,8 @@ def refuse_control(kind: Kind, body: dict[str, Any]) -> None:
 
 
 def _is_one_of(value: Any, defaults: tuple[Any, ...]) -> bool:
-    """Return whether the value is null or one of these. True does not equal 1 here."""
-    return value is None or any(value == it and type(value) is type(it) for it in defaults)
+    """Return whether the value is null or one of these. 0.0 equals 0, but True does not equal 1 here."""
+    return value is None or any(value == it and (type(value) is bool) == (type(it) is bool) for it in defaults)
 
 
 def _whole(name: str, value: Any, *, least: int | None) -> int | None:
