@@ -32,6 +32,7 @@ _WORDS = (
     Word("runner process has terminated", "died"),
     Word("model runner has unexpectedly stopped", "died"),
     Word("invalid format:", "caller", "response_format", "The JSON schema must be an object."),
+    Word("field 'json_schema'", "caller", "response_format"),  # which it gives its own llama.cpp under this name
     # Said of an empty text: one that is too long is cut in silence.
     Word("cannot be truncated further", "caller", "input", "An input has no text that the model can read."),
     Word("does not support thinking", "unable", "reasoning_effort"),
