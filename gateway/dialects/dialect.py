@@ -132,6 +132,10 @@ class JsonStyle:
     asks: Callable[[str], dict[str, Any]]
 
 
+def _effort(fields: dict[str, Any]) -> Any:
+    return fields.get("reasoning_effort")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """One engine's ways. A field without a default has to be answered for every engine."""
@@ -206,6 +210,7 @@ class Dialect:
     think_tags: tuple[str, str] = ("", "")
     # The field of a last message of the assistant's in which it takes up reasoning itself, so that no tags are needed.
     thinks_in: str = ""
+    effort: Callable[[dict[str, Any]], Any] = _effort  # how much a request's fields let the model think; None: unsaid
     seeds: bool = False  # a seed makes it give the same answer to the same request again, and does not slow it down
 
 

@@ -15,7 +15,7 @@ import orjson
 from gateway.dialects import llamacpp
 from gateway.dialects.asking import Engine, Facts, Prompt, Window, as_count, as_list, as_object, uncounted
 from gateway.dialects.dialect import Dialect, Loader, Use, Ways, Word, uses
-from gateway.dialects.ollama_raw import RESUMES, raw_way
+from gateway.dialects.ollama_raw import RESUMES, UNREADABLE, effort_of, raw_way, thinks_of
 from gateway.dialects.sounds import fit_transcription
 from gateway.endpoints import Kind
 from gateway.errors import BadRequest, ContextExceeded
@@ -133,12 +133,11 @@ async def _models(engine: Engine) -> Mapping[str, Facts]:
 async def _count_messages(engine: Engine, prompt: Prompt) -> int | None:
     fields = prompt.fields
     try:
-        body = _ONE_TOKEN | {"messages": _native(fields["messages"]), "tools": fields.get("tools") or []}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None  # nor will the real request be understood
-    if effort := fields.get("reasoning_effort"):
-        body |= {"think": effort if effort != "none" else False}
-    return await _count(engine, prompt, body)
+        messages = _native(fields["messages"])
+    except UNREADABLE:
+        raise BadRequest(_UNREADABLE, param="messages") from None
+    told = {"messages": messages, "tools": fields.get("tools") or []}
+    return await _count(engine, prompt, _ONE_TOKEN | told | thinks_of(effort_of(fields)))
 
 
 async def _count_prompt(engine: Engine, prompt: Prompt) -> int | None:
@@ -150,6 +149,9 @@ async def _count_inputs(engine: Engine, prompt: Prompt) -> int | None:
     return await _count(engine, prompt, {"input": prompt.fields["input"]})
 
 
+_UNREADABLE = (
+    "The engine behind this model cannot read these messages. Check the parts of their contents and their tool calls."
+)
 # Any other option, or `shift`, would have it load the model anew.
 _ONE_TOKEN: dict[str, Any] = {"options": {"num_predict": 1}}
 
@@ -169,21 +171,29 @@ def _native(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     called: dict[str, str] = {}  # the tools' names by the calls' ids
     for message in messages:
         content = message.get("content")
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content or ""}]:
-            if part["type"] == "text":
-                native.append({"role": message["role"], "content": part["text"]})
-            else:
-                image = part["image_url"]
-                url = image["url"] if isinstance(image, dict) else image
-                native.append({"role": message["role"], "content": "", "images": [url.partition(";base64,")[2]]})
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
-        called |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or ()}
-        native[-1] |= {
-            "tool_calls": [{"function": it | {"arguments": orjson.loads(it["arguments"])}} for it in calls],
-            "tool_name": message.get("name") or called.get(message.get("tool_call_id", ""), ""),
-            "thinking": message.get("reasoning") or "",
-        }
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+        made = [{"role": message["role"], **_native_part(it)} for it in parts]
+        calls = message.get("tool_calls") or ()
+        functions = [call["function"] for call in calls]
+        called |= {call.get("id") or "": it.get("name") for call, it in zip(calls, functions, strict=True)}
+        if made:
+            made[-1] |= {
+                "tool_calls": [{"function": it | {"arguments": orjson.loads(it["arguments"])}} for it in functions],
+                "tool_name": message.get("name") or called.get(message.get("tool_call_id") or "", ""),
+                "thinking": message.get("reasoning") or "",
+            }
+        native += made
     return native
+
+
+def _native_part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"content": part["text"]}
+    if part["type"] == "input_audio":  # it has no other place for sounds
+        return {"content": "", "images": [part["input_audio"]["data"]]}
+    image = part["image_url"]
+    url = image["url"] if isinstance(image, dict) else image
+    return {"content": "", "images": [url.partition(";base64,")[2]]}
 
 
 def _fit_prompt(fields: dict[str, Any]) -> dict[str, Any]:
@@ -324,6 +334,7 @@ OLLAMA = Dialect(
     long_limits="cut",  # otherwise it shifts the context and goes on
     doubtful=True,
     raw=raw_way(_native),
+    effort=effort_of,
     seeds=True,
     resumes=RESUMES,
     think_tags=("<think>", "</think>"),  # the usual ones; a trial shows the white space around them

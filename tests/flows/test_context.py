@@ -164,13 +164,49 @@ def test_the_check_sends_a_conversation_in_ollamas_own_form(http: httpx.Client, 
     ]
 
 
-@pytest.mark.parametrize("content", [5, [{"type": "input_audio"}], [{"type": "text"}], {"a": 1}, None])
-def test_a_conversation_that_ollama_cannot_read_is_not_checked(
+EFFORTS: list[tuple[dict[str, Any], Any]] = [
+    ({}, None),
+    ({"reasoning_effort": "low"}, "low"),
+    ({"reasoning_effort": "minimal"}, "low"),
+    ({"reasoning_effort": "xhigh"}, "max"),
+    ({"reasoning": {"effort": "none"}}, False),
+    ({"reasoning": {"effort": "high"}, "reasoning_effort": "none"}, "high"),
+]
+
+
+@pytest.mark.parametrize(("fields", "think"), EFFORTS)
+def test_the_check_lets_the_model_think_as_much_as_the_request_does(
+    http: httpx.Client, fakes: dict[str, FakeEngine], fields: dict[str, Any], think: Any
+) -> None:
+    assert too_long(http, "ollama", 900, **fields).status_code == 200
+    assert fakes["ollama"].asked("/api/chat")[0]["body"].get("think") == think
+
+
+CALL: dict[str, Any] = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+CUT: dict[str, list[dict[str, Any]]] = {
+    "a sound": [{"role": "user", "content": [{"type": "text", "text": "a"}, SOUND]}],
+    "a call without an id": [{"role": "assistant", "content": "x", "tool_calls": [CALL]}, user(1) | {"role": "tool"}],
+    "no part": [{"role": "user", "content": []}],
+}
+
+
+@pytest.mark.parametrize("messages", CUT.values(), ids=CUT)
+def test_a_conversation_of_any_form_that_ollama_takes_is_checked(
+    http: httpx.Client, fakes: dict[str, FakeEngine], messages: list[dict[str, Any]]
+) -> None:
+    assert said(http.post(CHAT, json={"model": "ollama", "messages": [*messages, user(1500)]}))
+    assert fakes["ollama"].asked(CHAT) == []
+
+
+@pytest.mark.parametrize("content", [[{"type": "input_audio"}], [{"type": "text"}], [{"type": "image_url"}]])
+def test_a_long_conversation_that_cannot_be_checked_is_refused(
     http: httpx.Client, fakes: dict[str, FakeEngine], content: Any
 ) -> None:
     messages = [user(900), {"role": "user", "content": content}]
-    assert http.post(CHAT, json={"model": "ollama", "messages": messages}).status_code < 500
-    assert len(fakes["ollama"].asked(CHAT)) == 1
+    answer = http.post(CHAT, json={"model": "ollama", "messages": messages})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert fakes["ollama"].asked(CHAT) == []
 
 
 def test_only_the_long_inputs_of_an_embedding_are_checked(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
