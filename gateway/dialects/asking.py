@@ -43,10 +43,12 @@ class Engine(Protocol):
 @dataclass(frozen=True, slots=True)
 class Window:
     """The context window of a model on an engine: `limit` tokens, None if it is not known. The model's configuration
-    puts at most `own` bytes before every prompt."""
+    puts at most `own` bytes before every prompt. `unloaded`: the window is not known because the engine does not keep
+    the model in memory, so each prompt has to be counted."""
 
     limit: int | None
     own: int = 0
+    unloaded: bool = False
     asked_at: float = 0.0
 
 

@@ -95,8 +95,9 @@ class Loader:
 
     `loaded` returns the models in its memory, by the one spelling of their names, with the seconds after which it
     unloads each of them if nobody asks. `load` returns when a model is loaded that is to answer requests of this kind,
-    and whether that worked. The engine then keeps the model for `keep` seconds, or as long as its own setting says if
-    that is None. Both raise EngineError.
+    and whether that worked; if not, the request itself is refused. The engine then keeps the model for `keep` seconds,
+    or as long as its own setting says if that is None. Both raise EngineError. It is LoadFailed if the engine tried the
+    load.
     """
 
     loaded: Callable[[Engine], Awaitable[Mapping[str, float]]]

@@ -13,12 +13,20 @@ from typing import Any
 import orjson
 
 from gateway.dialects import llamacpp
-from gateway.dialects.asking import Engine, Facts, Prompt, Window, as_count, as_list, as_object, uncounted
+from gateway.dialects.asking import Engine, Facts, Prompt, Told, Window, as_count, as_list, as_object, uncounted
 from gateway.dialects.dialect import Dialect, Loader, Use, Ways, Word, uses
 from gateway.dialects.ollama_raw import RESUMES, UNREADABLE, effort_of, raw_way, thinks_of
 from gateway.dialects.sounds import fit_transcription
 from gateway.endpoints import Kind
-from gateway.errors import BadRequest, ContextExceeded
+from gateway.errors import (
+    BadRequest,
+    ContextExceeded,
+    EngineDied,
+    EngineError,
+    EngineRefused,
+    EngineUnauthorized,
+    unloadable,
+)
 
 EMBEDDED_AT_ONCE = 2048  # tokens: its batch, which cuts an input whatever the context is
 
@@ -65,20 +73,32 @@ def _spelling(name: str) -> str:
     return "/".join((*defaults, *parts)) + f":{tag}"
 
 
+async def _ask(engine: Engine, path: str, body: dict[str, Any] | None = None, *, patient: bool = False) -> Told:
+    """Ask, and return the answer. One that refuses the question means that the engine is not asked for this, and that
+    the request itself will show why. Raises EngineError if the engine cannot answer now."""
+    told = await engine.ask(path, body, patient=patient)
+    if told.status != HTTPStatus.OK:
+        error = engine.refusal(told)
+        if isinstance(error, EngineError) and not isinstance(error, EngineRefused | EngineUnauthorized):
+            raise error
+    return told
+
+
 async def _window(engine: Engine, prompt: Prompt) -> Window:
-    limit = await _loaded(engine, prompt.model)
+    limit, loads = await _loaded(engine, prompt.model), False
     if limit is None:  # the size is decided when the model is loaded, which the request needs anyway
-        await engine.ask(_PATHS[prompt.kind], {"model": prompt.model, "stream": False}, patient=True)
+        loads = await _load(engine, prompt.kind, prompt.model, None)
         limit = await _loaded(engine, prompt.model)
-    shown = as_object(await engine.ask("/api/show", {"model": prompt.model}))
+    shown = as_object(await _ask(engine, "/api/show", {"model": prompt.model}))
     if prompt.endpoint.counted == "inputs" and limit is not None:
         limit = min(limit, EMBEDDED_AT_ONCE)
-    return Window(limit, sum(len(orjson.dumps(shown.get(name) or "")) for name in ("system", "messages")))
+    own = sum(len(orjson.dumps(shown.get(name) or "")) for name in ("system", "messages"))
+    return Window(limit, own, unloaded=limit is None and loads)
 
 
 async def _loaded(engine: Engine, model: str) -> int | None:
     wanted = _spelling(model)
-    for entry in as_list(await engine.ask("/api/ps"), "models"):
+    for entry in as_list(await _ask(engine, "/api/ps"), "models"):
         if _spelling(str(entry.get("model") or entry.get("name"))) == wanted:
             return as_count(entry.get("context_length"))
     return None
@@ -86,7 +106,7 @@ async def _loaded(engine: Engine, model: str) -> int | None:
 
 async def _in_memory(engine: Engine) -> Mapping[str, float]:
     now, found = dt.datetime.now(dt.UTC), {}
-    for it in as_list(await engine.ask("/api/ps"), "models"):
+    for it in as_list(await _ask(engine, "/api/ps"), "models"):
         left = 0.0
         with suppress(TypeError, ValueError):
             left = (dt.datetime.fromisoformat(str(it.get("expires_at"))) - now).total_seconds()
@@ -98,7 +118,12 @@ async def _load(engine: Engine, kind: Kind, model: str, keep: int | None) -> boo
     """Have a model loaded. A request without a prompt does that. Its `keep_alive` is in force until the model is
     unloaded, because OpenAI's endpoints set none (read in its source)."""
     asked = {"model": model, "stream": False} | ({} if keep is None else {"keep_alive": keep})
-    return (await engine.ask(_PATHS[kind], asked, patient=True)).status == HTTPStatus.OK
+    try:
+        return (await _ask(engine, _PATHS[kind], asked, patient=True)).status == HTTPStatus.OK
+    except EngineError as exc:
+        if type(exc) in (EngineError, EngineDied):  # not if it is full, or is not there
+            raise unloadable() from exc
+        raise
 
 
 # Ollama's words for what a model can do, and ours.
@@ -157,9 +182,10 @@ _ONE_TOKEN: dict[str, Any] = {"options": {"num_predict": 1}}
 
 
 async def _count(engine: Engine, prompt: Prompt, body: dict[str, Any]) -> int | None:
-    """Have it read a prompt with cutting forbidden. Raises ContextExceeded if the prompt does not fit."""
+    """Have it read a prompt with cutting forbidden. Raises ContextExceeded if the prompt does not fit, and EngineError
+    if it cannot be read now."""
     asked = {"model": prompt.model, "stream": False, "truncate": False} | body
-    told = await engine.ask(_PATHS[prompt.kind], asked, patient=True)
+    told = await _ask(engine, _PATHS[prompt.kind], asked, patient=True)
     if told.status != HTTPStatus.OK and isinstance(error := engine.refusal(told), ContextExceeded):
         raise error
     return as_count(as_object(told).get("prompt_eval_count"))

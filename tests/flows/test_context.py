@@ -251,6 +251,38 @@ def test_the_context_is_remembered_while_the_engine_is_unreachable(tmp_path: Pat
             assert said(again)["message"].startswith(told(1000, "messages", 1501))
 
 
+FULL = (503, {"error": "server busy, please try again.  maximum pending requests exceeded"})
+DIED = (500, {"error": "llama runner process has terminated: exit status 2"})
+BROKEN = (500, {"error": "something is wrong"})
+UNSURE = [
+    ("fake-model", {"loaded": False, "fails": {"load": FULL}}, (503, "server_is_overloaded")),
+    ("small", {"loaded": False, "fails": {"load": BROKEN}}, (503, "model_unavailable")),
+    ("own-system", {"fails": {"count": FULL}}, (503, "server_is_overloaded")),
+    ("own-system", {"fails": {"count": BROKEN}}, (502, "engine_error")),
+    ("own-system", {"fails": {"count": DIED}}, (502, "engine_failed")),
+    ("unloaded", {"loaded": False, "stays": False}, (400, "context_length_exceeded")),  # as by OLLAMA_KEEP_ALIVE=0
+]
+
+
+@pytest.mark.parametrize(("model", "state", "error"), UNSURE)
+def test_a_prompt_that_cannot_be_checked_is_not_sent(
+    tmp_path: Path, model: str, state: dict[str, Any], error: tuple[int, str]
+) -> None:
+    with (
+        fake_engine(dialect="ollama") as engine,
+        running_gateway(tmp_path / "log", engine.url, LLM_BACKEND="ollama") as gateway,
+        gateway.client() as http,
+    ):
+        engine.set(**state)
+        body = {"model": model, "messages": [user(1500)]}
+        answer = http.post(CHAT, json=body, headers={"x-stack-queue-timeout": "0"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == error
+        engine.set(fails={}, stays=True)
+        if error[1] not in ("model_unavailable", "engine_failed"):  # after which the model, or the request, is barred
+            assert said(too_long(http, model, 1500))["message"].startswith(told(1000, "messages", 1501))
+        assert engine.asked(CHAT) == []
+
+
 def test_an_ollama_that_reports_no_numbers_is_refused_without_them(
     http: httpx.Client, fakes: dict[str, FakeEngine]
 ) -> None:
