@@ -27,11 +27,13 @@ from gateway.config import Config
 from gateway.console.console import Console
 from gateway.console.door import Door
 from gateway.console.keys import KeyPages
-from gateway.console.now import Now
+from gateway.console.now import Engines, NowPages
 from gateway.console.pages import Pages
+from gateway.console.process import Client
 from gateway.console.requests import RequestPages
 from gateway.console.sessions import Sessions
 from gateway.console.usage import UsagePages
+from gateway.console.views import Views
 from gateway.headers import EXPOSED
 from gateway.keys.authenticate import Also, Keys
 from gateway.keys.book import Keybook
@@ -115,21 +117,34 @@ def create_app(
     bodies, answers, responses = Workshop(), Answers(settings, shared.answers), Responses(settings, store)
     pipeline = Pipeline(settings, keys, routes, prompts, book, answers, services, held, bodies, responses)
     health, keybook = Health(routes, upstreams, progress, shared.draining), Keybook(store, listed)
-    now = Now(settings, config, keys, keybook, health, upstreams, progress, recent, listed)
-    console = _console(settings, sessions, keys, now, keybook, promptbook, usage, Sums(store), recent, routes)
+    engines, process = Engines(config, keys, health, upstreams, progress), Client(shared.sockets)
+    console = Console(Door(settings, keys, sessions), engines, routes, Pages(), process)
 
     opened: list[AbstractAsyncContextManager[object]] = [recorder, keys]
     if services.traces is not None:
         opened.insert(0, services.traces)  # the last to be closed: every request has ended then
     if isinstance(book, PostgresBook):
         opened.append(book)
-    opened += [*upstreams.values(), admission, Probes(config.breaker, upstreams), answers, responses, console]
+    opened += [*upstreams.values(), admission, Probes(config.breaker, upstreams), answers, responses]
     fastapi = docs.documented_app(_lifespan(opened, [store.close, bodies.close]))
     add_routes(fastapi, keys, routes, Listing(routes), health, responses, held)
     add_admin_routes(fastapi, settings, keybook, promptbook, usage, routes)
     fastapi.router.routes.extend(console.paths())
     relayed = Dispatch(fastapi, pipeline, answers, progress, relays, metrics)
     return Gateway(_middleware(relayed, settings, metrics, services.traces), relays, admission.retire)
+
+
+def create_views(settings: Settings, memory: Memory) -> Views:
+    """Build the pages at /console, in the process that makes them."""
+    store, listed, pages = open_store(settings), listed_ids(settings), Pages()
+    usage, book = UsageBook(store, listed), Keybook(store, listed)
+    return Views(
+        NowPages(settings, book, memory, listed, pages),
+        KeyPages(settings, book, Promptbook(store), usage, memory.captures, pages),
+        UsagePages(Sums(store), usage, listed, pages),
+        RequestPages(settings, memory, usage, book, pages),
+        pages,
+    )
 
 
 def _look_after(keys: Keys, pipeline: Pipeline, relays: Relays, near: Near) -> None:
@@ -165,31 +180,6 @@ def _services(
         _traces(settings, config, metrics),
         settings.stack_log_content and settings.stack_log_level == "DEBUG",
         settings.stack_max_answer_bytes,
-    )
-
-
-def _console(
-    settings: Settings,
-    sessions: Sessions,
-    keys: Keys,
-    now: Now,
-    book: Keybook,
-    prompts: Promptbook,
-    usage: UsageBook,
-    sums: Sums,
-    recent: Recent,
-    routes: Routes,
-) -> Console:
-    """The pages at /console."""
-    listed, pages = listed_ids(settings), Pages()
-    return Console(
-        Door(settings, keys, sessions),
-        now,
-        KeyPages(settings, book, prompts, usage, recent.captures, pages),
-        UsagePages(sums, usage, listed, pages),
-        RequestPages(settings, recent, usage, book, pages),
-        routes,
-        pages,
     )
 
 

@@ -1,11 +1,11 @@
-"""Allowances: bound the processor time that a worker spends on the console's visitors, together and each."""
+"""Allowances: bound the processor time that a worker lets the console's visitors use, together and each."""
 
 import time
 from collections.abc import Callable
 
 from gateway.console.door import TooOften
 
-LEAST = 0.001  # seconds that any page is taken to cost
+LEAST = 0.01  # seconds that any page is charged: the millisecond of the worker, which answers wait for, counts tenfold
 TOO_OFTEN = "The console was asked for too many pages. Try again shortly."
 # The part of the rate, and of the reserve, of all visitors of a kind that one of them may use.
 RATE, RESERVE = 0.25, 0.5
@@ -34,8 +34,7 @@ class Allowance:
         self._left -= LEAST
 
     def charge(self, seconds: float) -> None:
-        """Charge the `seconds` that a page took. Any thread may call this. Of two calls at once, one may be lost, which
-        does no harm."""
+        """Charge the `seconds` that a page took elsewhere."""
         self._left -= seconds
         if self._within is not None:
             self._within.charge(seconds)

@@ -1,15 +1,12 @@
 """Console: own the paths below /console: who may ask for which, and what answers.
 
-What a page needs is read and rendered in one thread of the worker, one page at a time, so that the event loop goes on
-with its answers. A worker spends a bounded time on pages; a visitor beyond that is told to wait.
+A worker keeps the door, and has pages made in a process beside the workers (gateway.console.process). How much of that
+process's time visitors may use is bounded; a visitor beyond that is told to wait.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,24 +17,21 @@ from gateway.console import forms
 from gateway.console.allowances import TOO_OFTEN, Allowance, Allowances
 from gateway.console.ask import Ask
 from gateway.console.door import PATH, Door, Refused, TooOften, Visitor, check_form
-from gateway.console.keys import KeyPages
-from gateway.console.now import Now
+from gateway.console.now import Engines
 from gateway.console.pages import HTML, Pages, answer, redirect
-from gateway.console.requests import RequestPages
+from gateway.console.process import Client
 from gateway.console.sessions import network
-from gateway.console.usage import UsagePages
 from gateway.errors import InvalidKey, StackError, StoreUnavailable
 from gateway.keys.known import Key
 from gateway.routing.routes import Routes
 
-# Seconds of processor time that a worker spends on all visitors of a kind: in a second, and at once.
-OPERATORS, OWNERS, STRANGERS = (0.05, 1.5), (0.02, 0.5), (0.01, 0.2)
-USUAL = 0.02  # seconds that a page in the thread usually costs
+# Seconds that a worker lets all visitors of a kind use: in a second, and at once. README.md has the reasons.
+OPERATORS, OWNERS, STRANGERS = (0.15, 3.0), (0.06, 1.0), (0.1, 2.0)
+USUAL = 0.02  # seconds that a page usually costs in the console's process
 HELD = 1.0  # seconds for which a visitor who asked for too much waits for the answer that says so
 _HOME = {True: f"{PATH}/now", False: f"{PATH}/own"}  # by whether the visitor is an operator
 
-View = Callable[[Ask], Response]
-_Made = TypeVar("_Made")
+Live = Callable[[Visitor], Awaitable[dict[str, Any]]]  # what only a worker knows
 _ANY = Key(id="")  # may use all models
 _FOR_OPERATORS = (
     "This page is for operators. You are signed in with an API key, which sees only its own usage and limits."
@@ -49,44 +43,24 @@ _FOR_OWNERS = (
 
 
 class Console:
-    """Serve the console. Use it with `async with`."""
+    """Serve the console."""
 
-    def __init__(
-        self,
-        door: Door,
-        now: Now,
-        keys: KeyPages,
-        usage: UsagePages,
-        requests: RequestPages,
-        routes: Routes,
-        pages: Pages,
-    ) -> None:
+    def __init__(self, door: Door, engines: Engines, routes: Routes, pages: Pages, process: Client) -> None:
         self._door = door
-        self._now = now
-        self._keys = keys
-        self._usage = usage
-        self._requests = requests
+        self._engines = engines
         self._routes = routes
         self._pages = pages
+        self._process = process
         self._operators = Allowance(*OPERATORS)
         self._owners, self._strangers = Allowances(*OWNERS), Allowances(*STRANGERS)
-        self._thread = ThreadPoolExecutor(1, "console")
         # Made once: whoever asks for too many pages costs no more than any wrong request.
         self._too_often = bytes(self._failed(None, TooOften(TOO_OFTEN, 1.0)).body)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def paths(self) -> list[Route]:
         """Return every path of the console; none if there is no admin key."""
         if not self._door.exists:
             return []
-        keys, operator = self._keys, self._operator
+        operator, owner = self._operator, self._owner
         one = f"{PATH}/keys/{{key_id}}"
         return [
             _get(PATH, self._home),
@@ -94,29 +68,29 @@ class Console:
             _post(f"{PATH}/sign-in", self._sign_in),
             _post(f"{PATH}/sign-out", self._sign_out),
             _get(f"{PATH}/static/{{name}}", self._static),
-            _get(f"{PATH}/now", operator(self._now_page)),
+            _get(f"{PATH}/now", operator("now", self._now)),
             _get(f"{PATH}/now.json", self._now_json),
-            _get(f"{PATH}/usage", operator(self._usage.show)),
-            _get(f"{PATH}/usage.csv", operator(self._usage.csv)),
-            _get(f"{PATH}/keys", operator(keys.listing)),
-            _post(f"{PATH}/keys", operator(keys.create)),
-            _get(f"{PATH}/keys/new", operator(keys.new)),
-            _get(one, operator(keys.show)),
-            _post(one, operator(keys.change)),
-            _post(f"{one}/switch", operator(keys.switch)),
-            _post(f"{one}/rotate", operator(keys.rotate)),
-            _post(f"{one}/delete", operator(keys.delete)),
-            _post(f"{one}/prompt", operator(keys.use_prompt)),
-            _post(f"{one}/capture", operator(keys.capture)),
-            _get(f"{PATH}/limits", operator(keys.limits)),
-            _post(f"{PATH}/limits", operator(keys.set_limits)),
-            _get(f"{PATH}/prompts", operator(keys.prompts)),
-            _post(f"{PATH}/prompts", operator(keys.set_prompt)),
-            _get(f"{PATH}/requests", operator(self._requests.listing)),
-            _get(f"{PATH}/requests/{{request_id}}", operator(self._requests.show)),
-            _get(f"{PATH}/own", self._owner(self._usage.own)),
-            _get(f"{PATH}/own.csv", self._owner(self._usage.own_csv)),
-            _get(f"{PATH}/try", self._try),
+            _get(f"{PATH}/usage", operator("usage")),
+            _get(f"{PATH}/usage.csv", operator("usage.csv")),
+            _get(f"{PATH}/keys", operator("keys")),
+            _post(f"{PATH}/keys", operator("keys.create")),
+            _get(f"{PATH}/keys/new", operator("keys.new")),
+            _get(one, operator("key")),
+            _post(one, operator("key.change")),
+            _post(f"{one}/switch", operator("key.switch")),
+            _post(f"{one}/rotate", operator("key.rotate")),
+            _post(f"{one}/delete", operator("key.delete")),
+            _post(f"{one}/prompt", operator("key.prompt")),
+            _post(f"{one}/capture", operator("key.capture")),
+            _get(f"{PATH}/limits", operator("limits")),
+            _post(f"{PATH}/limits", operator("limits.set")),
+            _get(f"{PATH}/prompts", operator("prompts")),
+            _post(f"{PATH}/prompts", operator("prompts.set")),
+            _get(f"{PATH}/requests", operator("requests")),
+            _get(f"{PATH}/requests/{{request_id}}", operator("request")),
+            _get(f"{PATH}/own", owner("own")),
+            _get(f"{PATH}/own.csv", owner("own.csv")),
+            _get(f"{PATH}/try", self._anyone("try", self._models)),
         ]
 
     # -- coming and going -----------------------------------------------------------------------------------------
@@ -168,46 +142,49 @@ class Console:
         found = self._pages.static(request.path_params["name"])
         return found or self._failed(None, Refused("There is no such file.", code="not_found"))
 
-    def _now_page(self, ask: Ask) -> Response:
-        return self._pages.page("now", ask.visitor, picture=self._now.picture())
-
     async def _now_json(self, request: Request) -> Response:
         """The picture for the script. Errors have the API's shape, which the script reads."""
         visitor = await self._door.visitor(request)
         if visitor is None or not visitor.operator:
             raise InvalidKey("Sign in as an operator at /console.")
         await self._allowed(request, visitor)
-        return answer(await self._in_thread(request, visitor, self._now.json), "application/json")
+        return await self._made(request, "now.json", Ask(visitor, live=await self._now(visitor)))
 
-    async def _try(self, request: Request) -> Response:
-        async def show(visitor: Visitor) -> Response:
-            entries = await self._routes.entries(visitor.key or _ANY)
-            names = [str(it["id"]) for it in entries[:200]]
-            return self._pages.page("try", visitor, models=names)
+    async def _now(self, _: Visitor) -> dict[str, Any]:
+        return self._engines.told()
 
-        return await self._seen(request, show)
+    async def _models(self, visitor: Visitor) -> dict[str, Any]:
+        entries = await self._routes.entries(visitor.key or _ANY)
+        return {"models": [str(it["id"]) for it in entries[:200]]}
 
     # -- what all of them have in common --------------------------------------------------------------------------
 
-    def _operator(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+    def _operator(self, view: str, live: Live | None = None) -> Callable[[Request], Awaitable[Response]]:
         """A page for operators."""
-        return self._page(view, operator=True)
+        return self._page(view, live, lambda it: None if it.operator else _FOR_OPERATORS)
 
-    def _owner(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+    def _owner(self, view: str) -> Callable[[Request], Awaitable[Response]]:
         """A page for the owner of a key."""
-        return self._page(view, operator=False)
+        return self._page(view, None, lambda it: _FOR_OWNERS if it.operator else None)
 
-    def _page(self, view: View, *, operator: bool) -> Callable[[Request], Awaitable[Response]]:
+    def _anyone(self, view: str, live: Live) -> Callable[[Request], Awaitable[Response]]:
+        """A page for everybody who is signed in."""
+        return self._page(view, live, lambda _: None)
+
+    def _page(
+        self, view: str, live: Live | None, refuse: Callable[[Visitor], str | None]
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
             async def show(visitor: Visitor) -> Response:
-                if visitor.operator != operator:
-                    raise Refused(_FOR_OPERATORS if operator else _FOR_OWNERS)
+                if (why := refuse(visitor)) is not None:
+                    raise Refused(why)
                 form: forms.Form = {}
                 if request.method == "POST":
                     form = await forms.read(request, forms.LARGE)
                     check_form(request, visitor.token, form.pop("form_token", ""))
-                ask = Ask(visitor, dict(request.query_params), request.path_params, form)
-                return await self._in_thread(request, visitor, lambda: view(ask))
+                known = {} if live is None else await live(visitor)
+                ask = Ask(visitor, dict(request.query_params), request.path_params, form, known)
+                return await self._made(request, view, ask)
 
             return await self._seen(request, show)
 
@@ -257,20 +234,13 @@ class Console:
     def _failed(self, visitor: Visitor | None, error: StackError) -> Response:
         return self._pages.page("error", visitor, error.status, error=error)
 
-    async def _in_thread(self, request: Request, visitor: Visitor, make: Callable[[], _Made]) -> _Made:
-        allowance = self._allowance(request, visitor)
-        # Now, so that many pages at once are not begun on the same time. `_timed` gives it back.
-        allowance.charge(USUAL)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _timed, allowance, make)
-
-
-def _timed(allowance: Allowance, make: Callable[[], _Made]) -> _Made:
-    """Make something in this thread, and charge the time."""
-    began = time.thread_time()
-    try:
-        return make()
-    finally:
-        allowance.charge(time.thread_time() - began - USUAL)
+    async def _made(self, request: Request, view: str, ask: Ask) -> Response:
+        """Have a page made, and charge its time."""
+        allowance = self._allowance(request, ask.visitor)
+        allowance.charge(USUAL)  # now, so that many pages at once are not begun on the same time
+        page, seconds = await self._process.page(view, ask)
+        allowance.charge(seconds - USUAL)
+        return page
 
 
 def _get(path: str, serve: Callable[[Request], Awaitable[Response]]) -> Route:

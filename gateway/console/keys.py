@@ -31,7 +31,7 @@ _CURSOR = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,16})")
 
 
 class KeyPages:
-    """Show and change keys. Runs in the console's thread."""
+    """Show and change keys. Runs in the console's process."""
 
     def __init__(
         self,

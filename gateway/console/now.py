@@ -1,8 +1,8 @@
 """Now: a picture of this moment: the engines, who is answered, who waits, and what ended in the last minutes.
 
-It is made from memory that the workers share, from the small files in which they tell what they are at, and from one
-look at the names of the keys concerned. It is bounded in size, and made at most once a second by each worker, however
-many pages ask for it.
+A worker tells how it sees the engines. The console's process tells the rest, from memory that the workers share, from
+the small files in which they tell what they are at, and from one look at the names of the keys concerned. Each part is
+bounded in size, and made at most once a second, however many pages ask for it.
 """
 
 import time
@@ -10,13 +10,16 @@ from dataclasses import asdict
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 
 from gateway.config import Config
+from gateway.console.ask import Ask
+from gateway.console.pages import Pages, answer
 from gateway.errors import ModelLoading, StackError, StoreUnavailable
 from gateway.exchange import Running
 from gateway.keys.authenticate import Keys
 from gateway.keys.book import Keybook
-from gateway.recent.recent import Recent
+from gateway.recent.recent import Memory
 from gateway.routing.health import Health
 from gateway.settings import Settings
 from gateway.upstream.client import Upstream
@@ -39,62 +42,36 @@ _GPU: dict[GpuState, str] = {
 MINUTE, FIVE = 60, 300  # seconds
 
 
-class Now:
-    """Make the picture, in the console's thread."""
+class Engines:
+    """Tell the state of the engines, and the trouble with the store, as this worker sees them."""
 
     def __init__(
         self,
-        settings: Settings,
         config: Config,
         keys: Keys,
-        book: Keybook,
         health: Health,
         upstreams: dict[str, Upstream],
         progress: Progress,
-        recent: Recent,
-        listed: frozenset[str],
     ) -> None:
-        self._home = settings.journals
         self._config = config
         self._keys = keys
-        self._book = book
         self._health = health
         self._upstreams = upstreams
         self._progress = progress
-        self._recent = recent
-        self._listed = listed
-        self._made_at = float("-inf")
-        self._picture: dict[str, Any] = {}
         self._models = _models(config)
+        self._made_at = float("-inf")
+        self._told: dict[str, Any] = {}
 
-    def json(self) -> bytes:
-        """Return the picture for the page's script."""
-        return orjson.dumps(self.picture())
-
-    def picture(self) -> dict[str, Any]:
-        """Return the picture, at most a second old. Durations are in seconds."""
+    def told(self) -> dict[str, Any]:
+        """Return what is true now, or was at most a second ago."""
         if time.monotonic() > self._made_at + FRESH:
-            self._picture = self._make()
+            seen = list(self._health.seen().items())[:ENGINES]
+            self._told = {
+                "engines": [self._engine(name, *it) for name, it in seen],
+                "store": None if self._keys.trouble is None else self._keys.trouble.message,
+            }
             self._made_at = time.monotonic()
-        return self._picture
-
-    def _make(self) -> dict[str, Any]:
-        found = running.look(self._home)
-        waiting = sorted((it for it in found if it.position is not None), key=lambda it: it.position or 0)
-        answered = [it for it in found if it.position is None]
-        shown = [*answered[:ROWS], *waiting[: max(ROWS // 2, ROWS - len(answered))]][:ROWS]
-        called = self._called({it.key_id for it in shown})
-        return {
-            "at": time.time_ns() // 1_000_000,
-            "engines": [self._engine(name, *seen) for name, seen in list(self._health.seen().items())[:ENGINES]],
-            "answered": len(answered),
-            "waiting": len(waiting),
-            "speed": round(sum(_speed(it) for it in answered), 1),
-            "running": [_row(it, called) for it in shown],
-            "minute": asdict(self._recent.pace.told(MINUTE)),
-            "five": asdict(self._recent.pace.told(FIVE)),
-            "store": None if self._keys.trouble is None else self._keys.trouble.message,
-        }
+        return self._told
 
     def _engine(self, name: str, state: str, trouble: StackError | None) -> dict[str, Any]:
         upstream, models, message = self._upstreams[name], self._models.get(name, []), ""
@@ -111,6 +88,50 @@ class Now:
             "message": message,
             "models": [it[:TEXT] for it in models[:MODELS]],
             **upstream.load()._asdict(),
+        }
+
+
+class NowPages:
+    """Show the picture. Runs in the console's process. What is `live` in an Ask is from Engines."""
+
+    def __init__(self, settings: Settings, book: Keybook, recent: Memory, listed: frozenset[str], pages: Pages) -> None:
+        self._home = settings.journals
+        self._book = book
+        self._recent = recent
+        self._listed = listed
+        self._pages = pages
+        self._made_at = float("-inf")
+        self._made: dict[str, Any] = {}
+
+    def show(self, ask: Ask) -> Response:
+        """Return the page."""
+        return self._pages.page("now", ask.visitor, picture=self._picture(ask))
+
+    def json(self, ask: Ask) -> Response:
+        """Return the picture for the page's script."""
+        return answer(orjson.dumps(self._picture(ask)), "application/json")
+
+    def _picture(self, ask: Ask) -> dict[str, Any]:
+        """Durations are in seconds."""
+        if time.monotonic() > self._made_at + FRESH:
+            self._made = self._make()
+            self._made_at = time.monotonic()
+        return {**self._made, **ask.live}
+
+    def _make(self) -> dict[str, Any]:
+        found = running.look(self._home)
+        waiting = sorted((it for it in found if it.position is not None), key=lambda it: it.position or 0)
+        answered = [it for it in found if it.position is None]
+        shown = [*answered[:ROWS], *waiting[: max(ROWS // 2, ROWS - len(answered))]][:ROWS]
+        called = self._called({it.key_id for it in shown})
+        return {
+            "at": time.time_ns() // 1_000_000,
+            "answered": len(answered),
+            "waiting": len(waiting),
+            "speed": round(sum(_speed(it) for it in answered), 1),
+            "running": [_row(it, called) for it in shown],
+            "minute": asdict(self._recent.pace.told(MINUTE)),
+            "five": asdict(self._recent.pace.told(FIVE)),
         }
 
     def _called(self, ids: set[str]) -> dict[str, tuple[str, str]]:

@@ -12,7 +12,7 @@ from gateway.errors import GatewayBusy, StoreUnavailable
 from gateway.exchange import Running
 from gateway.keys.book import Keybook
 from gateway.recent.captures import Capture
-from gateway.recent.recent import Recent
+from gateway.recent.recent import Memory
 from gateway.settings import Settings
 from gateway.shared_memory import BusyError
 from gateway.usage import running
@@ -35,9 +35,9 @@ ORDERS = {"newest": "the newest", "slowest": "the slowest", "failed": "the faile
 
 
 class RequestPages:
-    """Show requests. Runs in the console's thread."""
+    """Show requests. Runs in the console's process."""
 
-    def __init__(self, settings: Settings, recent: Recent, usage: UsageBook, book: Keybook, pages: Pages) -> None:
+    def __init__(self, settings: Settings, recent: Memory, usage: UsageBook, book: Keybook, pages: Pages) -> None:
         self._home = settings.journals
         self._recent = recent
         self._usage = usage

@@ -84,7 +84,7 @@ def _spans(name: str, now: int) -> tuple[Span, Span]:
 
 
 class UsagePages:
-    """Show usage. Runs in the console's thread. `listed` are the ids of the keys of STACK_API_KEYS."""
+    """Show usage. Runs in the console's process. `listed` are the ids of the keys of STACK_API_KEYS."""
 
     def __init__(self, sums: Sums, usage: UsageBook, listed: frozenset[str], pages: Pages) -> None:
         self._sums = sums

@@ -20,6 +20,7 @@ ROOM = 2048  # bytes of one
 MAX_STEPS = 24  # of one request; of more, the first and the last ones are kept
 NAME = 200  # characters of a model's or an engine's name
 SHORT = 40  # characters of a name, if longer ones do not fit
+AT_ONCE = 50  # courses that are read while the memory is locked, because every request that ends needs it
 _HEAD = 8  # bytes of a digest, by which a request is found
 
 
@@ -113,10 +114,12 @@ class Courses:
 
     def latest(self, most: int) -> list[dict[str, Any]]:
         """Return the last ones, the newest first. Raises BusyError."""
-        with self._region.lock:
-            count = self._count[0]
-            places = [number % self._size for number in range(count - 1, max(0, count - min(most, self._size)) - 1, -1)]
-            lines = [self._read(place) for place in places if self._heads[place]]
+        count = self._count[0]
+        places = [number % self._size for number in range(count - 1, max(0, count - min(most, self._size)) - 1, -1)]
+        lines: list[bytes] = []
+        for start in range(0, len(places), AT_ONCE):
+            with self._region.lock:
+                lines += [self._read(place) for place in places[start : start + AT_ONCE] if self._heads[place]]
         return [orjson.loads(line) for line in lines]
 
     def _age(self, place: int) -> int:

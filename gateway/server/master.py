@@ -30,7 +30,7 @@ from gateway import logs
 from gateway.addresses import split_address
 from gateway.admission.bell import Bell, vacate
 from gateway.admission.memory import Places
-from gateway.app import Gateway, create_app
+from gateway.app import Gateway, create_app, create_views
 from gateway.config import Config
 from gateway.config import load as load_config
 from gateway.console.sessions import Sessions
@@ -38,6 +38,7 @@ from gateway.limits.memory import Accounts
 from gateway.recent.recent import Memory
 from gateway.relay.suspects import Suspects
 from gateway.server import protocol
+from gateway.server.console import ConsoleProcess
 from gateway.server.facts import facts
 from gateway.server.scrape import Board, Port
 from gateway.settings import MOST_WORKERS, PLACEHOLDER_KEY, Settings, SettingsError, load
@@ -190,6 +191,7 @@ class Master(Arbiter):  # type: ignore[misc]
         self.app.open_metrics()
         self.app.clear()
         super().manage_workers()
+        self.app.keep_console(self.LISTENERS)
         if self._reloading:  # the last step before that wait, whose length this sets to zero
             self.cfg.set("graceful_timeout", 0)
 
@@ -207,6 +209,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._recent = Memory()
         self._sessions = Sessions()
         self._bell = Bell(self._shared.sockets)
+        self._console = ConsoleProcess(self._shared.sockets)
         self._gone: set[int] = set()  # seats of dead workers whose places are not freed yet
         self._board = Board(functools.partial(facts, settings)) if settings.stack_metrics_bind else None
         self._port: Port | None = None
@@ -247,6 +250,12 @@ class Server(BaseApplication):  # type: ignore[misc]
                 vacate(self._places, self._bell, seat)
                 self._gone.discard(seat)
 
+    def keep_console(self, listeners: list[Any]) -> None:
+        """Start the console's process, if there is to be one and it does not run. Called by the master once a second,
+        with the sockets that belong to the workers alone."""
+        if self._settings.admin_keys():
+            self._console.keep(lambda: create_views(self._settings, self._recent), listeners)
+
     def read_again(self) -> bool:
         """Read the settings and stack.yaml again. Returns whether they are valid."""
         try:
@@ -259,6 +268,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             log.exception("the new settings cannot be read, so the old ones stay in force")
             return False
         self._settings, self._config = settings, config
+        self._console.retire()
         self.callable = None
         return True
 
@@ -313,6 +323,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def _post_fork(self, _: Arbiter, worker: Worker) -> None:
         self._shared.seat = worker.seat
+        self._console.let_go()
         if self._board is not None:
             self._board.take(worker.seat if worker.counted else None)
 
@@ -324,6 +335,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             self._board.vacate(worker.seat)
 
     def _on_exit(self, _: Arbiter) -> None:
+        self._console.end()
         self._shared.remove()
         if self._board is not None:
             self._board.remove()

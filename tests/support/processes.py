@@ -25,6 +25,7 @@ from tests.support import forkserver
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-test-0123456789abcdef"
+CONSOLE = "stack-console"  # what the kernel calls the process that makes the pages of the console
 AUTH = {"authorization": f"Bearer {KEY}"}
 JSON = {"content-type": "application/json"}
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -248,18 +249,32 @@ class GatewayProcess:
         return httpx.Client(base_url=self.url, headers=AUTH | JSON, timeout=30, verify=NO_TLS, **options)
 
     def workers(self) -> list[int]:
-        """The pids of the workers. They are read again if one exits meanwhile, because the kernel may then leave out
-        another."""
+        """The pids of the workers."""
+        return [pid for pid, name in self._children() if name != CONSOLE]
+
+    def consoles(self) -> list[int]:
+        """The pids of the processes that make the console's pages: one, or for a moment two."""
+        return [pid for pid, name in self._children() if name == CONSOLE]
+
+    def _children(self) -> list[tuple[int, str]]:
+        """The pids and names of the master's children. They are read again if one exits meanwhile, because the kernel
+        may then leave out another."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         found = children.read_text()
         while found != (again := children.read_text()):
             found = again
-        return [int(pid) for pid in found.split()]
+        return [(int(pid), name) for pid in found.split() if (name := _name(pid)) is not None]
 
     def stop(self, deadline: float = 60) -> int:
         """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(deadline)
+
+
+def _name(pid: str) -> str | None:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return None
 
 
 def environment(engine_url: str, **settings: str) -> dict[str, str]:
