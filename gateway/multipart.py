@@ -15,6 +15,7 @@ import orjson
 from gateway.errors import BadRequest
 
 MOST_PARTS = 64
+_MOST_CHUNKS = 1000  # of a WAV file that are read; there are usually fewer than ten
 _LONGEST_HEAD = 4096  # bytes of a part's header lines
 # A parameter of a header: a token or a quoted string (RFC 9110, 5.6.6). The time to find all is linear.
 _PARAMETER = re.compile(rb';[ \t]*([^\s;="]+)[ \t]*=[ \t]*(?:"((?:[^"\\\r\n]|\\.)*)"|([^\s";]+))')
@@ -91,12 +92,15 @@ def says(fields: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
 
 
 def seconds(file: File) -> float | None:
-    """Return the length of a sound in seconds, if the head of a WAV file tells it; None for every other file."""
+    """Return the length of a sound in seconds, if one of the first chunks of a WAV file tells it; None for every other
+    file."""
     data = file.data
     if len(data) < 44 or bytes(data[:4]) != b"RIFF" or bytes(data[8:12]) != b"WAVE":
         return None
     at, rate = 12, 0
-    while at + 8 <= len(data):
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > len(data):
+            break
         name, size = bytes(data[at : at + 4]), int.from_bytes(data[at + 4 : at + 8], "little")
         if name == b"fmt " and size >= 16:
             rate = int.from_bytes(data[at + 16 : at + 20], "little")  # bytes for a second

@@ -96,5 +96,16 @@ def test_only_the_head_of_a_wav_file_tells_its_length() -> None:
     )
     sound = wav + b"data\xff\xff\xff\xff" + bytes(16_000)  # as a stream has it: the length is not known
     assert multipart.seconds(File("a", "audio/wav", memoryview(sound))) == 1.0
-    for other in (b"", b"RIFF", wav, wav + bytes(20), b"ID3" + bytes(100), sound.replace(b"\x80\x3e", b"\x00\x00")):
+    chunk = b"junk" + bytes(4)
+    assert multipart.seconds(File("a", "audio/wav", memoryview(wav[:12] + 500 * chunk + sound[12:]))) == 1.0
+    endless = wav[:12] + 2_000_000 * chunk + sound[12:]  # it would take seconds to read
+    for other in (
+        endless,
+        b"",
+        b"RIFF",
+        wav,
+        wav + bytes(20),
+        b"ID3" + bytes(100),
+        sound.replace(b"\x80\x3e", b"\x00\x00"),
+    ):
         assert multipart.seconds(File("a", "audio/wav", memoryview(other))) is None

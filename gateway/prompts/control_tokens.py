@@ -67,18 +67,19 @@ def _letter(escape: re.Match[str]) -> str:
 
 def _texts(value: Any) -> Iterator[str]:
     """Yield all strings in a value, names included. For a list of parts, yield also the joined text."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield name
-            yield from _texts(item)
-    elif isinstance(value, list):
-        parts = [it[name] for it in value if isinstance(it, dict) for name in _SAID & it.keys()]
-        if len(parts) > 1 and all(isinstance(it, str) for it in parts):
-            yield "".join(parts)
-        for item in value:
-            yield from _texts(item)
+    left = [value]  # a recursion would take time for each string at each level
+    while left:
+        it = left.pop()
+        if isinstance(it, str):
+            yield it
+        elif isinstance(it, dict):
+            yield from it
+            left += reversed(it.values())
+        elif isinstance(it, list):
+            parts = [part[name] for part in it if isinstance(part, dict) for name in _SAID & part.keys()]
+            if len(parts) > 1 and all(isinstance(part, str) for part in parts):
+                yield "".join(parts)
+            left += reversed(it)
 
 
 def _without_media(messages: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from gateway.errors import EngineRefused, EngineUnsupported, StackError
 from gateway.forced_tools import keywords
 from gateway.forced_tools.schema import compiles
+from gateway.translation.contents import joined
 from gateway.upstream.messages import REASONING
 from gateway.upstream.wishes import Unwelcome
 
@@ -104,9 +105,9 @@ def _one_system(fields: dict[str, Any]) -> Concession | None:
     them in a row. None: the messages have that form already.
     """
     front: list[dict[str, Any]] = []
-    made: list[dict[str, Any]] = []
+    made: list[list[dict[str, Any]]] = []  # the messages of which each one is made
     changes: dict[str, None] = {}
-    joins = False  # the last message holds an instruction
+    joins = False  # the last one holds an instruction
     for message in fields["messages"]:
         role = message["role"]
         instructs = role in _INSTRUCTIONS
@@ -118,46 +119,48 @@ def _one_system(fields: dict[str, Any]) -> Concession | None:
         if instructs:
             changes[f"{role}=user"] = None
             message = message | {"role": "user"}  # noqa: PLW2901
-        if message["role"] == "user" and made and made[-1]["role"] == "user" and (instructs or joins):
-            made[-1] = _joined([made[-1], message], "user")
+        if message["role"] == "user" and made and made[-1][0]["role"] == "user" and (instructs or joins):
+            made[-1].append(message)
             joins = True
         else:
-            made.append(message)
+            made.append([message])
             joins = instructs
     if not changes and len(front) < 2:
         return None
     first = [_joined(front, "system")] if front else []
-    return Concession(fields | {"messages": [*first, *made]}, ((_ROLE, ""),), roles=tuple(changes))
+    others = [it[0] if len(it) == 1 else _joined(it, "user") for it in made]
+    return Concession(fields | {"messages": [*first, *others]}, ((_ROLE, ""),), roles=tuple(changes))
 
 
 def _alternating(fields: dict[str, Any]) -> Concession | None:
     """Return the request with neighbours of the user's, or of the assistant's, joined. A call stays before its output.
     None: there are no such neighbours."""
-    made: list[dict[str, Any]] = []
+    made: list[list[dict[str, Any]]] = []  # the messages of which each one is made
     for message in fields["messages"]:
-        last = made[-1] if made else {}
+        last = made[-1][-1] if made else {}
         if (
             message["role"] in ("user", "assistant")
             and message["role"] == last.get("role")
             and "tool_calls" not in last
         ):
-            thoughts = {
-                name: f"{last[name]}\n\n{message[name]}" for name in REASONING if name in last and name in message
-            }
-            made[-1] = {**last, **message, **thoughts, **_joined([last, message], message["role"])}
+            made[-1].append(message)
         else:
-            made.append(message)
+            made.append([message])
     if len(made) == len(fields["messages"]):
         return None
-    return Concession(fields | {"messages": made}, ((_TURNS, ""),))
+    messages = [it[0] if len(it) == 1 else _turn(it) for it in made]
+    return Concession(fields | {"messages": messages}, ((_TURNS, ""),))
+
+
+def _turn(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return several messages of one role as one, with all their fields."""
+    made: dict[str, Any] = {}
+    for it in messages:
+        made |= it
+    for name in REASONING.keys() & made.keys():
+        made[name] = "\n\n".join(it[name] for it in messages if name in it)
+    return made | _joined(messages, made["role"])
 
 
 def _joined(messages: list[dict[str, Any]], role: str) -> dict[str, Any]:
-    """Return several messages as one: with one text, or with a list of parts if one of them has parts."""
-    contents = [it["content"] or "" for it in messages]
-    if all(isinstance(it, str) for it in contents):
-        return {"role": role, "content": "\n\n".join(it for it in contents if it)}
-    parts: list[Any] = []
-    for it in contents:
-        parts += [{"type": "text", "text": it}] if isinstance(it, str) else it
-    return {"role": role, "content": parts}
+    return {"role": role, "content": joined(it["content"] for it in messages)}

@@ -10,6 +10,7 @@ from typing import Any
 from gateway.dialects import DIALECTS
 from gateway.dialects.dialect import Dialect, PartUse, ReasoningUse, RoleUse
 from gateway.errors import BadRequest
+from gateway.translation.contents import merged
 
 # Each row has a column for each engine. The tables do not say whether a model can see or hear.
 ROLES: dict[str, tuple[RoleUse, ...]] = {
@@ -99,27 +100,22 @@ def _content(parts: list[Any], ways: _Ways, where: str) -> list[Any]:
     made: list[Any] = []
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ways.texts and isinstance(part[kind], str):
+        if type(kind) is not str:
+            kind = None
+        if kind in ways.texts:
+            if not isinstance(part.get(kind), str):
+                param = f"{where}[{index}].{kind}"
+                raise BadRequest(f"'{param}' must be a string.", param=param)
             part, kind = {"type": "text", "text": part[kind]}, "text"  # noqa: PLW2901
-        if not ways.picky:
-            made.append(part)
-            continue
-        if kind not in ways.parts:
+        if ways.picky and kind not in ways.parts:
             param = f"{where}[{index}].type"
             raise BadRequest(
                 f"'{param}' must be one of {', '.join(sorted(ways.parts))}: the engine behind this model accepts no "
                 "other parts.",
                 param=param,
             )
-        if kind == "text" and made and made[-1].get("type") == "text" and _are_texts(made[-1], part):
-            made[-1] = {"type": "text", "text": f"{made[-1]['text']}\n{part['text']}"}
-        else:
-            made.append(part)
-    return made
-
-
-def _are_texts(*parts: dict[str, Any]) -> bool:
-    return all(isinstance(part.get("text"), str) for part in parts)
+        made.append(part)
+    return merged(made, "\n") if ways.picky else made
 
 
 def _lacks_arguments(call: Any) -> bool:

@@ -19,6 +19,7 @@ from gateway.api.idempotency.answers import Answers
 from gateway.api.idempotency.file import CHUNK, FAILED, HEAD_SIZE, WHOLE, Entry, Kind, framed
 from gateway.api.idempotency.form import Form
 from gateway.api.idempotency.reader import Reader
+from gateway.api.idempotency.space import Space
 from gateway.errors import EngineUnavailable, StackError
 from gateway.relay.trail import Past, Trail
 from tests.support.relays import Client
@@ -333,3 +334,13 @@ async def test_clients_that_do_not_read_hold_a_few_chunks_of_a_large_answer(tmp_
     await asyncio.gather(*tasks, return_exceptions=True)
     entry.close()
     assert held < count * 3 * CHUNK < len(said)
+
+
+async def test_bytes_for_which_there_is_no_space_take_none_of_it(tmp_path: Path) -> None:
+    space = Space(tmp_path, most=1000, ttl=60, making=())
+    space.make_room()
+    assert space.take("a", 400)
+    assert not any(space.take("a", 400) for _ in range(3)), "a key has half of the space"
+    assert space.take("a", 100)
+    assert space.take("b", 500)
+    assert not space.take("b", 1)

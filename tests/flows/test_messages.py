@@ -94,6 +94,15 @@ def test_llamacpp_gets_a_refusal_as_text(http: httpx.Client, fakes: dict[str, Fa
     assert got(http, fakes["llamacpp"], "chat", "llamacpp", messages=[said])["messages"] == [becomes]
 
 
+def test_llamacpp_gets_a_part_whose_type_is_no_text_but_no_refusal_without_its_text(
+    http: httpx.Client, fakes: dict[str, FakeEngine]
+) -> None:
+    for said in (user([{"type": []}]), user([{"type": {}}])):
+        assert got(http, fakes["llamacpp"], "chat", "llamacpp", messages=[said])["messages"] == [said]
+    refused = ask(http, "chat", "llamacpp", messages=[user([{"type": "refusal", "refusal": []}])])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[0].content[0].refusal")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
 def test_reasoning_of_an_earlier_answer_has_the_name_that_the_engine_reads(
@@ -119,6 +128,13 @@ OLLAMA_REFUSES: dict[str, tuple[Kind, dict[str, Any], str]] = {
         "messages[0].content[1].type",
     ),
     "an unknown part": ("chat", {"messages": [user([{"type": "wonder"}])]}, "messages[0].content[0].type"),
+    "a part whose type is a list": ("chat", {"messages": [user([{"type": []}])]}, "messages[0].content[0].type"),
+    "a part whose type is an object": ("chat", {"messages": [user([{"type": {}}])]}, "messages[0].content[0].type"),
+    "a refusal without its text": (
+        "chat",
+        {"messages": [user("x"), user([text("x"), {"type": "refusal"}])]},
+        "messages[1].content[1].refusal",
+    ),
     "a part without a type": ("chat", {"messages": [user([{"text": "x"}])]}, "messages[0].content[0].type"),
     "a part that is no object": ("chat", {"messages": [user(["x"])]}, "messages[0].content[0].type"),
     "an empty prompt": ("completion", {"prompt": ""}, "prompt"),

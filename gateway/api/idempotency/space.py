@@ -62,10 +62,13 @@ class Space:
         self._left_to: defaultdict[str, int] = defaultdict(int)
 
     def take(self, key: str, size: int) -> bool:
-        """Take `size` bytes for an answer of that key. Returns whether the space sufficed."""
+        """Take `size` bytes for an answer of that key, or nothing if the space does not suffice. Returns whether it
+        does."""
+        if size > self._left or size > self._left_to[key]:
+            return False
         self._left -= size
         self._left_to[key] -= size
-        return self._left >= 0 and self._left_to[key] >= 0
+        return True
 
     def make_room(self, key: str = "") -> None:
         """Delete answers that are too old. Then make space for an answer of `key`.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gateway.errors import BadRequest
+from gateway.translation.contents import merged
 from gateway.translation.messages.fields import Notes, a_list, an_object, name, one_of, text
 
 SEPARATOR = "\n\n"  # between texts that were separate blocks
@@ -55,15 +56,10 @@ def parts(block: dict[str, Any], where: str, notes: Notes) -> list[dict[str, Any
 
 def joined(found: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     """Return parts as a content: a string if all are texts, otherwise a list in which no two texts are neighbours."""
-    merged: list[dict[str, Any]] = []
-    for part in found:
-        if part["type"] == "text" and merged and merged[-1]["type"] == "text":
-            merged[-1] = {"type": "text", "text": f"{merged[-1]['text']}{SEPARATOR}{part['text']}"}
-        else:
-            merged.append(part)
-    if not merged:
+    made = merged(found, SEPARATOR)
+    if not made:
         return ""
-    return str(merged[0]["text"]) if len(merged) == 1 and merged[0]["type"] == "text" else merged
+    return str(made[0]["text"]) if len(made) == 1 and made[0]["type"] == "text" else made
 
 
 def _text(block: dict[str, Any], where: str, notes: Notes) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import BadRequest
+from gateway.translation.contents import Content, joined
 from gateway.translation.responses.fields import Ignored, mapping, name, one_of, sequence, string
 from gateway.translation.responses.parts import content, result
 from gateway.translation.responses.tools import INPUT, Toolbox
@@ -52,6 +53,8 @@ class History:
         self._ignored = ignored
         self._messages: list[dict[str, Any]] = []
         self._answer: dict[str, Any] | None = None  # the last message if it is the assistant's and may be added to
+        self._contents: list[Content] = []  # of the answer, as its reasoning
+        self._reasoning: list[str] = []
         self._thoughts: list[str] = []  # reasoning that waits for the text or the call that follows it
         self._images: list[dict[str, Any]] = []  # images of tool outputs, which follow the last of these outputs
 
@@ -80,6 +83,7 @@ class History:
         """Return all messages. Reasoning at the very end is left out, because an engine would take a last assistant
         message for the beginning of its answer."""
         self._show_images()
+        self._finish()
         if any(self._thoughts):
             self._ignored.add("input[].reasoning")
         return self._messages
@@ -92,13 +96,11 @@ class History:
             self._messages.append({"role": role, "content": content(value, f"{where}.content", self._ignored)})
             return
         text = "" if value is None else content(value, f"{where}.content", self._ignored, joint="")
-        answer = self._answer
-        if answer is None or (answer["content"] is not None and "tool_calls" not in answer):
-            self._begin_answer()["content"] = text
-            return
-        # Text after a call: templates expect the call's output right after the message with the call
-        self._think(answer)
-        answer["content"] = _joined(answer["content"], text)
+        # Text after a call stays in its message: templates expect the call's output right after that
+        if self._answer is None or (self._contents and "tool_calls" not in self._answer):
+            self._begin_answer()
+        self._think()
+        self._contents.append(text)
 
     def _call(self, item: dict[str, Any], where: str, arguments: str) -> None:
         call_id = name(item.get("call_id"), f"{where}.call_id")
@@ -106,11 +108,8 @@ class History:
         space = item.get("namespace")
         if space is not None:
             string(space, f"{where}.namespace")
-        answer = self._answer
-        if answer is None:
-            answer = self._begin_answer()
-        else:
-            self._think(answer)
+        answer = self._answer or self._begin_answer()
+        self._think()
         function = {"name": self._tools.engine_name(own, space or None), "arguments": arguments}
         answer.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
 
@@ -139,24 +138,31 @@ class History:
         )
 
     def _begin_answer(self) -> dict[str, Any]:
+        self._finish()
         self._answer = {"role": "assistant", "content": None}
         self._messages.append(self._answer)
-        self._think(self._answer)
         return self._answer
 
-    def _think(self, answer: dict[str, Any]) -> None:
-        thoughts = [it for it in (answer.get("reasoning_content"), *self._thoughts) if it]
+    def _think(self) -> None:
+        self._reasoning += filter(None, self._thoughts)
         self._thoughts = []
-        if thoughts:
-            answer["reasoning_content"] = "\n\n".join(thoughts)
 
     def _end_answer(self) -> None:
         """End the assistant's last message, so that nothing more is added. Reasoning that nothing follows becomes a
         message of its own, because it may have used up the answer's whole budget."""
         if any(self._thoughts):
-            self._begin_answer()["content"] = ""
+            self._begin_answer()
+            self._think()
+            self._contents.append("")
         self._thoughts = []
-        self._answer = None
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._answer is not None:
+            self._answer["content"] = joined(self._contents) if self._contents else None
+            if self._reasoning:
+                self._answer["reasoning_content"] = "\n\n".join(self._reasoning)
+        self._answer, self._contents, self._reasoning = None, [], []
 
     def _show_images(self) -> None:
         """Add the images of tool outputs. Tool messages may hold only text and must be contiguous, so images come after
@@ -165,16 +171,6 @@ class History:
             told = {"type": "text", "text": "The images that the tools returned:"}
             self._messages.append({"role": "user", "content": [told, *self._images]})
             self._images = []
-
-
-def _joined(before: str | list[dict[str, Any]] | None, more: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """Return two contents of one message as one: a text, or a list of parts if one of them has parts."""
-    if not before or not more:
-        return before or more
-    if isinstance(before, str) and isinstance(more, str):
-        return f"{before}\n\n{more}"
-    both = ([{"type": "text", "text": it}] if isinstance(it, str) else it for it in (before, more))
-    return [part for parts in both for part in parts]
 
 
 def _reasoning(item: dict[str, Any], where: str) -> str:
