@@ -234,8 +234,10 @@ def _check_object(node: dict[str, Any], where: str, repeats: int) -> None:
     for name in _NEEDED:
         if (low := _number(node.get(name))) is not None and low > repeats:
             raise BadRequest(f"'{where}' has a {name} above {repeats}.", param=where)
-    if isinstance(pattern := node.get("pattern"), str):
-        _check_text(pattern, where, repeats, regex=True)
+    names = node.get("patternProperties")
+    for pattern in (node.get("pattern"), *(names if isinstance(names, dict) else ())):
+        if isinstance(pattern, str):
+            _check_text(pattern, where, repeats, regex=True)
 
 
 def _number(value: Any) -> float | None:

@@ -131,6 +131,7 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "a pattern of parentheses": (text(pattern=f"^{parentheses(65)}$"), "response_format"),
     "a pattern of optional parts": (text(pattern="^" + "a?" * 65 + "$"), "response_format"),
     "a pattern that counts backwards": (text(pattern="^a{5,2}$"), "response_format"),
+    "a pattern of names": ({"tools": [tool({"patternProperties": {"^a{5,2}$": {}}})]}, "tools[0]"),
     "a tool's schema": ({"tools": [tool(nested(200))]}, "tools[0]"),
     "thousands of tools": ({"tools": [tool({})] * 1025}, "tools"),
     "a sampling window of gigabytes": ({"dry_multiplier": 1, "dry_penalty_last_n": 500_000_000}, "dry_penalty_last_n"),
