@@ -1,6 +1,8 @@
 """Bounds on fields by whose number or text an engine allocates, recurses or searches."""
 
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -26,8 +28,9 @@ def nested(depth: int) -> dict[str, Any]:
     return found
 
 
-def properties(count: int) -> dict[str, Any]:
-    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(count)}}
+def properties(count: int, **keywords: Any) -> dict[str, Any]:
+    each = {"type": "string"} | keywords
+    return {"type": "object", "properties": {f"p{number}": each for number in range(count)}}
 
 
 def tool(parameters: Any) -> dict[str, Any]:
@@ -254,3 +257,27 @@ def test_a_hostile_grammar_is_checked_in_linear_time(before_all: GatewayProcess,
             PATHS["chat"], json={"model": "llamacpp", "messages": MESSAGES, "grammar": sign * (65_000 // len(sign))}
         )
         assert time.monotonic() - began < 5
+
+
+def takes_long(number: int) -> dict[str, Any]:
+    """A pattern that llama.cpp could follow in so many ways that the search for them is given up."""
+    return {"tools": [tool({"properties": {"a": {"pattern": f"^\\w{{1,{1000 + number}}}a$"}}})]}
+
+
+def large(number: int) -> dict[str, Any]:
+    """Thousands of properties."""
+    return {"tools": [tool(properties(400, pattern=f"^{number}$"))] * 40}
+
+
+@pytest.mark.parametrize("fields", [takes_long, large], ids=lambda it: it.__name__)
+def test_others_are_served_while_bodies_are_checked(
+    before_all: GatewayProcess, fields: Callable[[int], dict[str, Any]]
+) -> None:
+    bodies = [{"model": "llamacpp", "messages": MESSAGES} | fields(number) for number in range(3)]
+    with before_all.client() as client, ThreadPoolExecutor(len(bodies)) as pool:
+        answers = [pool.submit(client.post, PATHS["chat"], json=it) for it in bodies]
+        wait(answers, return_when=FIRST_COMPLETED)
+        for _ in range(5):
+            assert client.get("/livez").status_code == 200
+        assert not all(it.done() for it in answers), "the loop stood still for each of them"
+        assert {it.result().status_code for it in answers} <= {200, 400}
