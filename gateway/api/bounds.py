@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from gateway.api import branching
+from gateway.api.body import parse
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.grammars import ambiguity
@@ -53,7 +54,8 @@ MOST_REPEATS = 100_000  # with any engine; some take fewer (gateway.dialects)
 _BRANCHES = "'{where}' has a rule that can begin in more than " + f"{branching.MOST} ways. Simplify it."
 
 _GBNF = ("grammar", "response_format.grammar")  # which llama.cpp reads
-_GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
+_GRAMMARS = ("grammar", "guided_grammar", "guided_regex", "guided_whitespace_pattern")
+_REGEXES = ("regex", "pattern")  # the ends of the names of those that are regular expressions
 _SCHEMAS = ("json_schema", "guided_json")
 _WATCHED = frozenset(
     (*NUMBERS, *LISTS, *_GRAMMARS, *_SCHEMAS, "response_format", "structured_outputs", "structural_tag")
@@ -116,7 +118,7 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> Sequence[Search]:
     each_way = any(it.follows_each_way for it in dialects)
     searches = []
     for where, text in _texts(body):
-        _check_text(text, where, repeats, regex=where.endswith("regex"))
+        _check_text(text, where, repeats, regex=where.endswith(_REGEXES))
         if each_way and where in _GBNF:
             searches.append(Search({text: where}, ambiguity.of_grammar(text)))
     patterns: dict[str, str] = {}  # and where they are
@@ -153,7 +155,9 @@ def _texts(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(form, dict):
         found += [("response_format.grammar", form.get("grammar"))]
     if isinstance(outputs, dict):
-        found += [(f"structured_outputs.{name}", outputs.get(name)) for name in ("grammar", "regex")]
+        found += [
+            (f"structured_outputs.{name}", outputs.get(name)) for name in ("grammar", "regex", "whitespace_pattern")
+        ]
         _check_list("structured_outputs.choice", outputs.get("choice"), *LISTS["guided_choice"])
     return ((where, text) for where, text in found if isinstance(text, str))
 
@@ -161,11 +165,27 @@ def _texts(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _schemas(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the body's JSON schemas, values that may hold some, and their places."""
     outputs, tools = body.get("structured_outputs"), body.get("tools")
-    yield from ((name, body[name]) for name in (*_SCHEMAS, "response_format", "structural_tag") if name in body)
+    found = {name: body[name] for name in (*_SCHEMAS, "structural_tag") if name in body}
     if isinstance(outputs, dict):
-        yield from ((f"structured_outputs.{name}", outputs.get(name)) for name in ("json", "structural_tag"))
+        found |= {f"structured_outputs.{name}": outputs.get(name) for name in ("json", "structural_tag")}
+    yield from ((where, _opened(value, where)) for where, value in found.items())
+    if "response_format" in body:
+        yield "response_format", body["response_format"]
     if isinstance(tools, list):
         yield from ((f"tools[{index}]", tool) for index, tool in enumerate(tools))
+
+
+def _opened(value: Any, where: str) -> Any:
+    """Return a value as vLLM reads it: a text is the JSON of an object."""
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return parse(value.encode())
+    except BadRequest:
+        raise BadRequest(
+            f"'{where}' must be an object, or the JSON of one in which no name appears twice and not too many values.",
+            param=where,
+        ) from None
 
 
 def _check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
@@ -245,6 +265,8 @@ def _check_object(node: dict[str, Any], where: str, repeats: int) -> None:
     for name in _NEEDED:
         if (low := _number(node.get(name))) is not None and low > repeats:
             raise BadRequest(f"'{where}' has a {name} above {repeats}.", param=where)
+    if node.get("type") == "grammar" and isinstance(grammar := node.get("grammar"), str):  # in a structural tag
+        _check_text(grammar, where, repeats, regex=False)
 
 
 def _number(value: Any) -> float | None:

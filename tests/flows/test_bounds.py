@@ -1,5 +1,6 @@
 """Bounds on fields by whose number or text an engine allocates, recurses or searches."""
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -115,6 +116,20 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "vLLM's regex": ({"structured_outputs": {"regex": "a{5,2}"}}, "structured_outputs.regex"),
     "vLLM's schema": ({"structured_outputs": {"json": nested(200)}}, "structured_outputs.json"),
     "vLLM's choice": ({"structured_outputs": {"choice": ["a"] * 1001}}, "structured_outputs.choice"),
+    "its white space": (
+        {"structured_outputs": {"json": {}, "whitespace_pattern": parentheses(65)}},
+        "structured_outputs.whitespace_pattern",
+    ),
+    "its schema as text": ({"structured_outputs": {"json": json.dumps(nested(200))}}, "structured_outputs.json"),
+    "as text that is deeper than any": ({"json_schema": '{"not":' * 5000 + "{}" + "}" * 5000}, "json_schema"),
+    "as text of too many values": ({"guided_json": '{"x":[' + "[]," * 200_000 + "1]}"}, "guided_json"),
+    "as text that is no JSON": ({"structured_outputs": {"json": "{'a': 1}"}}, "structured_outputs.json"),
+    "as text with a name twice": ({"guided_json": '{"minLength":1,"minLength":1000000}'}, "guided_json"),
+    "a structural tag as text": (
+        {"structured_outputs": {"structural_tag": json.dumps({"format": {"pattern": "a{5,2}"}})}},
+        "structured_outputs.structural_tag",
+    ),
+    "with a grammar": ({"structural_tag": {"format": {"type": "grammar", "grammar": branching(20)}}}, "structural_tag"),
     "vLLM's older names": ({"guided_regex": parentheses(65)}, "guided_regex"),
     "older grammar": ({"guided_grammar": parentheses(65)}, "guided_grammar"),
     "older schema": ({"guided_json": nested(200)}, "guided_json"),
@@ -208,6 +223,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
         required=["name"],
     ),
     "a text of any length": text(maxLength=100_000),
+    "a schema as text": {"json_schema": json.dumps(properties(20, pattern="^[a-z]+$")), "structural_tag": ""},
     "a schema of some depth": schema(**nested(30)),
     "windows as long as a context": {"dry_penalty_last_n": 131_072, "repeat_last_n": -1},
     "what OpenAI allows": {
