@@ -31,6 +31,7 @@ class Endpoint:
     counted: Literal["messages", "prompts", "inputs"]
     # The fields beside it whose text is a part of the prompt. A prompt's estimate counts them all (limits.estimates).
     rendered: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()  # those of them that an engine reads again with each entry
     logged_as: str  # the number of entries, in the log line of its start
     schema: str  # the name of its shapes in the OpenAPI document (api.openapi.SCHEMAS)
     # What usage and metrics count beside tokens: the documents, seconds of sound, or characters of a text.
@@ -109,6 +110,7 @@ _RERANK = Endpoint(
     asks="rerank",
     content="documents",
     rendered=("query",),
+    repeated=("query",),
     counted="inputs",
     logged_as="n_documents",
     schema="rerank",

@@ -36,6 +36,7 @@ The file is long because it has every error. Each class says little more than it
     │   │   │   ├── QueueFull        503  the gateway's queue for it is full
     │   │   │   └── QueueTimeout     503  it cannot begin before the request's deadline
     │   │   ├── EngineAsleep     503  it could not get the GPU on which it takes turns
+    │   │   ├── LoadFailed       503  it could not load the model
     │   │   └── ModelLoading     503  it isn't ready yet
     │   └── EngineTimeout        504
     │       └── EngineSilent     504  it was silent for too long
@@ -276,6 +277,12 @@ class EngineLost(EngineError):
     pass
 
 
+class EngineEnded(EngineError):
+    """Say that the engine ended a stream, without an answer that is whole."""
+
+    code = "engine_broken_stream"
+
+
 class EngineDied(EngineLost):
     pass
 
@@ -319,6 +326,18 @@ class QueueTimeout(QueueFull):
 
 class EngineAsleep(EngineUnavailable):
     code = "engine_asleep"
+
+
+class LoadFailed(EngineUnavailable):
+    """The engine tried to load the model for `took` seconds; 0: it failed before, and is not asked again so soon."""
+
+    code = "model_unavailable"
+    took = 0.0
+
+
+def unloadable() -> LoadFailed:
+    """Return the error of a request whose engine cannot load the model."""
+    return LoadFailed("The engine could not load this model. Try again later.")
 
 
 class ModelLoading(EngineUnavailable):

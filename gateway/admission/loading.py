@@ -18,7 +18,7 @@ from gateway.admission.visit import Visit
 from gateway.config import FIRST, Config
 from gateway.dialects.dialect import Loader
 from gateway.endpoints import Kind
-from gateway.errors import EngineError
+from gateway.errors import EngineError, LoadFailed, unloadable
 from gateway.metrics import Metrics
 from gateway.shared_memory import BusyError
 from gateway.store.postgres import LostError
@@ -58,7 +58,12 @@ class _Own:
         began = time.monotonic()
         if number(canonical(upstream.dialect.name, model)) in there:
             return 0.0
-        return time.monotonic() - began if await self._loader.load(upstream, kind, model, None) else 0.0
+        try:
+            loaded = await self._loader.load(upstream, kind, model, None)
+        except LoadFailed as exc:
+            exc.took = time.monotonic() - began
+            raise
+        return time.monotonic() - began if loaded else 0.0
 
 
 class Loading:
@@ -130,10 +135,14 @@ class Loading:
             return "waking"
         return "asleep" if loads.loaded or loads.begun else "unknown"
 
-    async def check(self, upstream: Upstream, engine: int) -> None:
+    async def check(self, upstream: Upstream, engine: int, model: str) -> None:
         """Raise EngineAsleep if the engine did not wake lately, and is not awake now. Its requests would have the other
-        engines of its GPU sleep for nothing."""
-        gpu = self._gpus.get(upstream.name)
+        engines of its GPU sleep for nothing. Raise LoadFailed if it could not load the model lately."""
+        gpu, wanted = self._gpus.get(upstream.name), self.number(upstream, model)
+        if wanted and self._places.models.bars(engine, wanted) and (memory := self._memory(upstream)) is not None:
+            await self._loads(memory, engine)
+            if self._places.models.bars(engine, wanted):
+                raise unloadable()
         if gpu is not None and gpu.barred(upstream.name):
             await self._loads(gpu, engine)
             if gpu.barred(upstream.name):
@@ -206,13 +215,18 @@ class Loading:
         there: Mapping[int, float] = {}
         try:
             there = await memory.loaded()
+            if wanted not in there and self._places.models.bars(engine, wanted):
+                raise unloadable()  # the request waited while the model was loaded in vain
             took = await memory.load(upstream, kind, model, there)
             after = await memory.loaded()
-        except EngineError:
-            after = {}
+        except EngineError as exc:
+            after, took = {}, exc.took if isinstance(exc, LoadFailed) else 0.0
             with suppress(EngineError):
                 after = await memory.loaded()
-            await self._note(memory, engine, wanted, there, after, 0.0)
+            await self._note(memory, engine, wanted, there, after, took, failed=took > 0)
+            if took:
+                fields = {"engine": upstream.name, "model": model, "seconds": round(took, 3)}
+                logs.event("model_load_failed", fields, "warning")
             raise
         self._use(upstream, engine)
         await self._note(memory, engine, wanted, there, after, took)
@@ -233,12 +247,14 @@ class Loading:
         there: Mapping[int, float],
         after: Mapping[int, float],
         took: float,
+        *,
+        failed: bool = False,
     ) -> None:
         while True:
             with suppress(BusyError):
-                self._woken(self._places.loaded(engine, model, there, after, took))
+                self._woken(self._places.loaded(engine, model, there, after, took, failed=failed))
                 break
             await asyncio.sleep(AGAIN)
         if self._far is not None:
             with suppress(LostError):
-                await self._far.loaded(memory.known_as, model, there, after, took)
+                await self._far.loaded(memory.known_as, model, there, after, took, failed=failed)

@@ -175,10 +175,20 @@ class Places:
 
     # -- models that are loaded ---------------------------------------------------------------------------------------
 
-    def loaded(self, engine: int, model: int, there: Collection[int], after: Collection[int], took: float) -> Woken:
+    def loaded(
+        self,
+        engine: int,
+        model: int,
+        there: Collection[int],
+        after: Collection[int],
+        took: float,
+        *,
+        failed: bool = False,
+    ) -> Woken:
         """Note that a load has ended: see Loads.ended. Returns the places that get a slot by that."""
         with self.region.lock:
-            self.models.keep(engine, self.models.loads(engine).ended(model, there, after, self._now(), took))
+            loads = self.models.loads(engine).ended(model, there, after, self._now(), took, failed=failed)
+            self.models.keep(engine, loads)
             return self._hand_over(engine)
 
     def looked(self, engine: int, seen: Loads, after: Collection[int]) -> Woken:

@@ -16,16 +16,17 @@ class Models:
     """Hold the loads of all engines, under the lock of the caller (Places). `now` is the clock.
 
     `scarce`: not all models of the engine fit. `asked_at`: when it was last asked which are loaded. `waits` and `mosts`
-    are its Limit. `barred`: since when an engine is barred (gpu.py); 0: it is not.
+    are its Limit. `barred`: since when an engine is barred (gpu.py); 0: it is not. `bars_until`: until when a model of
+    the engine is barred.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        memory = memoryview(mmap.mmap(-1, ENGINES * (40 + RECORD)))
-        self.scarce, self.asked_at, self.waits, self.mosts, self.barred = (
-            memory[it * ENGINES * 8 : (it + 1) * ENGINES * 8].cast("d") for it in range(5)
+        memory = memoryview(mmap.mmap(-1, ENGINES * (48 + RECORD)))
+        self.scarce, self.asked_at, self.waits, self.mosts, self.barred, self.bars_until = (
+            memory[it * ENGINES * 8 : (it + 1) * ENGINES * 8].cast("d") for it in range(6)
         )
-        self._records = memory[ENGINES * 40 :]
+        self._records = memory[ENGINES * 48 :]
 
     def loads(self, engine: int) -> Loads:
         """Return what the engine has loaded. Needs no lock."""
@@ -39,11 +40,17 @@ class Models:
         """Remember what the engine has loaded."""
         self._records[engine * RECORD : (engine + 1) * RECORD] = loads.dump().ljust(RECORD, b"\0")
         self.scarce[engine] = loads.scarce
+        self.bars_until[engine] = max(loads.barred.values(), default=0.0)
 
     def forget_engine(self, engine: int) -> None:
         """Remove what is known of a number that another engine gets now."""
         self.asked_at[engine] = self.barred[engine] = 0.0
         self.keep(engine, Loads())
+
+    def bars(self, engine: int, model: int) -> bool:
+        """Return Loads.bars. Needs no lock."""
+        now = self._now()
+        return now < self.bars_until[engine] and self.loads(engine).bars(model, now)
 
     def share(self, engine: int) -> None:
         """Note that only one of its models fits at a time."""

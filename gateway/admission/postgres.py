@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, LiteralString, Self, cast
 
@@ -178,10 +179,11 @@ class PostgresQueues:
         return loads
 
     async def loaded(
-        self, engine: str, model: int, there: Collection[int], after: Collection[int], took: float
+        self, engine: str, model: int, there: Collection[int], after: Collection[int], took: float, *, failed: bool
     ) -> None:
         """See Places.loaded. Raises LostError."""
-        await self._member.ask(self._keep(engine, lambda it, now: it.ended(model, there, after, now, took)))
+        change = partial(Loads.ended, model=model, there=there, after=after, took=took, failed=failed)
+        await self._member.ask(self._keep(engine, lambda it, now: change(it, now=now)))
 
     async def looked(self, engine: str, seen: Loads, after: Collection[int]) -> None:
         """See Places.looked. Raises LostError."""

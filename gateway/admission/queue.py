@@ -27,7 +27,7 @@ from gateway.admission.swaps import Limit, Loads
 from gateway.admission.visit import Spot, Visit
 from gateway.config import Config, names_no_models
 from gateway.dialects.asking import AskSlots
-from gateway.errors import EngineError, GatewayBusy, StackError
+from gateway.errors import EngineError, GatewayBusy, StackError, unloadable
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.settings import Settings
@@ -62,7 +62,7 @@ class Admission:
         self._queue = settings.stack_queue
         self._bell = Bell(directory)
         self._metrics = metrics
-        self._waiting: dict[int | Spot, asyncio.Future[bool]] = {}
+        self._waiting: dict[int | Spot, tuple[asyncio.Future[bool], Visit]] = {}
         url = settings.store_url  # with PostgreSQL, other gateways may use the same engines
         self._limit = Limit(settings.stack_swap_wait or 0.0, settings.stack_queue_timeout / 2)
         self._gpus = gpus(config, upstreams, places.models, settings.stack_resume_wait)
@@ -150,7 +150,7 @@ class Admission:
 
     async def enter(self, upstream: Upstream, model: str, visit: Visit, *, resumes: bool) -> None:
         """See Visit.enter."""
-        await self._loading.check(upstream, self._engines[upstream.name])
+        await self._loading.check(upstream, self._engines[upstream.name], model)
         visit.at, visit.model = self._engines[upstream.name], self._loading.number(upstream, model)
         wait = visit.exchange.queue_timeout if resumes else visit.left
         ahead = resumes or visit.returns
@@ -198,9 +198,10 @@ class Admission:
         visit.engine = name
 
     async def _wait(self, name: str, visit: Visit, place: int | Spot, wait: float) -> None:
-        """Return when the place has a slot. Raises QueueTimeout or LostError; the visit then has no place."""
+        """Return when the place has a slot. Raises QueueTimeout, LoadFailed or LostError; then the visit has none."""
         loop, since = asyncio.get_running_loop(), time.monotonic()
-        self._waiting[place] = future = loop.create_future()
+        future: asyncio.Future[bool] = loop.create_future()
+        self._waiting[place] = future, visit
         self._queued[name] += 1
         timer = loop.call_later(wait, _give_up, future)
         visit.since = since
@@ -281,14 +282,22 @@ class Admission:
             self._arrived(place)
 
     def _arrived(self, place: int | Spot) -> None:
-        future = self._waiting.get(place)
+        future, _ = self._waiting.get(place, (None, None))
         holds = place.holds if isinstance(place, Spot) else self._places.holds(place)
         if future is not None and not future.done() and holds:
             future.set_result(True)
 
+    def _turn_away(self) -> None:
+        """End the waits for models that could not be loaded."""
+        wanted = {(visit.at, visit.model) for _, visit in self._waiting.values() if visit.model}
+        barred = {it for it in wanted if self._places.models.bars(*it)}
+        for future, visit in self._waiting.values() if barred else ():
+            if (visit.at, visit.model) in barred and not future.done():
+                future.set_exception(unloadable())
+
     def _lost(self) -> None:
         """Make the requests that wait in the database wait in the host's memory."""
-        for place, future in self._waiting.items():
+        for place, (future, _) in self._waiting.items():
             if isinstance(place, Spot) and not future.done():
                 future.set_exception(LostError)
 
@@ -314,6 +323,7 @@ class Admission:
                 self._metrics.slots(name, int(self._places.slots[own]), self._held[name], waiting)
             for place in list(self._waiting):
                 self._arrived(place)
+            self._turn_away()
             await asyncio.sleep(LOOK)
 
     # -- how many slots there are -------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ RECENT = 0.5  # the weight of the last load in the mean of a model's loads
 LEAST = 0.01  # seconds; a load that was faster counts as this
 LATE = 5.0  # seconds beyond twice its cost after which a load that has not ended is given up
 MOST = 32  # models whose costs are remembered for each engine
+BARRED = 60.0  # seconds, at least, until a model that could not be loaded is loaded again
+MOST_BARRED = 8  # models of each engine that are barred at a time
 
 
 class Waiting(NamedTuple):
@@ -49,6 +51,7 @@ class Loads:
     loaded: frozenset[int] = frozenset()
     costs: dict[int, float] = field(default_factory=dict)  # the seconds that a load of each model takes
     ends: dict[int, float] = field(default_factory=dict)  # when the last load of each of them ended
+    barred: dict[int, float] = field(default_factory=dict)  # until when a model that could not be loaded is not asked
     scarce: bool = False  # a load has displaced another model, so the models do not all fit
     exclusive: bool = False  # only one fits at a time, which need not be learned
     last: int = 0  # the model whose load began last
@@ -57,24 +60,25 @@ class Loads:
     begun: float = 0.0  # when its load began; 0: nothing is being loaded
 
     def dump(self) -> bytes:
-        """Return it as JSON, of about 3,000 bytes at most."""
+        """Return it as JSON, of about 3,500 bytes at most."""
         told = {name: getattr(self, name) for name in ("scarce", "exclusive", "last", "since", "before", "begun")}
-        for name in ("costs", "ends"):
+        for name in ("costs", "ends", "barred"):
             told[name] = {str(model): round(value, 3) for model, value in getattr(self, name).items()}
         return orjson.dumps({"loaded": sorted(self.loaded), **told})
 
     @classmethod
     def parse(cls, told: dict[str, Any]) -> "Loads":
         """Return what `dump` wrote."""
-        for name in ("costs", "ends"):
-            told[name] = {int(model): float(value) for model, value in told[name].items()}
+        for name in ("costs", "ends", "barred"):  # gateways of an older version do not tell the last one
+            told[name] = {int(model): float(value) for model, value in told.get(name, {}).items()}
         return cls(**{**told, "loaded": frozenset(told["loaded"])})
 
     def moved(self, seconds: float) -> "Loads":
         """Return the same by a clock that is that far ahead."""
         ends = {model: it + seconds for model, it in self.ends.items()}
+        barred = {model: it + seconds for model, it in self.barred.items()}
         begun = self.begun + seconds if self.begun else 0.0
-        return replace(self, ends=ends, since=self.since + seconds, begun=begun)
+        return replace(self, ends=ends, barred=barred, since=self.since + seconds, begun=begun)
 
     def cost(self, model: int) -> float:
         """Return the seconds that a load of the model takes, or a guess."""
@@ -92,6 +96,11 @@ class Loads:
         """Return whether requests for the model have to wait until it is loaded."""
         return self.scarce and bool(model) and model not in self.loaded
 
+    def bars(self, model: int, now: float) -> bool:
+        """Return whether the model could not be loaded lately. Each of its requests could unload the others for
+        nothing."""
+        return now < self.barred.get(model, 0.0)
+
     def begins(self, model: int, now: float) -> "Loads":
         """Return what is true once a request for this model has got a slot. If its load begins, no other model is
         served."""
@@ -99,9 +108,18 @@ class Loads:
             return self
         return replace(self, loaded=frozenset(), last=model, before=now - self.since, begun=now)
 
-    def ended(self, model: int, there: Collection[int], after: Collection[int], now: float, took: float) -> "Loads":
+    def ended(
+        self,
+        model: int,
+        there: Collection[int],
+        after: Collection[int],
+        now: float,
+        took: float,
+        *,
+        failed: bool = False,
+    ) -> "Loads":
         """Return what is true once a load of the model has ended. `there` was loaded before, and `after` is loaded now.
-        `took`: the seconds; 0 if the model was loaded already, or could not be loaded."""
+        `took`: the seconds; 0 if there was no load. `failed`: the engine could not load the model."""
         costs, ends = self.costs, self.ends
         if took:
             took = max(took, LEAST)
@@ -109,19 +127,25 @@ class Loads:
             kept = [it for it in costs if it != model][1 - MOST :]
             costs = {**{it: costs[it] for it in kept}, model: mean + RECENT * (took - mean)}
             ends = {**{it: ends[it] for it in kept}, model: now}
-        loaded = frozenset({*after, model} if took else after)
-        failed = model not in loaded  # perhaps as the engine was restarted, so nothing was displaced
-        displaced = set() if failed else (self.loaded | set(there)) - loaded
+        loaded = frozenset({*after, model} if took and not failed else after)
+        barred = {it: until for it, until in self.barred.items() if it not in loaded and until > now}
+        if failed:
+            kept = [it for it in barred if it != model][1 - MOST_BARRED :]
+            barred = {**{it: barred[it] for it in kept}, model: now + max(BARRED, 2 * took)}
+        # If it is not loaded, the engine was perhaps restarted, and nothing was displaced.
+        displaced = (self.loaded | set(there)) - loaded if model in loaded else set()
         scarce = self.exclusive or bool(displaced) or (self.scarce and not costs.keys() <= loaded)
         before = self.before if self.begun or not took else now - took - self.since
         since = now if took or self.begun else self.since
-        return Loads(loaded, costs, ends, scarce, self.exclusive, model if took else self.last, since, before)
+        last = model if took else self.last
+        return Loads(loaded, costs, ends, barred, scarce, self.exclusive, last, since, before)
 
     def seen(self, after: Collection[int]) -> "Loads":
         """Return what is true if these models are loaded now, and no load has just ended. A model that is missing was
         unloaded because nobody used it, and not displaced."""
         scarce = self.exclusive or (self.scarce and not self.costs.keys() <= set(after))
-        return replace(self, loaded=frozenset(after), scarce=scarce)
+        barred = {it: until for it, until in self.barred.items() if it not in after}
+        return replace(self, loaded=frozenset(after), barred=barred, scarce=scarce)
 
     def bound(self, model: int, limit: Limit) -> float:
         """Return how long a request for the model waits at most until no other model gets requests, in seconds."""

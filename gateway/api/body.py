@@ -63,9 +63,9 @@ class Workshop:
 def parse(raw: bytes) -> dict[str, Any]:
     """Return a request's body as an object. Raises BadRequest, also for too many values.
 
-    orjson is strict where engines differ: NaN, infinities, lone surrogates, a BOM, UTF-16 and nesting beyond 1024 are
-    refused. A name that appears twice in one object is refused too, and so is a whole number beyond 64 bits in a field
-    of the request.
+    orjson is strict where engines differ: NaN, infinities, lone surrogates, a BOM and UTF-16 are refused. A name that
+    appears twice in one object is refused too, and so are a whole number beyond 64 bits in a field of the request, and
+    nesting that orjson cannot write for the engine.
     """
     _refuse_too_many(raw)
     try:
@@ -135,8 +135,8 @@ def _read_exactly(raw: bytes, body: dict[str, Any]) -> dict[str, Any]:
     try:
         if orjson.dumps(body) == raw:
             return body
-    except TypeError:  # nested deeper than orjson writes; it is refused later
-        return body
+    except TypeError:
+        raise BadRequest("The body is nested too deeply.") from None  # deeper than orjson writes: about 250 levels
     if _skeleton(raw).count(b":") != weigh(body).names:
         name = _repeated_name(raw) if len(raw) <= LARGE else None
         which = f"The name '{name}'" if name is not None else "A name"

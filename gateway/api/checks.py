@@ -18,7 +18,7 @@ def check(kind: Kind, body: dict[str, Any]) -> int:
 
     Returns the number of messages, prompts or inputs. Raises BadRequest that names the field.
     """
-    guard.refuse_control(body)
+    guard.refuse_control(kind, body)
     model = body.get("model")
     if model is not None and (not isinstance(model, str) or not model):
         raise BadRequest("'model' must be the name of a model. Leave it out to get the default model.", param="model")

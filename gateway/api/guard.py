@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.api.field_names import refuse_other_spellings
 from gateway.dialects import DIALECTS
-from gateway.endpoints import ENDPOINTS
+from gateway.endpoints import ENDPOINTS, Kind
 from gateway.errors import BadRequest
 
 MAX_CHOICES = 16  # answers to one prompt; vLLM alone would take 16,384
@@ -41,7 +41,7 @@ _INLINE = {"input_audio": "data", "file": "file_data"}  # base64, or the same as
 _PART_CONTROL = ("uuid", "image_embeds", "audio_embeds", "prompt_embeds")  # another caller's media, and pickled tensors
 
 
-def refuse_control(body: dict[str, Any]) -> None:
+def refuse_control(kind: Kind, body: dict[str, Any]) -> None:
     """Refuse fields that steer the engine, more answers than MAX_CHOICES, more prompts than MAX_PROMPTS, limits that
     are not whole numbers, and media that is not in the request itself.
 
@@ -53,8 +53,12 @@ def refuse_control(body: dict[str, Any]) -> None:
         if not _is_one_of(body[name], _CONTROL[name]):
             raise BadRequest(f"'{name}' steers the engine and cannot be set by a request. Leave it out.", param=name)
         del body[name]
+    if body.get("grammar") == "":  # llama.cpp's default, which is no grammar
+        del body["grammar"]
+    # A completion may be its prompt alone. In any other place, engines take 0 for no limit, or refuse it.
+    zero = "max_tokens" if kind == "completion" and body.get("echo") is True else None
     for name in _WHOLE.intersection(body):
-        body[name] = _whole(name, body[name], least=0 if body.get("echo") is True else _LEAST.get(name))
+        body[name] = _whole(name, body[name], least=0 if name == zero else _LEAST.get(name))
     for name in ("n", "best_of"):
         count = body.get(name)
         if count is not None and not 1 <= count <= MAX_CHOICES:
@@ -71,8 +75,8 @@ def refuse_control(body: dict[str, Any]) -> None:
 
 
 def _is_one_of(value: Any, defaults: tuple[Any, ...]) -> bool:
-    """Return whether the value is null or one of these. True does not equal 1 here."""
-    return value is None or any(value == it and type(value) is type(it) for it in defaults)
+    """Return whether the value is null or one of these. 0.0 equals 0, but True does not equal 1 here."""
+    return value is None or any(value == it and (type(value) is bool) == (type(it) is bool) for it in defaults)
 
 
 def _whole(name: str, value: Any, *, least: int | None) -> int | None:

@@ -61,9 +61,10 @@ class Cors(CORSMiddleware):
         if response.status_code == 200:
             return response
         reason = bytes(response.body).decode()
-        error = BadRequest(
-            f"{reason}. The operator lists the origins of web pages in STACK_CORS_ORIGINS.", code="cors_refused"
-        )
+        advice = "The operator lists the origins of web pages in STACK_CORS_ORIGINS."
+        if "origin" not in reason:
+            advice = f"A web page may use {', '.join(self.allow_methods)}."
+        error = BadRequest(f"{reason}. {advice}", code="cors_refused")
         kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         return Response(error.envelope(), error.status, kept, media_type="application/json")
 

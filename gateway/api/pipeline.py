@@ -49,7 +49,7 @@ from gateway.traces.trace import Trace
 # text. Only one conversation is unpacked at a time, so its values are charged when they are known.
 _COPIES = 5
 Said = tuple[bytes | memoryview, ...]  # a body, in pieces
-_JSON = re.compile(rb"application/([\w.-]+\+)?json *(;.*)?", re.IGNORECASE)
+_JSON = re.compile(rb"application/([\w.-]+\+)?json[ \t]*(;.*)?", re.IGNORECASE)
 
 
 class Pipeline:

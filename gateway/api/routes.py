@@ -35,6 +35,7 @@ from gateway.routing.listing import Listing
 from gateway.routing.routes import Routes
 
 _BASE = "/v1"
+_COMPACT = "/v1/responses/compact"  # a call of openai's package, and not a response with this id
 _STORED = re.compile("/responses/resp_[^/]+(?:/input_items)?$")
 _KEY = "A key from `stack keys create`, POST /admin/keys or STACK_API_KEYS."
 # For the schema; Pipeline decides.
@@ -157,11 +158,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: HttpRequest, exc: HTTPException) -> Response:
-        where = f"{request.method[:16]} {request.scope['path'][:200]}"
-        if exc.status_code == 405 and not _meant(request.scope["path"]):
+        path = request.scope["path"]
+        where = f"{request.method[:16]} {path[:200]}"
+        if exc.status_code == 405 and not _meant(path) and path != _COMPACT:
             return await on_stack_error(request, _not_allowed(request, where))
         if exc.status_code in (404, 405):
-            return await on_stack_error(request, NotFound(_nothing_at(request.method, request.scope["path"])))
+            return await on_stack_error(request, NotFound(_nothing_at(request.method, path)))
         return await on_stack_error(request, BadRequest(str(exc.detail)))
 
     @app.exception_handler(RequestValidationError)

@@ -108,6 +108,7 @@ class MessageCount(BaseModel):
 class MessageError(BaseModel):
     type: str
     message: str
+    details: dict[str, Any] | None = None
 
 
 class MessageErrorEnvelope(BaseModel):

@@ -43,10 +43,12 @@ class Engine(Protocol):
 @dataclass(frozen=True, slots=True)
 class Window:
     """The context window of a model on an engine: `limit` tokens, None if it is not known. The model's configuration
-    puts at most `own` bytes before every prompt."""
+    puts at most `own` bytes before every prompt. `unloaded`: the window is not known because the engine does not keep
+    the model in memory, so each prompt has to be counted."""
 
     limit: int | None
     own: int = 0
+    unloaded: bool = False
     asked_at: float = 0.0
 
 
@@ -84,7 +86,8 @@ AskWindow = Callable[[Engine, Prompt], Awaitable[Window]]
 # Return what is known about each model, by the engine's own name for it. Under ANY are the facts of every other name.
 # Raises EngineError.
 AskModels = Callable[[Engine], Awaitable[Mapping[str, Facts]]]
-# Return a prompt's tokens; None if the engine does not count them. Raises ContextExceeded if the engine says so.
+# Return a prompt's tokens; None if the engine does not count them. Raises ContextExceeded if the engine says so,
+# EngineError if it cannot count them now, and BadRequest if they have no form in which it could.
 AskCount = Callable[[Engine, Prompt], Awaitable[int | None]]
 # Return how many requests an engine works on at a time; None if it does not report that. Raises EngineError.
 AskSlots = Callable[[Engine], Awaitable[int | None]]

@@ -95,8 +95,9 @@ class Loader:
 
     `loaded` returns the models in its memory, by the one spelling of their names, with the seconds after which it
     unloads each of them if nobody asks. `load` returns when a model is loaded that is to answer requests of this kind,
-    and whether that worked. The engine then keeps the model for `keep` seconds, or as long as its own setting says if
-    that is None. Both raise EngineError.
+    and whether that worked; if not, the request itself is refused. The engine then keeps the model for `keep` seconds,
+    or as long as its own setting says if that is None. Both raise EngineError. It is LoadFailed if the engine tried the
+    load.
     """
 
     loaded: Callable[[Engine], Awaitable[Mapping[str, float]]]
@@ -130,6 +131,10 @@ class JsonStyle:
     space_before_comma: bool
     required_first: bool
     asks: Callable[[str], dict[str, Any]]
+
+
+def _effort(fields: dict[str, Any]) -> Any:
+    return fields.get("reasoning_effort")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +183,7 @@ class Dialect:
     deaf: bool = False  # it goes on with a blocking request whose client has disconnected
     repeats: bool = False  # a blocking answer begins with a last message of the assistant's, which a stream leaves out
     whole_streams: bool = False  # a stream holds all that a blocking answer does, in the same words
+    hides_calls: bool = False  # a stream is silent while a tool call is made, and then has all of the call at once
     cuts: bool = False  # it makes a prompt fit by shortening it, and doesn't say so
     dies_apart: bool = False  # its model is in a process of its own, whose death cuts answers while the server is well
     # The options of a stream that have it tell its tokens. `counts_each`: it tells those of each choice apart.
@@ -206,6 +212,7 @@ class Dialect:
     think_tags: tuple[str, str] = ("", "")
     # The field of a last message of the assistant's in which it takes up reasoning itself, so that no tags are needed.
     thinks_in: str = ""
+    effort: Callable[[dict[str, Any]], Any] = _effort  # how much a request's fields let the model think; None: unsaid
     seeds: bool = False  # a seed makes it give the same answer to the same request again, and does not slow it down
 
 

@@ -13,12 +13,20 @@ from typing import Any
 import orjson
 
 from gateway.dialects import llamacpp
-from gateway.dialects.asking import Engine, Facts, Prompt, Window, as_count, as_list, as_object, uncounted
+from gateway.dialects.asking import Engine, Facts, Prompt, Told, Window, as_count, as_list, as_object, uncounted
 from gateway.dialects.dialect import Dialect, Loader, Use, Ways, Word, uses
-from gateway.dialects.ollama_raw import RESUMES, raw_way
+from gateway.dialects.ollama_raw import RESUMES, UNREADABLE, effort_of, raw_way, thinks_of
 from gateway.dialects.sounds import fit_transcription
 from gateway.endpoints import Kind
-from gateway.errors import BadRequest, ContextExceeded
+from gateway.errors import (
+    BadRequest,
+    ContextExceeded,
+    EngineDied,
+    EngineError,
+    EngineRefused,
+    EngineUnauthorized,
+    unloadable,
+)
 
 EMBEDDED_AT_ONCE = 2048  # tokens: its batch, which cuts an input whatever the context is
 
@@ -32,6 +40,7 @@ _WORDS = (
     Word("runner process has terminated", "died"),
     Word("model runner has unexpectedly stopped", "died"),
     Word("invalid format:", "caller", "response_format", "The JSON schema must be an object."),
+    Word("field 'json_schema'", "caller", "response_format"),  # which it gives its own llama.cpp under this name
     # Said of an empty text: one that is too long is cut in silence.
     Word("cannot be truncated further", "caller", "input", "An input has no text that the model can read."),
     Word("does not support thinking", "unable", "reasoning_effort"),
@@ -64,20 +73,32 @@ def _spelling(name: str) -> str:
     return "/".join((*defaults, *parts)) + f":{tag}"
 
 
+async def _ask(engine: Engine, path: str, body: dict[str, Any] | None = None, *, patient: bool = False) -> Told:
+    """Ask, and return the answer. One that refuses the question means that the engine is not asked for this, and that
+    the request itself will show why. Raises EngineError if the engine cannot answer now."""
+    told = await engine.ask(path, body, patient=patient)
+    if told.status != HTTPStatus.OK:
+        error = engine.refusal(told)
+        if isinstance(error, EngineError) and not isinstance(error, EngineRefused | EngineUnauthorized):
+            raise error
+    return told
+
+
 async def _window(engine: Engine, prompt: Prompt) -> Window:
-    limit = await _loaded(engine, prompt.model)
+    limit, loads = await _loaded(engine, prompt.model), False
     if limit is None:  # the size is decided when the model is loaded, which the request needs anyway
-        await engine.ask(_PATHS[prompt.kind], {"model": prompt.model, "stream": False}, patient=True)
+        loads = await _load(engine, prompt.kind, prompt.model, None)
         limit = await _loaded(engine, prompt.model)
-    shown = as_object(await engine.ask("/api/show", {"model": prompt.model}))
+    shown = as_object(await _ask(engine, "/api/show", {"model": prompt.model}))
     if prompt.endpoint.counted == "inputs" and limit is not None:
         limit = min(limit, EMBEDDED_AT_ONCE)
-    return Window(limit, sum(len(orjson.dumps(shown.get(name) or "")) for name in ("system", "messages")))
+    own = sum(len(orjson.dumps(shown.get(name) or "")) for name in ("system", "messages"))
+    return Window(limit, own, unloaded=limit is None and loads)
 
 
 async def _loaded(engine: Engine, model: str) -> int | None:
     wanted = _spelling(model)
-    for entry in as_list(await engine.ask("/api/ps"), "models"):
+    for entry in as_list(await _ask(engine, "/api/ps"), "models"):
         if _spelling(str(entry.get("model") or entry.get("name"))) == wanted:
             return as_count(entry.get("context_length"))
     return None
@@ -85,7 +106,7 @@ async def _loaded(engine: Engine, model: str) -> int | None:
 
 async def _in_memory(engine: Engine) -> Mapping[str, float]:
     now, found = dt.datetime.now(dt.UTC), {}
-    for it in as_list(await engine.ask("/api/ps"), "models"):
+    for it in as_list(await _ask(engine, "/api/ps"), "models"):
         left = 0.0
         with suppress(TypeError, ValueError):
             left = (dt.datetime.fromisoformat(str(it.get("expires_at"))) - now).total_seconds()
@@ -97,7 +118,12 @@ async def _load(engine: Engine, kind: Kind, model: str, keep: int | None) -> boo
     """Have a model loaded. A request without a prompt does that. Its `keep_alive` is in force until the model is
     unloaded, because OpenAI's endpoints set none (read in its source)."""
     asked = {"model": model, "stream": False} | ({} if keep is None else {"keep_alive": keep})
-    return (await engine.ask(_PATHS[kind], asked, patient=True)).status == HTTPStatus.OK
+    try:
+        return (await _ask(engine, _PATHS[kind], asked, patient=True)).status == HTTPStatus.OK
+    except EngineError as exc:
+        if type(exc) in (EngineError, EngineDied):  # not if it is full, or is not there
+            raise unloadable() from exc
+        raise
 
 
 # Ollama's words for what a model can do, and ours.
@@ -132,12 +158,11 @@ async def _models(engine: Engine) -> Mapping[str, Facts]:
 async def _count_messages(engine: Engine, prompt: Prompt) -> int | None:
     fields = prompt.fields
     try:
-        body = _ONE_TOKEN | {"messages": _native(fields["messages"]), "tools": fields.get("tools") or []}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None  # nor will the real request be understood
-    if effort := fields.get("reasoning_effort"):
-        body |= {"think": effort if effort != "none" else False}
-    return await _count(engine, prompt, body)
+        messages = _native(fields["messages"])
+    except UNREADABLE:
+        raise BadRequest(_UNREADABLE, param="messages") from None
+    told = {"messages": messages, "tools": fields.get("tools") or []}
+    return await _count(engine, prompt, _ONE_TOKEN | told | thinks_of(effort_of(fields)))
 
 
 async def _count_prompt(engine: Engine, prompt: Prompt) -> int | None:
@@ -149,14 +174,18 @@ async def _count_inputs(engine: Engine, prompt: Prompt) -> int | None:
     return await _count(engine, prompt, {"input": prompt.fields["input"]})
 
 
+_UNREADABLE = (
+    "The engine behind this model cannot read these messages. Check the parts of their contents and their tool calls."
+)
 # Any other option, or `shift`, would have it load the model anew.
 _ONE_TOKEN: dict[str, Any] = {"options": {"num_predict": 1}}
 
 
 async def _count(engine: Engine, prompt: Prompt, body: dict[str, Any]) -> int | None:
-    """Have it read a prompt with cutting forbidden. Raises ContextExceeded if the prompt does not fit."""
+    """Have it read a prompt with cutting forbidden. Raises ContextExceeded if the prompt does not fit, and EngineError
+    if it cannot be read now."""
     asked = {"model": prompt.model, "stream": False, "truncate": False} | body
-    told = await engine.ask(_PATHS[prompt.kind], asked, patient=True)
+    told = await _ask(engine, _PATHS[prompt.kind], asked, patient=True)
     if told.status != HTTPStatus.OK and isinstance(error := engine.refusal(told), ContextExceeded):
         raise error
     return as_count(as_object(told).get("prompt_eval_count"))
@@ -168,21 +197,29 @@ def _native(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     called: dict[str, str] = {}  # the tools' names by the calls' ids
     for message in messages:
         content = message.get("content")
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content or ""}]:
-            if part["type"] == "text":
-                native.append({"role": message["role"], "content": part["text"]})
-            else:
-                image = part["image_url"]
-                url = image["url"] if isinstance(image, dict) else image
-                native.append({"role": message["role"], "content": "", "images": [url.partition(";base64,")[2]]})
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
-        called |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or ()}
-        native[-1] |= {
-            "tool_calls": [{"function": it | {"arguments": orjson.loads(it["arguments"])}} for it in calls],
-            "tool_name": message.get("name") or called.get(message.get("tool_call_id", ""), ""),
-            "thinking": message.get("reasoning") or "",
-        }
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+        made = [{"role": message["role"], **_native_part(it)} for it in parts]
+        calls = message.get("tool_calls") or ()
+        functions = [call["function"] for call in calls]
+        called |= {call.get("id") or "": it.get("name") for call, it in zip(calls, functions, strict=True)}
+        if made:
+            made[-1] |= {
+                "tool_calls": [{"function": it | {"arguments": orjson.loads(it["arguments"])}} for it in functions],
+                "tool_name": message.get("name") or called.get(message.get("tool_call_id") or "", ""),
+                "thinking": message.get("reasoning") or "",
+            }
+        native += made
     return native
+
+
+def _native_part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"content": part["text"]}
+    if part["type"] == "input_audio":  # it has no other place for sounds
+        return {"content": "", "images": [part["input_audio"]["data"]]}
+    image = part["image_url"]
+    url = image["url"] if isinstance(image, dict) else image
+    return {"content": "", "images": [url.partition(";base64,")[2]]}
 
 
 def _fit_prompt(fields: dict[str, Any]) -> dict[str, Any]:
@@ -316,6 +353,7 @@ OLLAMA = Dialect(
     models=_models,  # OLLAMA_NUM_PARALLEL is told to nobody
     loader=Loader(loaded=_in_memory, load=_load),
     spelling=_spelling,
+    hides_calls=True,  # recorded; with a model's own template, until the end of the answer
     cuts=True,
     dies_apart=True,
     whole_streams=True,  # recorded: it makes its blocking answers of the same stream
@@ -323,6 +361,7 @@ OLLAMA = Dialect(
     long_limits="cut",  # otherwise it shifts the context and goes on
     doubtful=True,
     raw=raw_way(_native),
+    effort=effort_of,
     seeds=True,
     resumes=RESUMES,
     think_tags=("<think>", "</think>"),  # the usual ones; a trial shows the white space around them

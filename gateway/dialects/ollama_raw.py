@@ -25,7 +25,10 @@ RESUMES: dict[Made, tuple[Way, ...]] = {
     "calls": ("anew", "arguments"),
 }
 _REASONS = ("stop", "length")
+_EFFORTS: dict[str, str | bool] = {"none": False, "minimal": "low", "xhigh": "max", "ultra": "max"}
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)  # what a Native raises of messages of another form
 
+# Raises one of UNREADABLE.
 Native = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
@@ -40,7 +43,7 @@ def raw_way(native: Native) -> Raw:
             return True
         try:
             messages = native(fields["messages"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except UNREADABLE:
             return False
         return messages[-1]["role"] != "assistant" and not any(it.get("images") for it in messages)
 
@@ -50,7 +53,7 @@ def raw_way(native: Native) -> Raw:
         if "messages" not in prompt.fields:
             told = await engine.ask(PATH, asked | {"prompt": prompt.fields["prompt"]}, patient=True)
         else:
-            thinks = _thinks(prompt.fields)
+            thinks = thinks_of(effort_of(prompt.fields))
             body = asked | thinks | {"messages": native(prompt.fields["messages"])}
             told = await engine.ask("/api/chat", body, patient=True)
         debug = as_object(told).get("_debug_info")
@@ -60,10 +63,18 @@ def raw_way(native: Native) -> Raw:
     return Raw(path=PATH, fits=fits, render=render, body=_body, reads=lines)
 
 
-def _thinks(fields: dict[str, Any]) -> dict[str, Any]:
+def effort_of(fields: dict[str, Any]) -> Any:
+    """Return how much a request lets the model think; None if it does not say. As in Ollama's source, `reasoning` goes
+    before `reasoning_effort`."""
     reasoning = fields.get("reasoning")
-    effort = fields.get("reasoning_effort") or (reasoning.get("effort") if isinstance(reasoning, dict) else None)
-    return {"think": effort if effort != "none" else False} if effort else {}
+    return (reasoning.get("effort") if isinstance(reasoning, dict) else fields.get("reasoning_effort")) or None
+
+
+def thinks_of(effort: Any) -> dict[str, Any]:
+    """Return what says the same in Ollama's own API, which knows fewer efforts."""
+    if effort is None:
+        return {}
+    return {"think": _EFFORTS.get(effort, effort) if isinstance(effort, str) else effort}
 
 
 def _body(prompt: Prompt, text: str) -> dict[str, Any]:
@@ -75,7 +86,7 @@ def _body(prompt: Prompt, text: str) -> dict[str, Any]:
     said = {name: value for name, value in options.items() if value is not None}
     # Without `truncate` it would cut a text that has outgrown the context, in silence.
     whole: dict[str, Any] = {"raw": True, "think": False, "truncate": False}
-    if fields.get("logprobs"):
+    if "messages" in fields and fields.get("logprobs"):  # its endpoint for completions ignores the field
         whole |= {"logprobs": True, "top_logprobs": fields.get("top_logprobs") or 0}
     return {"model": prompt.model, "prompt": text, "options": said} | whole
 

@@ -31,6 +31,7 @@ LONGEST = 131_072  # the most tokens that are reserved for one answer; after the
 LEAST, MOST = 1 / 8, 1.0  # the bounds of tokens per byte of text; a prompt of words is between them
 MEDIA, MEDIA_SHARE = 4096, 128  # bytes that an image, sound or file counts as, plus one for each MEDIA_SHARE of its own
 TYPICAL, RUN = 4, 8  # characters per token; a text of more than RUN characters has more than one token
+ASSUMED = 100.0  # tokens per second of an engine that is silent in a stream, if no answer has shown its speed
 ENOUGH = 16  # tokens of an answer that show how fast its engine is
 
 # The fields that templates write into a prompt. `tools` and schemas are written as JSON.
@@ -83,7 +84,7 @@ class Estimates:
         if not exchange.endpoint.metered:
             return NOTHING
         means = self._means.get((exchange.key_id, exchange.kind, route)) or _Means()
-        size, exact = _prompt(body)
+        size, exact = _prompt(exchange)
         prompt = exact + round(size * means.ratio) or 1
         if not exchange.endpoint.generates:
             return Estimate(size, prompt, exact=exact)
@@ -124,14 +125,17 @@ class Estimates:
         if ending.route in self._speeds or len(self._speeds) < MAX_ROUTES:
             self._speeds[ending.route] = max(self._speeds.get(ending.route, 0.0), reported / working)
 
-    def unseen(self, exchange: Exchange, estimate: Estimate, route: str, seconds: float) -> int:
+    def unseen(
+        self, exchange: Exchange, estimate: Estimate, route: str, seconds: float, *, streamed: bool = False
+    ) -> int:
         """Return how many tokens an engine can have made in that many seconds of an answer that the gateway did not
         see.
 
         If no answer of this route has shown the engine's speed, the result is the request's own limit, or else the
-        reserved tokens. If the speed is known, the result is the number of tokens at twice that speed, and at most the
-        request's own limit, or else LONGEST for each choice."""
-        speed, most = self._speeds.get(route), estimate.most
+        reserved tokens. Of a `streamed` answer most was seen, so the speed is then taken to be ASSUMED. If the speed is
+        known, the result is the number of tokens at twice that speed, and at most the request's own limit, or else
+        LONGEST for each choice."""
+        speed, most = self._speeds.get(route, ASSUMED if streamed else None), estimate.most
         if speed is None or not exchange.endpoint.generates:
             return estimate.answer if most is None else most
         made = round(2 * speed * seconds) * exchange.choices
@@ -185,8 +189,9 @@ def _collect(value: object, texts: list[str]) -> None:
             _collect(inner, texts)
 
 
-def _prompt(body: dict[str, Any]) -> tuple[int, int]:
+def _prompt(exchange: Exchange) -> tuple[int, int]:
     """Return the bytes of text in a prompt, and the number of its tokens that were sent as tokens."""
+    body, repeated = exchange.fields, exchange.endpoint.repeated
     size = exact = 0
     for name in _RENDERED & body.keys():
         value = body[name]
@@ -197,9 +202,10 @@ def _prompt(body: dict[str, Any]) -> tuple[int, int]:
             exact += sum(found)
             value = [it for it, tokens in zip(value, found, strict=True) if not tokens]
         try:
-            size += len(value.encode()) if type(value) is str else len(orjson.dumps(value))
+            length = len(value.encode()) if type(value) is str else len(orjson.dumps(value))
         except TypeError:
             raise BadRequest("The body is nested too deeply.") from None
+        size += length * exchange.inputs if name in repeated else length
     return size - _media(body.get("messages")), exact
 
 

@@ -31,7 +31,8 @@ _LONGEST = 80  # characters of a token
 _SLICE = 1 << 16  # characters that are searched at a time: a search lets no other thread run
 _SEEN = ("messages", "prompt", "suffix", "tools", "functions", "tool_choice", "function_call", "response_format")
 _SAID = frozenset({"text", "refusal", "thinking"})  # the fields of a part that hold text
-_MEDIA = frozenset({"image_url", "input_audio", "video_url", "audio_url", "file_url", "file"})
+_MEDIA = frozenset({"image_url", "input_audio", "video_url", "audio_url", "file_url", "file"})  # the fields with media
+_DATA = frozenset({"url", "data", "file_data"})  # the fields of media that no template writes into a prompt
 _ESCAPE = re.compile(r"\\(?<!\\\\)\\*(?:u([0-9a-fA-F]{4})|/)")  # backslashes are counted once
 _ROUNDS = 8  # rounds of decoding; JSON in JSON in JSON needs three
 _THINK = re.compile(r"</?think(?:ing)?>")  # templates remove these tags, and join the text around them
@@ -41,7 +42,8 @@ def find_control_token(body: dict[str, Any]) -> tuple[str, str] | None:
     """Return the first field whose text has a control token, and the token; None if there is none."""
     for name in _SEEN:
         if name in body:
-            for text in _forms(body[name]):
+            value = body[name]
+            for text in _forms(_without_media(value) if name == "messages" else value):
                 if found := _search(text):
                     return name, found[0]
     return None
@@ -74,17 +76,38 @@ def _letter(escape: re.Match[str]) -> str:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all strings in a value, names included, without media. For a list of parts, yield also the joined text."""
+    """Yield all strings in a value, names included. For a list of parts, yield also the joined text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for name, item in value.items():
             yield name
-            if name not in _MEDIA:
-                yield from _texts(item)
+            yield from _texts(item)
     elif isinstance(value, list):
         parts = [it[name] for it in value if isinstance(it, dict) for name in _SAID & it.keys()]
         if len(parts) > 1 and all(isinstance(it, str) for it in parts):
             yield "".join(parts)
         for item in value:
             yield from _texts(item)
+
+
+def _without_media(messages: Any) -> list[Any]:
+    """Return messages without the data of their images, sounds and files. A name such as `file` means media only in a
+    part of a message: elsewhere it may be the name of a tool's parameter."""
+    return [
+        it | {"content": [_without_data(part) if isinstance(part, dict) else part for part in parts]}
+        if isinstance(parts := it.get("content"), list)
+        else it
+        for it in messages or ()
+    ]
+
+
+def _without_data(part: dict[str, Any]) -> dict[str, Any]:
+    bare = dict(part)
+    for name in _MEDIA & part.keys():
+        media = part[name]
+        if isinstance(media, dict):
+            bare[name] = {inner: it for inner, it in media.items() if inner not in _DATA or not isinstance(it, str)}
+        elif isinstance(media, str):
+            bare[name] = None
+    return bare

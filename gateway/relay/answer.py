@@ -102,6 +102,11 @@ class Answer:
         self.asked = self.read = False
         self.hidden_since = None
 
+    def left(self, target: Target, quiet_since: float | None) -> None:
+        """Note that this target's work on the answer ends early. It may have made a part of a tool call since then."""
+        if self.hidden_since is None and target.upstream.dialect.hides_calls and self.exchange.fields.get("tools"):
+            self.hidden_since = quiet_since
+
     @property
     def engine(self) -> str | None:
         """The name of the engine that was asked last."""

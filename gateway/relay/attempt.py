@@ -3,6 +3,7 @@
 In the middle of a stream, bytes are passed on as they come, without waking the exchange's task: see `_pump`.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable
@@ -165,7 +166,7 @@ class Attempt:
         self._reader = reader
         self._watch.waits()
         with await self._post(exchange, stream=True, raw=raw) as reply:
-            if self._answer.fold is None and not self._services.log_content:
+            if self._answer.fold is None and not self._delivery.copies:
                 reply.pump(self._pump)
             try:
                 await self._pass_on(reply)
@@ -261,9 +262,17 @@ class Attempt:
         try:
             return await reply.next()
         except EngineError:
-            if self._reader.content.complete or (self._reader is self._answer.reader and self._answer.said):
+            if self._whole():
                 return b""
             raise
+        except asyncio.CancelledError:
+            if self._whole() and self._watch.caught_silence():
+                return b""
+            raise
+
+    def _whole(self) -> bool:
+        """Return whether nothing is missing of the answer but perhaps the engine's last event."""
+        return self._reader.content.complete or (self._reader is self._answer.reader and self._answer.said)
 
     def _heard(self) -> None:
         if not self._reader.started:

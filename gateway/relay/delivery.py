@@ -65,6 +65,11 @@ class Delivery:
         self._pinging: asyncio.Task[None] | None = None
         self._told_wait = 0  # milliseconds in queues that the client was told
 
+    @property
+    def copies(self) -> bool:
+        """Whether a copy of the whole answer is kept, for a log or a capture."""
+        return self._copy is not None
+
     def open(self, client: Client, send: Send) -> None:
         """Set the client to which the answer goes."""
         self.client, self._send = client, send

@@ -266,13 +266,15 @@ class Record:
 
     def _unseen(self, error: StackError | None) -> int:
         """Return how many tokens an engine may have made of a blocking answer, or of a round of it, that ended before
-        it arrived."""
+        it arrived, or of a tool call in a stream that ended before the call was sent."""
         answer = self._answer
         if answer.hidden_since is None or not answer.asked or not wasteful(error):
             return 0
         seconds, rounds = time.monotonic() - answer.hidden_since, answer.rounds
-        made = self._services.estimates.unseen(self._exchange, self._lease.estimate, answer.route.name, seconds)
-        return made // self._exchange.choices if rounds is not None and rounds.alone else made
+        it, streamed = self._exchange, answer.exchange.stream or answer.fold is not None
+        estimate, route = self._lease.estimate, answer.route.name
+        made = self._services.estimates.unseen(it, estimate, route, seconds, streamed=streamed)
+        return made // it.choices if rounds is not None and rounds.alone else made
 
 
 def _for_log(fields: dict[str, Any]) -> str:

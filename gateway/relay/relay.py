@@ -25,13 +25,11 @@ from gateway.errors import (
     Draining,
     EngineError,
     EngineFull,
-    EngineLost,
     EngineRefused,
     EngineSilent,
     EngineUnavailable,
     EngineUnreachable,
     InternalError,
-    ModelLoading,
     StackError,
 )
 from gateway.exchange import Exchange, Running
@@ -92,7 +90,7 @@ class Relay:
         self._unasked: list[Target] = []  # of these, those for which it only waits with others
         self._killed: set[Upstream] = set()  # engines that died at it
         self._busy: Upstream | None = None  # the engine that is working on it
-        self._away: tuple[StackError, Target] | None = None  # the last target that could not be asked, and why
+        self._away: tuple[StackError, Target] | None = None  # the last target that could not answer, and why
         self._unfit: list[Target] = []  # targets that refused it for their own limits, while one before them is away
         self._outage = Outage(exchange, route, services.progress, self._visit, self._killed)
         self._turns = Turns(exchange, self._visit, services)
@@ -229,6 +227,7 @@ class Relay:
         except asyncio.CancelledError:
             if (silence := self._watch.caught_silence()) is None:
                 upstream.breaker.gave_up(trial=trial)
+                self._answer.left(target, self._watch.quiet_since)
                 raise
             upstream.breaker.failed(silence.message, silent=True)
             self._answer.failed()
@@ -251,7 +250,6 @@ class Relay:
         finally:
             self._record.ends_attempt()
             self._idle()
-            self._watch.waits_no_more()
 
     def _occupy(self, upstream: Upstream) -> None:
         """Note that this engine is working on it."""
@@ -261,6 +259,7 @@ class Relay:
 
     def _idle(self) -> None:
         """Note that no engine is working on it."""
+        self._watch.waits_no_more()
         self._delivery.handed = None  # it refers to this relay, which must be freed with its request
         if self._busy is not None:
             self._busy.outstanding -= 1
@@ -308,18 +307,15 @@ class Relay:
         except EngineError as exc:
             if self._delivery.phase >= Phase.EVENTS:
                 raise
-            if not isinstance(exc, EngineFull):
-                return await self._wait(exc)
-            await self._queue_again(exc)
-        return self._tried.pop()  # it was not really asked
+            return await (self._queue_again(exc) if isinstance(exc, EngineFull) else self._wait(exc))
 
     def _put_down(self, error: StackError) -> StackError:
-        """Return what the request failed of: the absence of an engine rather than the limits of its fallback. Those
-        would be a final answer to the client, although the absent engine may soon be back."""
+        """Return what the request failed of: the trouble of an engine rather than the limits of its fallback. Those
+        would be a final answer to the client, although that engine may soon be able to answer."""
         target = self._tried[-1]
-        if isinstance(error, EngineUnreachable | EngineLost | EngineSilent | ModelLoading):
-            self._away = error, target
         if not (isinstance(error, ContextExceeded) or (isinstance(error, EngineRefused) and error.unable)):
+            if isinstance(error, EngineError):
+                self._away = error, target
             return error
         tiers = self._route.tiers
         rank = next((number for number, tier in enumerate(tiers) if target in tier), 0)
@@ -331,14 +327,14 @@ class Relay:
         self._unfit.append(target)
         return self._away[0]
 
-    def _failed_at(self, error: StackError) -> Upstream:
-        """Return the engine that had this error."""
-        return self._away[1].upstream if self._away and self._away[0] is error else self._tried[-1].upstream
+    def _failed_at(self, error: StackError) -> Target:
+        """Return the target that had this error."""
+        return self._away[1] if self._away and self._away[0] is error else self._tried[-1]
 
     async def _wait(self, error: EngineError) -> Target:
         """Return the first target that is back, if all engines are down. Raises the error otherwise."""
         self._watch.begun = False  # so that the client gets pings
-        target = await self._outage.target(error, self._failed_at(error), self._unfit)
+        target = await self._outage.target(error, self._failed_at(error).upstream, self._unfit)
         self._answer.begin_anew()
         self._record.hands_on("waited", error, target)
         for it in self._unasked:
@@ -346,12 +342,16 @@ class Relay:
         self._unasked.clear()
         return target
 
-    async def _queue_again(self, error: EngineFull) -> None:
-        """Put a request that a full engine rejected back into the queue. Raises what ends it if it may not wait."""
+    async def _queue_again(self, error: EngineFull) -> Target:
+        """Put a request that a full engine rejected back into the queue. Returns the target to ask then. Raises what
+        ends it if it may not wait."""
+        full = self._failed_at(error)
         pause = self._turns.again(error)
         self._answer.begin_anew()
-        self._record.hands_on("queued_again", error, self._tried[-1])
+        self._record.hands_on("queued_again", error, full)
         await self._visit.pause(pause)
+        self._tried.remove(full)  # it was not really asked
+        return full
 
     async def _retry(self, error: StackError) -> Target:
         """Return the target to ask after this failure, when it is time. Raises the error again if there is none."""
@@ -366,7 +366,7 @@ class Relay:
         if target in self._unfit:
             raise error
         same = any(target.upstream is it.upstream for it in self._tried)
-        if same and self._outage.covers(error, self._failed_at(error)):
+        if same and self._outage.covers(error, self._failed_at(error).upstream):
             raise error  # the request waits until that engine is back
         if target.upstream in self._killed or not worthwhile(error, same_engine=same) or not services.budget.take():
             raise error

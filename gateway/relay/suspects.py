@@ -20,7 +20,7 @@ import hashlib
 import math
 import time
 
-from gateway.errors import EngineDied, EngineFailed, EngineLost, StackError
+from gateway.errors import EngineDied, EngineEnded, EngineFailed, EngineLost, StackError
 from gateway.exchange import Exchange
 from gateway.shared_memory import BusyError, Region
 from gateway.upstream.client import Upstream
@@ -136,7 +136,8 @@ class Suspects:
         be the reason. `killed`: the engines that died before while they worked on the request; this engine joins them
         if it died."""
         # The health of such an engine stays good when its model's process dies.
-        apart = upstream.dialect.dies_apart and error.code == "engine_broken_stream"
+        broke_off = isinstance(error, EngineEnded) or (isinstance(error, EngineLost) and error.code == EngineEnded.code)
+        apart = upstream.dialect.dies_apart and broke_off
         said = apart or isinstance(error, EngineDied)
         if not said and not isinstance(error, EngineLost):
             return False

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from gateway import sse
-from gateway.errors import EngineError
+from gateway.errors import EngineEnded, EngineError
 from gateway.exchange import Usage
 from gateway.relay.content import Content, content_of
 from gateway.relay.event_syntax import BOM, end_of_comments, end_of_event, fields, is_usual
@@ -178,11 +178,11 @@ class Tap:
     def end(self) -> bytes:
         """See Reader.end."""
         if not self.started:
+            if error := _only_error(b"".join(self._rest)):
+                raise EngineFault(error)
             raise EngineError("The engine's answer has no data.", code="engine_broken_stream")
         if not self.content.complete:
-            raise EngineError(
-                "The engine ended its stream before the answer was complete.", code="engine_broken_stream"
-            )
+            raise EngineEnded("The engine ended its stream before the answer was complete.")
         self.done = True
         return self._goodbye()
 
@@ -202,7 +202,7 @@ class Tap:
             return self._comment() if any(not name for name, _ in lines) else b""
         if data == b"[DONE]":
             if not self.content.ended:
-                raise EngineError("The engine ended its answer before it was complete.", code="engine_broken_stream")
+                raise EngineEnded("The engine ended its answer before it was complete.")
             self.done = True
             return self._goodbye()
         if [value for name, value in lines if name == b"event"][-1:] == [b"error"]:
@@ -295,6 +295,15 @@ def _object(data: bytes) -> Any:
 
 def _unreadable() -> EngineError:
     return EngineError("The engine sent an event that is not valid JSON.", code="engine_broken_stream")
+
+
+def _only_error(data: bytes) -> Any:
+    """Return the error of an engine that sent an object with that in place of a stream; otherwise None."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return value.get("error") if isinstance(value, dict) else None
 
 
 def _error(data: bytes) -> Any:

@@ -25,13 +25,13 @@ class Watch:
     ) -> None:
         self.stopped: StackError | None = None  # why the task is cancelled
         self.begun = False  # the last engine asked has begun to answer
+        self.quiet_since: float | None = None  # since when the gateway waits for the engine; None: it does not
         self._stream = exchange.stream
         self._started = exchange.started
         self._patience = patience
         self._delivery = delivery
         self._now = now
         self._pinged_at = exchange.started
-        self._quiet_since: float | None = None  # since when the gateway waits for the engine; None: it does not
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -52,17 +52,22 @@ class Watch:
 
     def waits(self) -> None:
         """Note that the gateway waits for the engine from now on."""
-        self._quiet_since = self._now()
+        self.quiet_since = self._now()
 
     def waits_no_more(self) -> None:
         """Note that the gateway no longer waits for the engine: it has answered, or the client is slow."""
-        self._quiet_since = None
+        self.quiet_since = None
 
     def halt(self, reason: StackError) -> None:
-        """End the exchange for that reason, unless it is already ending."""
-        if self.stopped is None and not self._ended and self._delivery.phase != Phase.WHOLE:
+        """End the exchange for that reason, unless it is already ending. The silence of one engine may not be its end,
+        and so any other reason comes before that."""
+        if self._ended or self._delivery.phase == Phase.WHOLE:
+            return
+        if self.stopped is None:
             self.stopped = reason
             self._task.cancel()
+        elif isinstance(self.stopped, EngineSilent):
+            self.stopped = reason
 
     def caught(self) -> StackError | None:
         """Return why the task was cancelled, and clear the cancellation; None if it was not cancelled here."""
@@ -87,13 +92,13 @@ class Watch:
         if now >= due:
             self.halt(AnswerTooLong(f"The answer took longer than {patience.total:g} seconds."))
             return
-        if self._quiet_since is not None:
+        if self.quiet_since is not None:
             limit = patience.idle if self.begun else patience.first_token
-            if now >= self._quiet_since + limit:
-                self._quiet_since = None
+            if now >= self.quiet_since + limit:
+                self.quiet_since = None
                 self.halt(EngineSilent(f"The engine sent nothing for {limit:g} seconds."))
             else:
-                due = min(due, self._quiet_since + limit)
+                due = min(due, self.quiet_since + limit)
         if self._stream and not self.begun:
             if now >= self._pinged_at + patience.hold:
                 self._pinged_at = now

@@ -16,6 +16,7 @@ from gateway.errors import (
     EngineUnauthorized,
     EngineUnreachable,
     EngineUnsupported,
+    LoadFailed,
     ModelLoading,
     StackError,
 )
@@ -48,13 +49,14 @@ def worthwhile(error: StackError, *, same_engine: bool) -> bool:
     """Return whether another attempt could succeed. A mistake in the request fails everywhere.
 
     The same engine is asked again only after a failure that passes: a refused or broken connection, or a failure of its
-    own. An engine that is full, asleep, loading or silent is not asked again at once, but another engine may be.
+    own. An engine that is full, asleep, loading or silent, or that could not load the model, is not asked again at
+    once, but another engine may be.
     """
     if isinstance(error, EngineUnsupported):
         return not same_engine
     if not isinstance(error, EngineError) or isinstance(error, EngineRefused | EngineFailed | EngineDisobeyed):
         return False
-    passes_slowly = EngineAsleep | EngineOverloaded | ModelLoading | EngineTimeout | EngineUnauthorized
+    passes_slowly = EngineAsleep | EngineOverloaded | LoadFailed | ModelLoading | EngineTimeout | EngineUnauthorized
     return not (same_engine and isinstance(error, passes_slowly))
 
 

@@ -263,13 +263,14 @@ class Protocol(HttpToolsProtocol):
 
     def _own_path(self, target: bytes) -> bytes:
         """Return the path of an absolute-form target that names this server, as its Host header does: RFC 9112 (3.2.2)
-        demands that of every server. Any other target stays as it is."""
+        demands that of every server. Capitals and the default port make no difference. Any other target stays as it is:
+        on a connection without TLS, `https://` must be refused (RFC 9110, 7.4)."""
         authority, slash, path = target[7:].partition(b"/")
         if not slash:
             authority, mark, query = authority.partition(b"?")
             path = mark + query
-        hosts = [value for name, value in self.headers if name == b"host"]
-        return b"/" + path if hosts == [authority] or hosts == [authority.lower()] else target
+        hosts = [value.lower().removesuffix(b":80") for name, value in self.headers if name == b"host"]
+        return b"/" + path if hosts == [authority.lower().removesuffix(b":80")] else target
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)

@@ -251,9 +251,9 @@ class Upstream:
                 await connection.head()
             except BrokenError as exc:
                 connection.abort()
-                if exc.answered:
+                if exc.malformed:
                     raise EngineError("The engine's answer cannot be used.") from exc
-                if not connection.reused or time.monotonic() > sent + STALE:
+                if exc.answered or not connection.reused or time.monotonic() > sent + STALE:
                     raise EngineLost("The engine closed the connection without answering.") from exc
                 fresh = True
             except BaseException:

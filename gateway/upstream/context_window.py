@@ -42,7 +42,9 @@ class Contexts:
         """Check that an engine that `cuts` will not cut this prompt. `reads` is called before the engine reads it.
         Raises ContextExceeded if it would be cut, and EngineError if the engine cannot be asked."""
         window = await self._window(upstream, prompt)
-        if window.limit is None or (doubtful := _doubtful(prompt, window)) is None:
+        if window.limit is None and not window.unloaded:
+            return
+        if (doubtful := _doubtful(prompt, window)) is None:
             return
         reads()
         try:

@@ -41,7 +41,7 @@ _PARAMETER = re.compile(r"\(parameter=([\w.\[\]]+)(?:, value=|\)\Z)")  # vLLM, o
 _MUST = re.compile(r"^'?(\w+)'? must be ")
 _FIELD = re.compile(r"^Field '([\w.]+)': ")  # llama.cpp
 _GO = re.compile(
-    r"^json: cannot unmarshal (\w++)[^ ]*+(?: \S++)? into Go (?:struct field \w+\.([\w.]+)|value) of type (\S+)"
+    r"^json: cannot unmarshal (\w++)[^ ]*+(?: (\S++))? into Go (?:struct field \w+\.([\w.]+)|value) of type (\S+)"
 )
 _GO_TYPES = {"int": "a whole number", "bool": "true or false", "string": "a string"}
 _JSON_EXCEPTION = re.compile(r"\[json\.exception\.[\w.]+\] ")  # llama.cpp
@@ -107,6 +107,8 @@ def _refusal(dialect: Dialect, status: int, error: Any, *, seen: str) -> StackEr
     code = detail.get("code")
     message, param = _plain(message, detail.get("param"), named)
     if word is not None:
+        if word.param and param:  # the engine's own name of the caller's field
+            message = message.replace(f"'{param}'", f"'{word.param}'")
         message, param = word.says or message, word.param or param
     return EngineRefused(
         message or "The engine refused the request.",
@@ -170,8 +172,10 @@ def _plain(message: str, param: object, named: str | None) -> tuple[str, str | N
         texts = [f"'{_as_ours(where)}': {first or second}." for where, first, second in found[:3]]
         return " ".join(texts), _as_ours(found[0][0])
     if go := _GO.match(message):
-        wanted = _GO_TYPES.get(go[3]) or ("a number" if go[3].startswith("float") else "of another type")
-        field = go[2]
+        wanted = _GO_TYPES.get(go[4]) or ("a number" if go[4].startswith("float") else "of another type")
+        field = go[3]
+        if go[4] == "int" and go[1] == "number" and go[2] and go[2].lstrip("-").isdigit():
+            return f"'{field}' must be {wanted} of at most 64 bits.", field
         got = {"bool": "true or false", "array": "a list", "object": "an object"}.get(go[1], f"a {go[1]}")
         return (f"'{field}' must be {wanted}, not {got}." if field else f"The body cannot be {got}."), field
     if named is not None:

@@ -24,11 +24,12 @@ MAX_IDLE = 4.0  # seconds that a connection may be idle; vLLM's server closes it
 
 
 class BrokenError(Exception):
-    """Say that the connection ended or its bytes were not HTTP. `answered`: a part of an answer had come."""
+    """Say that the connection ended, or that its bytes were `malformed`. `answered`: a part of an answer had come."""
 
-    def __init__(self, message: str, *, answered: bool) -> None:
+    def __init__(self, message: str, *, answered: bool, malformed: bool = False) -> None:
         super().__init__(message)
         self.answered = answered
+        self.malformed = malformed
 
 
 class Connection(asyncio.Protocol):
@@ -107,7 +108,7 @@ class Connection(asyncio.Protocol):
 
     async def _wait(self) -> None:
         if self._trouble is not None:
-            raise BrokenError(self._trouble, answered=True)
+            raise BrokenError(self._trouble, answered=True, malformed=True)
         if self.closed:
             raise BrokenError("The connection to the engine ended.", answered=self._begun)
         self._waiter = self._loop.create_future()

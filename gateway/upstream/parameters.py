@@ -81,6 +81,9 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "return_prompt_text": (False,),
     "timings_per_token": (False,),
     "raw": (False,),
+    "format": ("",),
+    "reasoning": ({},),
+    "user": ("",),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission.swaps import LATE, Limit, Loads, Waiting, decide, number
+from gateway.admission.swaps import BARRED, LATE, Limit, Loads, Waiting, decide, number
 from tests.support.swapping import LOOK, Box
 
 A, B, C = 1, 2, 3
@@ -202,9 +202,27 @@ def test_a_record_that_a_killed_worker_left_unfinished_says_nothing() -> None:
 def test_what_is_kept_fits_its_space_and_is_read_as_it_was() -> None:
     loads = Loads(scarce=True)
     for it in range(100):
-        loads = loads.begins(number(str(it)), 1e9 + it).ended(number(str(it)), [], [number(str(it))], 2e9 + it, 123.456)
+        model, moment = number(str(it)), 2e9 + it
+        loads = loads.begins(model, 1e9 + it).ended(model, [], [model], moment, 123.456)
+        loads = loads.ended(number(f"large {it}"), [], [model], moment, 123.456, failed=True)
     assert len(loads.dump()) < 4096
     assert Loads.parse(orjson.loads(loads.dump())) == loads
+
+
+def test_a_model_that_could_not_be_loaded_is_barred_for_a_while_and_its_load_counts() -> None:
+    before = Loads(frozenset({A}), {A: 4.0}, {A: 90.0}, scarce=True, last=A).begins(B, 100.0)
+    loads = before.ended(B, [A], [], 110.0, 10.0, failed=True)
+    assert not loads.loaded
+    assert not loads.loading(110.0), "others need not wait for it"
+    assert loads.cost(B) == 10.0
+    assert [loads.bars(B, 110.0 + it) for it in (0.0, BARRED - 0.1, BARRED)] == [True, True, False]
+    assert loads.moved(50.0).bars(B, 150.0 + BARRED)
+    assert not loads.bars(A, 110.0)
+    slow = before.ended(B, [A], [], 150.0, 50.0, failed=True)
+    assert [slow.bars(B, 150.0 + it) for it in (99.0, 100.0)] == [True, False]
+    assert not loads.seen([B]).bars(B, 110.0), "somebody else has loaded it"
+    assert not loads.ended(B, [], [B], 120.0, 9.0).bars(B, 120.0)
+    assert loads.ended(A, [], [A], 120.0, 4.0).bars(B, 120.0)
 
 
 def test_a_measured_cost_moves_slowly() -> None:

@@ -150,6 +150,26 @@ def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
     assert "Canary" not in page(ask(chosen["secret"], "Canary after"))
 
 
+def test_a_captured_stream_has_its_middle(two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str) -> None:
+    with admin(two) as api:
+        key = api.post("/admin/keys", json={"name": "middle"}).json()
+    where = f"/console/keys/{key['key']['id']}"
+    visit.send(where, f"{where}/capture", capture="yes")
+    words = ["Beginning", "Middle", "End"]
+    script = [["role"], *(step for it in words for step in (["token", it], ["gate", mark + it]))]
+    body = {"model": "one", "messages": MESSAGES, "stream": True, "user": mark}
+    body["script"] = [*script, ["finish", "stop"], ["done"], ["end"]]
+    headers = {"authorization": f"Bearer {key['secret']}", "x-request-id": mark}
+    with httpx.stream("POST", two.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS) as answer:
+        for line in answer.iter_lines():
+            for it in words:
+                if it in line:
+                    engine.release(mark + it)
+    steps(visit, mark)
+    captured = visit.get(f"/console/requests/{mark}").text.partition("What the client got")[2]
+    assert [it for it in words if it in captured] == words
+
+
 def test_a_request_that_runs_when_a_capture_is_stopped_leaves_no_body(
     two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str
 ) -> None:

@@ -82,6 +82,31 @@ def test_a_tools_use_comes_back_with_all_digits(
     assert json.loads(call["function"]["arguments"]) == {"city": big}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_tool_runner_goes_on_without_a_thread(client: anthropic.Anthropic, stream: bool) -> None:
+    asked: list[str] = []
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        asked.append(city)
+        return "sunny"
+
+    says = said(script(["says", {"calls": [["weather", ['{"city":"Rome"}']]]}]))
+    runner: Any = client.beta.messages.tool_runner(
+        model="vllm", max_tokens=99, messages=says, tools=[weather], stream=stream
+    )
+    turns = [it.get_final_message() if stream else it for it in runner]
+    assert [it.stop_reason for it in turns] == ["tool_use", "end_turn"]
+    assert asked == ["Rome"]
+
+
+def test_a_thread_is_refused_as_the_package_knows_it(client: anthropic.Anthropic) -> None:
+    thread = client.beta.messages.thread(model="vllm", max_tokens=9, messages=said("Hello"))
+    with pytest.raises(anthropic.types.ThreadUnsupportedRequestError, match="keeps no conversations"):
+        thread.send()
+
+
 def test_thinking_is_a_block_of_its_own(client: anthropic.Anthropic) -> None:
     thought = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}, "finish_reason": None}]}
     asked = said(script(["role"], ["event", thought], ["token", "Yes"], *END))

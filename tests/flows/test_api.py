@@ -96,6 +96,7 @@ def test_both_listed_keys_work_in_any_case_of_bearer(gateway: GatewayProcess, sc
         ("POST", "/tokenize", 404, "not_found"),
         ("GET", "/slots", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
+        ("POST", "/v1/responses/compact", 404, "not_found"),
         ("DELETE", "/v1/models/fake-model", 405, "method_not_allowed"),
         ("PUT", "/health", 405, "method_not_allowed"),
         ("OPTIONS", CHAT, 405, "method_not_allowed"),

@@ -30,7 +30,8 @@ from tests.support.processes import (
     wait_read,
 )
 
-CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+EMBEDDINGS, RERANK = "/v1/embeddings", "/v1/rerank"
 ENGINES = ("ollama", "vllm", "llamacpp")
 CONFIG = """
 engines:
@@ -42,6 +43,7 @@ models:
   vllm: {{targets: [{{engine: vllm, model: fake-model}}]}}
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   brief: {{targets: [{{engine: vllm, model: fake-model}}], timeouts: {{total: 1}}}}
+  brief-ollama: {{targets: [{{engine: ollama, model: fake-model}}], timeouts: {{total: 1}}}}
   dies-then-vllm:
     targets: [{{engine: vllm, model: dies}}]
     fallbacks: [{{engine: llamacpp, model: fake-model}}]
@@ -71,14 +73,13 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (10, {}),
+    (14, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
     (1, {"tokens_per_minute": 60}),
     (1, {"concurrent": 1}),
     (7, {"tokens_per_day": 5000}),
-    (1, {"tokens_per_day": 100}),
     (2, {"tokens_per_minute": 10**6}),
     (30, {"tokens_per_minute": 10**9}),
 ]
@@ -299,6 +300,27 @@ def test_a_limit_that_engines_read_differently_is_refused_by_name(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
 
 
+@pytest.mark.parametrize("model", ENGINES)
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (CHAT, "max_tokens"),
+        (CHAT, "max_completion_tokens"),
+        (CHAT, "n_predict"),
+        (COMPLETIONS, "max_completion_tokens"),
+        (COMPLETIONS, "n_predict"),
+        (EMBEDDINGS, "dimensions"),
+    ],
+)
+def test_echo_allows_no_limit_of_0_but_the_max_tokens_of_a_completion(
+    gateway: GatewayProcess, any_key: str, model: str, path: str, name: str
+) -> None:
+    """Ollama takes 0 for no limit, and nothing would be set aside for the answer."""
+    content = {COMPLETIONS: {"prompt": "one"}, EMBEDDINGS: {"input": "one"}}.get(path, {})
+    refused = ask(gateway, any_key, path, model=model, echo=True, **content, **{name: 0})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -375,15 +397,45 @@ def test_an_answer_beyond_the_total_timeout_is_charged_for_what_may_have_been_ma
     assert finished(gateway, late.headers["x-request-id"])["tokens_out"] == 300
 
 
-def test_a_client_that_leaves_an_embedding_is_charged_for_its_inputs(
-    gateway: GatewayProcess, engine: FakeEngine, mark: str
+@pytest.mark.parametrize("stream", [[["hang"]], [["role"], ["token", "x"], ["hang"]]], ids=["nothing", "a text"])
+def test_a_tool_call_of_which_ollama_has_sent_nothing_yet_is_charged_for_what_may_have_been_made(
+    gateway: GatewayProcess, stream: list[list[Any]]
 ) -> None:
-    key = make_key(gateway, tokens_per_day=100)
-    body = json.dumps({"input": [list(range(150))], "user": mark, "script": [["hang"]]}).encode()
-    with head(gateway, key, len(body), EMBEDDINGS) as connection:
+    key = make_key(gateway)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+    def charged(model: str, **more: Any) -> int:
+        """The tokens of an answer that takes too long."""
+        name = uuid4().hex
+        headers = {"authorization": f"Bearer {key}", "x-request-id": name}
+        body = {"model": model, "messages": MESSAGES, "stream": True, "max_tokens": 5, "script": stream, **more}
+        with suppress(httpx.RemoteProtocolError):  # the stream is cut
+            httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
+        return int(finished(gateway, name)["tokens_out"])
+
+    seen = len(stream) // 2
+    with ThreadPoolExecutor() as pool:
+        asked = [("brief-ollama", {"tools": tools}), ("brief-ollama", {}), ("brief", {"tools": tools})]
+        assert list(pool.map(lambda it: charged(it[0], **it[1]), asked)) == [seen + 5, seen, seen]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "tokens"),
+    [
+        (EMBEDDINGS, {"input": [list(range(150))]}, 150),
+        (RERANK, {"query": "x" * 40, "documents": ["a"] * 20}, (20 * 40 + len('"a",' * 20) + 1) // 4),
+    ],
+    ids=["embedding", "rerank"],
+)
+def test_a_client_that_leaves_is_charged_for_its_inputs_and_for_a_query_with_each_document(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str, path: str, content: dict[str, Any], tokens: int
+) -> None:
+    key_id, key = make(gateway)
+    body = json.dumps({**content, "user": mark, "script": [["hang"]]}).encode()
+    with head(gateway, key, len(body), path) as connection:
         connection.sendall(body)
         engine.wait_seen(mark, "running")
-    wait_for(lambda: ask(gateway, key).headers.get("x-should-retry") == "false")
+    assert wait_for(lambda: used(gateway, key_id)) == tokens
 
 
 @pytest.mark.parametrize("told", [{}, {"usage": {"prompt_tokens": 7, "completion_tokens": 0}}, {"usage": "much"}])

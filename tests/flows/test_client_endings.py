@@ -68,6 +68,7 @@ EngineFull           503 server_is_overloaded waits, =, stream rate_limit_exceed
 QueueFull            503 queue_full waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 QueueTimeout         503 queue_timeout waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 EngineAsleep         503 engine_asleep waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
+LoadFailed           503 model_unavailable waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 ModelLoading         503 model_loading waits, =, stream rate_limit_exceeded waits, 503 overloaded_error waits
 EngineTimeout        504 engine_timeout, =, stream server_error, 504 timeout_error
 EngineSilent         504 engine_timeout, =, stream server_error, 504 timeout_error
@@ -112,6 +113,7 @@ EngineFull           6w    4w     6w       12w 23w  22       3w     3w        3w
 QueueFull            6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 QueueTimeout         6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 EngineAsleep         6w    4w     6w       12w 23w  22       3w     3w        3w        3w
+LoadFailed           6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 ModelLoading         6w    4w     6w       12w 23w  22       3w     3w        3w        3w
 EngineTimeout        6     4      5        12 24   27       3      3         3         3
 EngineSilent         6     4      5        12 24   27       3      3         3         3

@@ -39,7 +39,7 @@ PACKAGES = {
     "aider": ("aider-chat", "aider"),
 }
 COMMANDS = ("llm", "aider")  # pages of programs
-TIMES = {"openai-python": 4, "langchain": 2, "llamaindex": 2}  # the answers that it prints
+TIMES = {"anthropic": 2, "openai-python": 4, "langchain": 2, "llamaindex": 2}  # the answers that it prints
 BY_HAND = os.environ.get("TEST_CLIENTS")
 CLIENTS = ROOT / (BY_HAND or ".venv-clients")
 PERSON = {"role": "assistant", "content": '{"name": "Ann", "age": 30}'}

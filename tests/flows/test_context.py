@@ -164,13 +164,49 @@ def test_the_check_sends_a_conversation_in_ollamas_own_form(http: httpx.Client, 
     ]
 
 
-@pytest.mark.parametrize("content", [5, [{"type": "input_audio"}], [{"type": "text"}], {"a": 1}, None])
-def test_a_conversation_that_ollama_cannot_read_is_not_checked(
+EFFORTS: list[tuple[dict[str, Any], Any]] = [
+    ({}, None),
+    ({"reasoning_effort": "low"}, "low"),
+    ({"reasoning_effort": "minimal"}, "low"),
+    ({"reasoning_effort": "xhigh"}, "max"),
+    ({"reasoning": {"effort": "none"}}, False),
+    ({"reasoning": {"effort": "high"}, "reasoning_effort": "none"}, "high"),
+]
+
+
+@pytest.mark.parametrize(("fields", "think"), EFFORTS)
+def test_the_check_lets_the_model_think_as_much_as_the_request_does(
+    http: httpx.Client, fakes: dict[str, FakeEngine], fields: dict[str, Any], think: Any
+) -> None:
+    assert too_long(http, "ollama", 900, **fields).status_code == 200
+    assert fakes["ollama"].asked("/api/chat")[0]["body"].get("think") == think
+
+
+CALL: dict[str, Any] = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+CUT: dict[str, list[dict[str, Any]]] = {
+    "a sound": [{"role": "user", "content": [{"type": "text", "text": "a"}, SOUND]}],
+    "a call without an id": [{"role": "assistant", "content": "x", "tool_calls": [CALL]}, user(1) | {"role": "tool"}],
+    "no part": [{"role": "user", "content": []}],
+}
+
+
+@pytest.mark.parametrize("messages", CUT.values(), ids=CUT)
+def test_a_conversation_of_any_form_that_ollama_takes_is_checked(
+    http: httpx.Client, fakes: dict[str, FakeEngine], messages: list[dict[str, Any]]
+) -> None:
+    assert said(http.post(CHAT, json={"model": "ollama", "messages": [*messages, user(1500)]}))
+    assert fakes["ollama"].asked(CHAT) == []
+
+
+@pytest.mark.parametrize("content", [[{"type": "input_audio"}], [{"type": "text"}], [{"type": "image_url"}]])
+def test_a_long_conversation_that_cannot_be_checked_is_refused(
     http: httpx.Client, fakes: dict[str, FakeEngine], content: Any
 ) -> None:
     messages = [user(900), {"role": "user", "content": content}]
-    assert http.post(CHAT, json={"model": "ollama", "messages": messages}).status_code < 500
-    assert len(fakes["ollama"].asked(CHAT)) == 1
+    answer = http.post(CHAT, json={"model": "ollama", "messages": messages})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert fakes["ollama"].asked(CHAT) == []
 
 
 def test_only_the_long_inputs_of_an_embedding_are_checked(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
@@ -213,6 +249,38 @@ def test_the_context_is_remembered_while_the_engine_is_unreachable(tmp_path: Pat
         with fake_engine(port, "ollama"):
             again = wait_for(lambda: (it := too_long(http, "fake-model", 1500)).status_code < 500 and it)
             assert said(again)["message"].startswith(told(1000, "messages", 1501))
+
+
+FULL = (503, {"error": "server busy, please try again.  maximum pending requests exceeded"})
+DIED = (500, {"error": "llama runner process has terminated: exit status 2"})
+BROKEN = (500, {"error": "something is wrong"})
+UNSURE = [
+    ("fake-model", {"loaded": False, "fails": {"load": FULL}}, (503, "server_is_overloaded")),
+    ("small", {"loaded": False, "fails": {"load": BROKEN}}, (503, "model_unavailable")),
+    ("own-system", {"fails": {"count": FULL}}, (503, "server_is_overloaded")),
+    ("own-system", {"fails": {"count": BROKEN}}, (502, "engine_error")),
+    ("own-system", {"fails": {"count": DIED}}, (502, "engine_failed")),
+    ("unloaded", {"loaded": False, "stays": False}, (400, "context_length_exceeded")),  # as by OLLAMA_KEEP_ALIVE=0
+]
+
+
+@pytest.mark.parametrize(("model", "state", "error"), UNSURE)
+def test_a_prompt_that_cannot_be_checked_is_not_sent(
+    tmp_path: Path, model: str, state: dict[str, Any], error: tuple[int, str]
+) -> None:
+    with (
+        fake_engine(dialect="ollama") as engine,
+        running_gateway(tmp_path / "log", engine.url, LLM_BACKEND="ollama") as gateway,
+        gateway.client() as http,
+    ):
+        engine.set(**state)
+        body = {"model": model, "messages": [user(1500)]}
+        answer = http.post(CHAT, json=body, headers={"x-stack-queue-timeout": "0"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == error
+        engine.set(fails={}, stays=True)
+        if error[1] not in ("model_unavailable", "engine_failed"):  # after which the model, or the request, is barred
+            assert said(too_long(http, model, 1500))["message"].startswith(told(1000, "messages", 1501))
+        assert engine.asked(CHAT) == []
 
 
 def test_an_ollama_that_reports_no_numbers_is_refused_without_them(

@@ -87,6 +87,8 @@ def test_a_refused_preflight_has_the_shape_of_every_error(browsed: GatewayProces
     assert answer.status_code == 400
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     assert answer.json()["error"]["code"] == "cors_refused"
+    told = "STACK_CORS_ORIGINS" if "origin" in headers else "A web page may use DELETE, GET, HEAD, POST."
+    assert told in answer.json()["error"]["message"]
     assert answer.headers["x-request-id"]
     if headers.get("origin"):
         assert "access-control-allow-origin" not in answer.headers
@@ -204,6 +206,9 @@ def test_names_that_can_only_mean_this_machine_are_local(gateway: GatewayProcess
         ("http://localhost/v1/models", "localhost", 200),
         ("http://localhost:9000/v1/models?x=1", "localhost:9000", 200),
         ("HTTP://LOCALHOST/livez", "localhost", 200),
+        ("http://localhost/livez", "LocalHost", 200),
+        ("http://localhost:80/livez", "localhost", 200),
+        ("http://localhost/livez", "localhost:80", 200),
         ("http://localhost", "localhost", 404),  # the path /
         ("http://other.example/v1/models", "localhost", 404),
         ("http://other.example/v1/models", "other.example", 400),
@@ -239,6 +244,7 @@ def test_a_client_of_another_protocol_is_told_which_one_this_port_serves(
     [
         ("application/json", 200),
         ("application/json; charset=utf-8", 200),
+        ("application/json\t ;charset=utf-8", 200),
         ("Application/JSON", 200),
         ("application/vnd.api+json", 200),
         ("text/plain", 415),

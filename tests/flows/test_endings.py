@@ -173,6 +173,19 @@ def test_a_failed_stream_is_not_kept_for_its_idempotency_key(
         assert len(engine.seen(mark)) == number
 
 
+def test_an_answer_is_whole_if_its_engine_falls_silent_behind_it(own: GatewayProcess) -> None:
+    answer = read(own.url, body_of([*START, ["finish", "stop"], ["hang"]]))
+    assert proper(answer), answer
+    assert answer[1].endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_error_with_the_status_200_is_told_as_any_other(own: GatewayProcess, *, stream: bool) -> None:
+    error = {"message": "'temperature' must be between 0 and 2", "type": "invalid_request_error", "code": 400}
+    status, text, _ = read(own.url, body_of([["json", [200, {"error": error}]]]) | {"stream": stream})
+    assert (status, json.loads(text)["error"]["param"]) == (400, "temperature")
+
+
 # ── Clients of HTTP/1.0 ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -11,7 +11,7 @@ from tests.support import judges
 from tests.support.faces import APIS, MESSAGES_API, RESPONSES, Api, events, script, text_of
 from tests.support.fakes.dialects import ENGINES
 from tests.support.processes import FakeEngine, GatewayProcess
-from tests.support.tool_streams import CITY, calls_at_0
+from tests.support.tool_streams import CITY, alternating, calls_at_0
 
 CHAT = "/v1/chat/completions"
 BOTH = pytest.mark.parametrize("api", APIS.values(), ids=APIS)
@@ -161,6 +161,15 @@ def test_calls_that_all_have_the_index_0_are_told_apart(http: httpx.Client, api:
     told = events(answer.text)
     said = judges.message_stream(told) if api is MESSAGES_API else judges.response_stream(told)
     assert said.calls == (("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})), answer.text
+
+
+@BOTH
+def test_calls_whose_pieces_alternate_are_each_told_once_and_whole(http: httpx.Client, api: Api) -> None:
+    answer = http.post(api.path, json=api.body(script(*alternating()), model="vllm", stream=True, **WEATHER[api.name]))
+    told = events(answer.text)
+    said = judges.message_stream(told) if api is MESSAGES_API else judges.response_stream(told)
+    assert said.calls == (("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})), answer.text
+    assert text_of(told).endswith("Hm. Hm. Hm. "), answer.text
 
 
 # -- a beginning of the answer ----------------------------------------------------------------------------------------

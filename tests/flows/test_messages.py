@@ -153,6 +153,8 @@ SAYS_NOTHING: list[tuple[str, Kind, dict[str, Any], dict[str, Any]]] = [
     *((engine, "chat", {"stop": ["", "a", ""]}, {"stop": ["a"]}) for engine in ENGINES),
     *((engine, "completion", {"stop": [""]}, {}) for engine in ENGINES),
     *((engine, "completion", {"suffix": ""}, {}) for engine in ENGINES),
+    *((engine, "chat", {"grammar": ""}, {}) for engine in ENGINES),
+    *((engine, "chat", {"user": "", "reasoning": {}}, {"user": "", "reasoning": {}}) for engine in ENGINES),
     ("ollama", "completion", {"prompt": ["x"]}, {"prompt": "x"}),
     ("vllm", "completion", {"prompt": ["x"]}, {"prompt": ["x"]}),
     ("vllm", "chat", {"tools": [], "tool_choice": "auto"}, {}),

@@ -223,6 +223,35 @@ def test_the_limits_of_a_fallback_are_no_answer_while_the_engine_before_it_is_do
             assert [len(it.seen(caller.mark)) for it in (engine, small)] == [1, 1]
 
 
+@pytest.mark.parametrize(("status", "code"), [(503, "server_is_overloaded"), (500, "engine_error")])
+def test_the_limits_of_a_fallback_are_no_answer_while_the_engine_before_it_fails(
+    tmp_path: Path, status: int, code: str
+) -> None:
+    refusal = [["json", [400, {"error": TOO_LONG | {"message": "exceeds the available context size"}}]]]
+    with fake_engine() as engine, fake_engine() as small:
+        at, other = (int(it.url.rpartition(":")[2]) for it in (engine, small))
+        with serving(tmp_path, at, other=other) as its:
+            told = {"script_for": {"small": refusal, "fake-model": [["json", [status, {}]]]}}
+            caller = Caller(its, "unequal", **told)
+            assert caller.wait() == code, caller.text
+            assert len(small.seen(caller.mark)) == 1
+
+
+BUSY = "The engine is currently busy and cannot accept new requests. Please try again later."
+
+
+def test_a_full_engine_is_asked_again_and_not_its_fallback_whose_limits_the_request_exceeds(tmp_path: Path) -> None:
+    refusal = [["json", [400, {"error": TOO_LONG | {"message": "exceeds the available context size"}}]]]
+    with fake_engine() as engine, fake_engine() as small:
+        at, other = (int(it.url.rpartition(":")[2]) for it in (engine, small))
+        with serving(tmp_path, at, other=other) as its:
+            full = ["json", [503, {"error": {"message": BUSY, "type": "Service Unavailable", "code": 503}}]]
+            told = {"answer": {"cuts": [0], "how": [full]}, "script_for": {"small": refusal}}
+            caller = Caller(its, "unequal", stream=True, **told)
+            assert caller.wait() == WHOLE, caller.text
+            assert [len(it.seen(caller.mark)) for it in (engine, small)] == [2, 1]
+
+
 def test_a_wait_beside_others_is_no_attempt(tmp_path: Path) -> None:
     """A request that waited with others, and asked nobody until then, is retried once like any other."""
     with serving(tmp_path, free_port(), failures=1000) as at:

@@ -381,6 +381,15 @@ def test_the_way_of_a_model_is_tried_once_for_all_its_answers(one: Setting) -> N
     assert trials() == before > 0
 
 
+def test_a_model_is_tried_with_the_effort_of_the_request(one: Setting) -> None:
+    at = replace(one, dialect="ollama")
+    asked: list[dict[str, Any]] = [{"reasoning_effort": "max"}, {"reasoning": {"effort": "none"}}]
+    for fields in asked:
+        assert outcome(ask(at, model="smolnat", answer={"cuts": [3]}, **fields)) == (WHOLE, "stop")
+    tried = [it["body"] for it in one.engine.seen() if it["body"].get("max_tokens") == 8]
+    assert {"max", "none"} <= {it.get("reasoning_effort") for it in tried if it["model"] == "smolnat"}
+
+
 @pytest.mark.parametrize("model", ["ollama", "smol", "smolold"])
 def test_a_completion_of_an_ollama_is_continued_behind_its_rendered_prompt_or_made_again(
     one: Setting, model: str

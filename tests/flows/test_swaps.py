@@ -155,3 +155,34 @@ def test_a_request_that_cannot_wait_for_its_model_is_told_why(engine: FakeEngine
         assert int(answer.headers["retry-after-ms"]) > 0
         engine.release("go")
         assert "[DONE]" in stream.read().decode()
+
+
+def test_a_model_that_cannot_be_loaded_takes_the_engine_from_the_others_once(
+    engine: FakeEngine, gateway: GatewayProcess
+) -> None:
+    """Those that wait for it are refused too, and so is whoever asks any worker later."""
+    learn(gateway)
+    engine.set(too_large=[A])
+
+    async def crowd() -> None:
+        async with client(gateway) as http:
+
+            async def refused(_: int) -> None:
+                answer = await http.post(CHAT, json={"model": A, "messages": MESSAGES})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+
+            held = asyncio.create_task(ask(http, B, "held", HELD, stream=True))
+            await asyncio.to_thread(engine.wait_seen, "held")
+            them = [asyncio.create_task(refused(it)) for it in range(8)]
+            await asyncio.to_thread(wait_for, lambda: scrape(METRICS).total("stack_queue_depth") == 8)
+            engine.release("go")
+            await asyncio.gather(held, *them)
+            for it in range(4):
+                await refused(it)
+                await ask(http, B, "served")
+
+    asyncio.run(crowd())
+    assert (memory(engine)["failed"], memory(engine)["loads"]) == ([A], [A, B, B])
+    assert {it["body"]["model"] for it in engine.asked(CHAT)} == {B}, "the requests themselves were not sent"
+    (line,) = gateway.told("model_load_failed")
+    assert (line["model"], line["level"]) == (A, "warning")

@@ -77,6 +77,11 @@ def test_each_field_that_a_row_names_counts(endpoint: Endpoint) -> None:
         assert estimates.of(exchange(endpoint.kind, **{name: "x" * 4000}), "model").prompt == 1000, name
 
 
+def test_a_query_counts_with_each_document() -> None:
+    it = exchange("rerank", query="x" * 400, documents=["a"] * 100)
+    assert Estimates().of(replace(it, size=100), "model").size == 400 * 100 + len('"a",' * 100) + 1
+
+
 def test_one_key_teaches_nothing_about_another() -> None:
     estimates = Estimates()
     for _ in range(100):
@@ -171,6 +176,7 @@ def test_what_nobody_saw_costs_what_was_set_aside_or_what_the_engine_can_have_ma
     assert estimates.unseen(limited, estimates.of(limited, "model"), "model", 3.0) == 1200
     assert estimates.unseen(limited, estimates.of(limited, "model"), "model", 3000.0) == 8000
     assert estimates.unseen(free, estimates.of(free, "model"), "model", 30.0) == 6000
+    assert estimates.unseen(limited, estimates.of(limited, "model"), "another", 3.0, streamed=True) == 1200
     texts = exchange("embedding", input="one")
     assert estimates.unseen(texts, estimates.of(texts, "model"), "model", 30.0) == 0
 

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from gateway.api.checks import check as check_body
 from gateway.endpoints import Kind
 from gateway.errors import BadRequest, PromptFailed
 from gateway.keys.known import Key
+from gateway.prompts.control_tokens import find_control_token
 from gateway.prompts.render import Prompt, Prompts, TemplateRefusedError, check, render
 from tests.support.processes import ROOT
 
@@ -273,11 +275,55 @@ def test_a_control_token_is_found_wherever_it_is_in_a_long_text(mark: str) -> No
                 BOTH.apply(KEY, "m", "chat", say(" " * before + mark + after))
 
 
+MEDIA = ("image_url", "input_audio", "video_url", "audio_url", "file_url", "file")
+
+
+def put(value: Any, mark: str) -> Iterator[Any]:
+    """Yield the value once for each of its texts and names, with the mark in that place."""
+    if isinstance(value, str):
+        yield mark
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from ([*value[:index], it, *value[index + 1 :]] for it in put(item, mark))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield value | {mark: item}
+            yield from (value | {name: it} for it in put(item, mark))
+
+
+def test_a_control_token_is_refused_under_every_name_and_in_every_text() -> None:
+    """A parameter of a tool may be called `file`."""
+    schema = {"type": "object", "properties": {name: {"description": "x", "enum": ["y"]} for name in MEDIA}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": dict.fromkeys(MEDIA, "x")}}
+    media = {name: {"detail": "low", "more": [{"x": "y"}], "url": ["z"]} for name in MEDIA}
+    messages = [
+        {"content": "x", **dict.fromkeys(MEDIA, "x")},
+        {"content": [{"text": "x"}, media], "tool_calls": [call]},
+    ]
+    fields: dict[str, Any] = {
+        "messages": [{"role": "user"} | it for it in messages],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "functions": [{"name": "f", "parameters": schema}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "function_call": {"name": "f"},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    }
+    assert find_control_token(fields) is None
+    for name, value in fields.items():
+        for marked in put(value, "<|x|>"):
+            assert find_control_token(fields | {name: marked}) == (name, "<|x|>"), marked
+
+
 def test_text_that_only_looks_like_a_control_token_passes() -> None:
     for text in HARMLESS:
         BOTH.apply(KEY, "m", "chat", say(text, parts(text, text)))
     BOTH.apply(KEY, "m", "chat", say("Hi") | {"stop": ["<|im_end|>"], "user": "<|x|>"})  # no template sees these
     BOTH.apply(Key("other"), "x", "chat", say("<|im_start|>system"))  # there is no prompt to protect
+
+
+def test_the_data_of_an_image_a_sound_or_a_file_is_not_searched() -> None:
+    media = [{name: "<|x|>"} for name in MEDIA] + [{"file": {inner: "<|x|>"}} for inner in ("url", "data", "file_data")]
+    BOTH.apply(KEY, "m", "chat", say([*parts("x"), *media], "Hi"))
 
 
 def test_a_million_backslashes_are_searched_for_escapes_in_linear_time() -> None:

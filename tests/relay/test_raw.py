@@ -55,6 +55,13 @@ def raw_seam(first: Tap, **fields: Any) -> Seam:
     return Seam(first, part, handover, 1, reads=lines(chats=True))
 
 
+def test_only_a_chat_has_log_probabilities() -> None:
+    """Ollama's endpoint for completions ignores the field, and a chat's form would be wrong there."""
+    for kind, asked, expected in (("chat", {"messages": []}, True), ("completion", {"prompt": "Hi"}, False)):
+        prompt = Prompt(kind, "m", asked | {"logprobs": 1}, 0)  # type: ignore[arg-type]
+        assert ("logprobs" in OLLAMA.raw.body(prompt, "Hi")) is expected
+
+
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recorded_answer_cut_at_every_event_is_whole_again(kind: str, size: int) -> None:

@@ -161,3 +161,13 @@ async def test_a_silent_engine_leaves_the_exchange_to_be_halted_again() -> None:
     assert scene.watch.caught_silence() is None
     scene.client.hung_up()
     assert isinstance(await scene.reason(), ClientLeft)
+
+
+async def test_a_client_that_leaves_as_its_engine_falls_silent_has_left() -> None:
+    """Both in one turn of the event loop. No other engine may be asked for it."""
+    scene = Scene()
+    scene.watch.waits()
+    scene.at(60.0)
+    scene.watch.halt(ClientLeft("The client disconnected."))
+    assert scene.watch.caught_silence() is None
+    assert isinstance(await scene.reason(), ClientLeft)

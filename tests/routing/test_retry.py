@@ -19,6 +19,7 @@ from gateway.errors import (
     EngineUnauthorized,
     EngineUnreachable,
     EngineUnsupported,
+    LoadFailed,
     ModelLoading,
     StackError,
 )
@@ -36,6 +37,7 @@ CASES: list[tuple[StackError, bool, bool, bool]] = [
     (EngineFull("x"), False, True, False),
     (ModelLoading("x"), False, True, False),
     (EngineAsleep("x"), False, True, False),
+    (LoadFailed("x"), False, True, False),
     (EngineTimeout("x"), False, True, False),
     (EngineSilent("x"), False, True, True),
     (EngineError("x"), True, True, False),

@@ -264,7 +264,8 @@ class MemoryQueue:
 
     async def loaded(self, it: queue_cases.Loaded) -> None:
         before = self._places.models.loads(self._engine).loaded
-        self._places.loaded(self._engine, it.model, it.displaced, {*before, it.model} - {*it.displaced}, it.took)
+        after = {*before, it.model} - {*it.displaced}
+        self._places.loaded(self._engine, it.model, it.displaced, after, it.took, failed=it.failed)
 
     async def look(self) -> None:
         self._places.hand_over(self._engine)
@@ -299,7 +300,7 @@ class PostgresQueue:
     async def loaded(self, it: queue_cases.Loaded) -> None:
         before = (await self._queues.loads("engine")).loaded
         after = {*before, it.model} - {*it.displaced}
-        await self._queues.loaded("engine", it.model, it.displaced, after, it.took)
+        await self._queues.loaded("engine", it.model, it.displaced, after, it.took, failed=it.failed)
 
     async def look(self) -> None:
         await self._queues._look()

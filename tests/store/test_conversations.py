@@ -82,11 +82,14 @@ def test_a_tools_output_follows_the_stored_call(client: openai.OpenAI, engine: F
     assert messages[2] == {"role": "tool", "tool_call_id": "call_1", "content": mark}
 
 
-def test_an_item_is_found_by_its_reference(client: openai.OpenAI, engine: FakeEngine, mark: str) -> None:
+@pytest.mark.parametrize("form", [{"type": "item_reference"}, {}])
+def test_an_item_is_found_by_its_reference(
+    client: openai.OpenAI, engine: FakeEngine, mark: str, form: dict[str, str]
+) -> None:
     first = client.responses.create(model="fake-model", input=mark)
     asked: Any = [
         {"role": "user", "content": mark},
-        {"type": "item_reference", "id": first.output[0].id},
+        {**form, "id": first.output[0].id},
         {"role": "user", "content": "Go on."},
     ]
     client.responses.create(model="fake-model", input=asked)

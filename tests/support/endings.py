@@ -72,6 +72,7 @@ ERRORS: dict[str, StackError] = {
         errors.QueueFull("The queue is full.", 2.0),
         errors.QueueTimeout("The engine cannot begin in time.", 2.0),
         errors.EngineAsleep("The engine sleeps."),
+        errors.LoadFailed("The engine could not load this model. Try again later."),
         errors.ModelLoading("The model is being loaded."),
         errors.EngineTimeout("The engine took too long to answer."),
         errors.EngineSilent("The engine was silent for too long."),

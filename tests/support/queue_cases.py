@@ -19,12 +19,14 @@ class Queue(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A model was loaded, in that many seconds, and displaced others. That gives slots to requests of these keys."""
+    """A model was loaded, in that many seconds, and displaced others; or its load `failed` in that time. That gives
+    slots to requests of these keys."""
 
     model: int
     displaced: Sequence[int] = ()
     took: float = 10.0
     gives: str = ""
+    failed: bool = False
 
 
 class Look(NamedTuple):
@@ -317,6 +319,17 @@ QUEUES: Mapping[str, tuple[int, Sequence[QueueStep]]] = {
             Look(),
             Pass(0.2),
             Look("c"),
+        ],
+    ),
+    "an engine that could not load a model serves the others": (
+        1,
+        [
+            *_SCARCE,
+            Queue("a", "slot", model=1),
+            Queue("b", model=2),
+            Pass(10),
+            Loaded(1, [1, 2], failed=True),
+            Leave(0, "b"),
         ],
     ),
     "a request for which nothing has to be loaded is served with the loaded model": (

@@ -25,5 +25,16 @@ def calls_at_0() -> list[list[Any]]:
     return [["role"], *told, ["finish", "tool_calls"], *END[1:]]
 
 
+def alternating() -> list[list[Any]]:
+    """The steps of a stream with two calls of the tool whose pieces alternate, with text between them."""
+    told = []
+    for at in range(3):
+        for index, city in enumerate(("Oslo", "Rome")):
+            function = {"arguments": ("", '{"city":', f'"{city}"}}')[at]} | ({} if at else {"name": "weather"})
+            told.append(delta({"tool_calls": [{"index": index, "function": function} | ({} if at else {"id": city})]}))
+        told.append(delta({"content": "Hm. "}))
+    return [["role"], *told, ["finish", "tool_calls"], *END[1:]]
+
+
 def delta(fields: dict[str, Any]) -> list[Any]:
     return ["event", {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}]

@@ -40,7 +40,7 @@ def before(engine: FakeEngine, directory: Path, name: str = "log", **settings: s
 
 
 def memory(engine: FakeEngine) -> dict[str, Any]:
-    """Return the models that are loaded, all loads so far, and how many of them were given up."""
+    """Return the models that are loaded, all loads so far, those that failed, and how many were given up."""
     told = httpx.get(f"{engine.url}/api/ps", timeout=30).json()
     return told | {"models": [it["model"] for it in told["models"]]}
 

@@ -101,7 +101,7 @@ REASONS: list[tuple[dict[str, Any], dict[str, Any], str, str | None]] = [
     ({"finish_reason": "length"}, {"max_tokens": 100}, "model_context_window_exceeded", None),
     ({"finish_reason": "length"}, {"max_tokens": None}, "max_tokens", None),
     ({"finish_reason": "content_filter"}, {}, "refusal", None),
-    ({"finish_reason": "tool_calls"}, {}, "tool_use", None),
+    ({"finish_reason": "tool_calls"}, {}, "end_turn", None),
     ({"finish_reason": "stop", "stop_reason": "END"}, {"stops": ("END",)}, "stop_sequence", "END"),
     ({"finish_reason": "stop", "stop_reason": "other"}, {"stops": ("END",)}, "end_turn", None),
     ({"finish_reason": "stop", "stop_reason": 151645}, {"stops": ("END",)}, "end_turn", None),
@@ -211,8 +211,7 @@ def test_a_name_that_comes_late_opens_its_block_with_all_arguments_so_far() -> N
 @pytest.mark.parametrize(
     "pieces",
     [
-        [piece(0, "{", id="c1", name="x"), piece(1, "{}", id="c2", name="y"), piece(0, "}")],
-        [piece(0, "{", id="c1", name="x"), chunk(content="text"), piece(0, "}")],
+        [piece(0, "{}", id="c1", name="x"), piece(1, "{}", id="c2", name="y"), piece(0, "}")],
         [piece(0, "{}", id="c1"), piece(1, "{}", id="c2", name="y")],
         [piece(0, "{}", id="c1")],
     ],
@@ -236,12 +235,15 @@ ARGUMENTS = st.dictionaries(TEXT, st.integers() | TEXT, max_size=2).map(json.dum
 
 @st.composite
 def answers(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """An answer as engines write one: thoughts, text, calls one after the other, all in pieces."""
+    """An answer as engines write one: thoughts, text, calls, all in pieces, and those of the calls may alternate."""
     pieces = [chunk(reasoning_content=it) for it in draw(st.lists(TEXT, max_size=3))]
     pieces += [chunk(content=it) for it in draw(st.lists(TEXT, max_size=3))]
-    for index, arguments in enumerate(draw(st.lists(ARGUMENTS, max_size=2))):
+    begun, rest = [], []
+    for index, arguments in enumerate(draw(st.lists(ARGUMENTS, max_size=3))):
         cut = draw(st.integers(0, len(arguments)))
-        pieces += [piece(index, arguments[:cut], id=f"c{index}", name="x"), piece(index, arguments[cut:])]
+        begun.append(piece(index, arguments[:cut], id=f"c{index}", name="x"))
+        rest.append(piece(index, arguments[cut:]))
+    pieces += begun + rest if draw(st.booleans()) else [it for both in zip(begun, rest, strict=True) for it in both]
     return [*pieces, chunk("stop"), {"choices": [], "usage": USAGE}]
 
 

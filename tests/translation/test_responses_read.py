@@ -211,8 +211,9 @@ def test_the_history_of_a_previous_response_stands_before_the_input() -> None:
     }
 
 
-def test_an_item_that_is_referred_to_is_put_in_its_place() -> None:
-    body = {"model": "m", "input": [{"type": "item_reference", "id": "msg_1"}, USER]}
+@pytest.mark.parametrize("form", [{"type": "item_reference"}, {"type": None}, {}])
+def test_an_item_that_is_referred_to_is_put_in_its_place(form: dict[str, Any]) -> None:
+    body = {"model": "m", "input": [{**form, "id": "msg_1"}, USER]}
     assert referred(body) == ("msg_1",)
     kept = {"msg_1": {"type": "message", "role": "assistant", "content": "Hi"}}
     request = read(body, request_id="r1", now=1, kept=kept)
@@ -254,6 +255,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_data": "x"}]}]}, "input[0].content[0]"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].id"),
+    ({"input": [{"id": "x"}]}, "input[0].id"),
+    ({"input": [{"id": "x", "content": "x"}]}, "input[0].type"),
     ({"input": [_call(call_id="")]}, "input[0].call_id"),
     ({"input": [_output(output={})]}, "input[0].output"),
     ({"tools": [{"name": "x"}]}, "tools[0].type"),

@@ -8,8 +8,8 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.errors import EngineError
-from tests.support.responses_answers import asked, call, chunk, streamed, types
+from gateway.errors import EngineError, EngineLost
+from tests.support.responses_answers import asked, call, chunk, events_of, streamed, types
 
 USAGE = {
     "prompt_tokens": 11,
@@ -204,11 +204,31 @@ def test_a_filtered_answer_says_so() -> None:
     assert final["response"]["incomplete_details"] == {"reason": "content_filter"}
 
 
-def test_a_call_that_was_cut_is_never_told_to_be_done() -> None:
-    events = streamed(asked(tools=TOOLS), [call(0, "weather", '{"ci', "call_a"), chunk("length")])
+@pytest.mark.parametrize("arguments", ['{"ci', ""])
+def test_a_call_that_was_cut_is_never_told_to_be_done(arguments: str) -> None:
+    chunks = [call(0, "weather", arguments, "call_a"), call(1, "weather", arguments, "call_b"), chunk("length")]
+    events = streamed(asked(tools=TOOLS), chunks)
     assert "response.output_item.done" not in types(events)
     assert "response.function_call_arguments.done" not in types(events)
-    assert events[-1]["response"]["output"][0]["status"] == "incomplete"
+    assert [it["status"] for it in events[-1]["response"]["output"]] == ["incomplete"] * 2
+
+
+def test_nothing_is_done_while_a_call_may_go_on() -> None:
+    writer = asked(tools=TOOLS).writer
+    pieces = [call(0, "weather", "", "a"), call(1, "weather", '{"ci', "b"), chunk(content="Hm."), call(0, None, "{}")]
+    stream = writer.head() + b"".join(map(writer.chunk, pieces))
+    assert "response.output_item.done" not in types(events_of(stream))
+    stream += writer.failed(EngineLost("Lost."))
+    assert "response.output_item.done" not in types(events_of(stream))
+
+
+def test_what_waits_for_the_end_of_a_call_has_a_limit() -> None:
+    writer = asked(tools=TOOLS).writer
+    writer.chunk(call(0, "weather", "{", "a"))
+    for _ in range(3):
+        writer.chunk(chunk(content="x" * 1024 * 1024))
+    with pytest.raises(EngineError):
+        writer.chunk(chunk(content="x" * 1024 * 1024))
 
 
 def test_an_answer_without_a_finish_reason_has_failed() -> None:

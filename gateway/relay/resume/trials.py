@@ -17,6 +17,7 @@ from typing import Any
 
 from gateway.dialects.asking import Prompt, as_count
 from gateway.dialects.dialect import Way
+from gateway.dialects.ollama_raw import thinks_of
 from gateway.dialects.thoughts import Tags
 from gateway.endpoints import ENDPOINTS, Kind
 from gateway.errors import EngineError, EngineRefused
@@ -53,7 +54,7 @@ class Continuations:
         Raises EngineRefused if there is no way, and EngineError if the engine cannot be asked.
         """
         fields, raw = _fields(upstream, exchange), upstream.dialect.raw
-        tools, effort = fields.get("tools"), fields.get("reasoning_effort")
+        tools, effort = fields.get("tools"), upstream.dialect.effort(fields)
         # Tools and effort change what a template writes.
         key = upstream.name, model, bool(tools), _known(effort)
         if raw is not None and raw.fits(fields):
@@ -74,8 +75,8 @@ class Continuations:
 
         Raises EngineRefused if it does not go on, and EngineError if the engine cannot be asked.
         """
-        effort = _fields(upstream, exchange).get("reasoning_effort")
         dialect = upstream.dialect
+        effort = dialect.effort(_fields(upstream, exchange))
         look = _takes_up_raw if dialect.raw is not None else _takes_up_field if dialect.thinks_in else _takes_up
         key = "thought", upstream.name, model, False, _known(effort)
         found = await self._finds(key, lambda: look(upstream, model, effort))
@@ -209,11 +210,10 @@ async def _continues(upstream: Upstream, model: str, tools: Any, effort: Any) ->
     asked: dict[str, Any] = {"model": model, "messages": _TRIAL, "stream": False}
     if tools:
         asked["tools"] = tools
-    thinks = {} if effort is None else {"think": effort if effort != "none" else False}
     # A version that does not know the field answers the trial. Any option except num_predict would load the model
     # again.
     rendering = {"_debug_render_only": True, "options": {"num_predict": 1}}
-    rendered = await _ask(upstream, "/api/chat", asked | thinks | rendering)
+    rendered = await _ask(upstream, "/api/chat", asked | thinks_of(effort) | rendering)
     told = rendered.get("_debug_info")
     prompt = told.get("rendered_template") if isinstance(told, dict) else None
     if not isinstance(prompt, str) or not prompt.endswith(MARKER) or prompt.count(MARKER) != 1:
@@ -235,7 +235,7 @@ def _fields(upstream: Upstream, exchange: Exchange) -> dict[str, Any]:
 
 
 def _known(effort: Any) -> str:
-    return effort if effort in ("none", "low", "medium", "high") else ""
+    return effort if effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra") else ""
 
 
 async def _ask(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:

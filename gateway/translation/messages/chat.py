@@ -14,7 +14,6 @@ from gateway.exchange import Usage
 UNREADABLE = "The engine's answer cannot be read."
 # The form in which Claude Code 2.1.332 itself writes arguments that are not JSON, and reads them in its history.
 UNPARSED = "__unparsedToolInput"
-_REASONS = {"length": "max_tokens", "content_filter": "refusal", "tool_calls": "tool_use", "function_call": "tool_use"}
 
 _LONG_NUMBER = re.compile(r"\d{19}")  # a number that may have more than 64 bits
 
@@ -75,8 +74,9 @@ def reason_of(
 ) -> tuple[str, str | None]:
     """Return the stop_reason, and the stop sequence if the engine names it (vLLM does).
 
-    If an answer ends by its length before its limit `max_tokens`, it has reached the end of the context. If
-    `tool_choice` names a function, OpenAI's own finish_reason is "stop".
+    If an answer ends by its length before its limit `max_tokens`, it has reached the end of the context. Only a call
+    makes a "tool_use": with a `tool_choice` that names a function, OpenAI's own finish_reason is "stop", and vLLM says
+    "tool_calls" of some answers without a call.
     """
     finish = choice.get("finish_reason")
     if finish == "length":
@@ -89,7 +89,7 @@ def reason_of(
     sequence = choice.get("stop_reason")
     if finish == "stop" and type(sequence) is str and sequence in stops:
         return "stop_sequence", sequence
-    return (_REASONS.get(finish, "end_turn") if type(finish) is str else "end_turn"), None
+    return ("refusal" if finish == "content_filter" else "end_turn"), None
 
 
 def usage_of(usage: Usage | None, told: Any) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import datetime as dt
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import orjson
 
 from gateway import headers as names
 from gateway.errors import (
+    BadRequest,
     ContextExceeded,
     IdempotencyConflict,
     InternalError,
@@ -42,6 +44,8 @@ _BY_CLASS: tuple[tuple[type[StackError], str], ...] = (
     (StoreUnavailable, "api_error"),
     (InternalError, "api_error"),
 )
+# Without these details, Anthropic's tool runner fails. With them, it sends the whole conversation itself.
+_DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
 _PREFIX, _THEIRS = names.RATE_LIMIT_PREFIX.decode(), b"anthropic-ratelimit-"
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:(\d+)ms)?", re.ASCII)
 
@@ -55,7 +59,9 @@ def envelope(
     A 401 forbids a retry: Claude Code would retry ten times in three minutes, and the key would still be wrong. A
     prompt that is too long is reported in Anthropic's words, because Claude Code then shortens its conversation.
     """
-    told = {"type": kind(error), "message": _words(error, message or error.message)}
+    told: dict[str, Any] = {"type": kind(error), "message": _words(error, message or error.message)}
+    if isinstance(error, BadRequest) and error.param in _DETAILS:
+        told["details"] = _DETAILS[error.param]
     body = orjson.dumps({"type": "error", "error": told, "request_id": request_id})
     extra = headers(((name.encode(), value.encode()) for name, value in error.headers.items()), request_id, now)
     if error.status == 401:

@@ -25,6 +25,7 @@ from gateway.translation.messages.chat import (
 )
 from gateway.translation.messages.envelope import envelope
 from gateway.translation.messages.fields import NAMES
+from gateway.translation.order import Order
 
 # Clients (pi, Vercel's SDK) send a thinking block back only if it has a signature. The gateway does not verify it.
 SIGNATURE = "c3RhY2s="
@@ -58,6 +59,7 @@ class Writer:
         self._open: _Kind | None = None
         self._delta = b""  # the start of the open block's events
         self._held: dict[_Kind, str] = {}  # white space that may begin a block, if more follows
+        self._order = Order()
         self._calls: list[int] = []  # the engine's numbers of the calls so far; the last one may be open
         self._pending: str | None = None  # the arguments of a call whose name has not come yet
         self._given: Any = None  # the engine's id of the last call
@@ -76,8 +78,8 @@ class Writer:
         return _PING
 
     def chunk(self, chunk: dict[str, Any]) -> bytes:
-        """Translate one chunk. Raises EngineError if it is malformed, or if pieces of two calls are mixed: an earlier
-        call was closed, and the client may have begun to run it."""
+        """Translate one chunk. Raises EngineError if it is malformed, or if a call goes on that was whole and closed:
+        the client may have begun to run it."""
         if usage := chunk.get("usage"):
             self._usage = usage
         choices = chunk.get("choices")
@@ -91,6 +93,11 @@ class Writer:
             return b""
         if type(delta) is not dict:
             raise EngineError(UNREADABLE)
+        if self._order.open is not None or delta.get("tool_calls"):
+            delta = self._order.take(delta)
+        return self._pieces(delta)
+
+    def _pieces(self, delta: dict[str, Any]) -> bytes:
         events = b""
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
             events = self._piece("thinking", thought)
@@ -106,12 +113,13 @@ class Writer:
 
     def end(self) -> bytes:
         """Close the message, with its reason and its usage. Raises EngineError if a call has no name."""
+        events = b"".join([self._pieces(delta) for delta, _ in self._order.rest()])
         if self._pending is not None:
             raise EngineError("The engine called a tool without naming it.")
         usage = Usage.of(self._usage)
         reason, sequence = self._reason(self._finish, usage)
         told = {"delta": {"stop_reason": reason, "stop_sequence": sequence}, "usage": usage_of(usage, self._usage)}
-        return self._close() + _event("message_delta", told) + _STOP
+        return events + self._close() + _event("message_delta", told) + _STOP
 
     def failed(self, error: StackError) -> bytes:
         """End a broken answer. The open block stays open, so that no client takes it for complete."""

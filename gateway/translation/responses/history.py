@@ -34,6 +34,15 @@ _KEYS = {
 }
 
 
+def kind_of(item: dict[str, Any]) -> Any:
+    """Return an item's type. A message may leave it out, and so may a reference, which is an id alone."""
+    if item.get("type") is not None:
+        return item["type"]
+    if "role" in item:
+        return "message"
+    return "item_reference" if item.keys() - {"type"} == {"id"} else None
+
+
 class History:
     """Translate a conversation: `add` each item in order, then take the `messages`. Each method raises BadRequest that
     names the item's field by its path."""
@@ -48,10 +57,7 @@ class History:
 
     def add(self, item: Any, where: str) -> None:
         """Add one item, whose path is `where`."""
-        kind = mapping(item, where).get("type")
-        if kind is None and "role" in item:
-            kind = "message"
-        kind = name(kind, f"{where}.type")
+        kind = name(kind_of(mapping(item, where)), f"{where}.type")
         if (known := _KEYS.get(kind)) is None:
             self._other(kind, item, where)
             return

@@ -174,9 +174,9 @@ class Call(Item):
         self._head, self._tail = template(f"{self._name}.delta", self._place)
 
     def whole(self) -> bool:
-        """Return whether its arguments are a JSON object, or nothing."""
+        """Return whether its arguments are a JSON object."""
         try:
-            return not self._text.strip() or type(orjson.loads(self._text)) is dict
+            return type(orjson.loads(self._text)) is dict
         except orjson.JSONDecodeError:
             return False
 

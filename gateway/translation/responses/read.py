@@ -26,7 +26,7 @@ from gateway.translation.responses.fields import (
     string,
     whole,
 )
-from gateway.translation.responses.history import History
+from gateway.translation.responses.history import History, kind_of
 from gateway.translation.responses.resource import settings
 from gateway.translation.responses.tools import Toolbox, read_choice, read_tools
 from gateway.translation.responses.write import ResponseWriter
@@ -197,7 +197,7 @@ def _items(value: Any, kept: Mapping[str, dict[str, Any]]) -> list[Any]:
 
 
 def _is_reference(item: Any) -> bool:
-    return type(item) is dict and item.get("type") == "item_reference"
+    return type(item) is dict and kind_of(item) == "item_reference"
 
 
 def _messages(
@@ -279,7 +279,7 @@ def _stored(items: list[Any], unique: str) -> list[dict[str, Any]]:
     Raises BadRequest if they are nested too deeply to be written."""
     made = []
     for index, item in enumerate(items):
-        kept = {"type": "message", "id": f"in_{unique}_{index}"} | {
+        kept = {"type": kind_of(item), "id": f"in_{unique}_{index}"} | {
             key: it for key, it in item.items() if it is not None
         }
         if kept["type"] == "message" and type(text := kept.get("content")) is str:

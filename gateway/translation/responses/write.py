@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from gateway.errors import EngineError, StackError
 from gateway.translation.face import retell
+from gateway.translation.order import Order
 from gateway.translation.responses.errors import failure
 from gateway.translation.responses.events import Events
 from gateway.translation.responses.fields import NAMES
@@ -45,6 +46,7 @@ class ResponseWriter:
         # White space that may begin an item, if more follows: of a message, with its log probabilities; of reasoning
         self._held: tuple[str, list[dict[str, Any]]] = ("", [])
         self._held_thought = ""
+        self._order = Order()
         self._calls: dict[int, Call | None] = {}  # by the index in chat's deltas; None: it has no name yet
         self._early: dict[int, list[tuple[Any, str]]] = {}  # ids and arguments of calls that have no name yet
         self._finish: str | None = None
@@ -84,6 +86,8 @@ class ResponseWriter:
             content = delta.get("content")
             if content and type(content) is str:
                 return self._text.write("output_text", content)
+        if self._order.open is not None or delta.get("tool_calls"):
+            delta = self._order.take(delta, logprobs)
         self._delta(delta, logprobs)
         events = b"".join(self._out)
         self._out.clear()
@@ -95,6 +99,8 @@ class ResponseWriter:
         if self._finish is None:
             raise EngineError("The engine's answer ended too early.")
         reason = _CUT.get(self._finish)
+        for delta, logprobs in self._order.rest():
+            self._delta(delta, logprobs)
         if self._early:
             raise EngineError("The engine called a tool without naming it.")
         if reason is None and all(isinstance(it, Reasoning) for it in self._items):
@@ -250,7 +256,7 @@ class ResponseWriter:
         item, self._open, self._text = self._open, None, None
         if item is None:
             return b""
-        if status == "incomplete" and isinstance(item, Call) and not item.whole():
+        if self._finish in _CUT and isinstance(item, Call) and not item.whole():
             item.cut()
             return b""
         return item.close(status)

@@ -33,19 +33,20 @@ def test_every_field_that_steers_an_engine_is_refused(gateway: GatewayProcess) -
 def test_a_control_field_at_its_default_passes_and_is_left_out(
     gateway: GatewayProcess, engine: FakeEngine, mark: str
 ) -> None:
-    """A control field at its default, or null. And 1 is not true, nor 0 false."""
+    """A control field at its default, also as a float, or null. And 1 is not true, nor 0 false."""
     fields = {name: values for fields in guard.CONTROL_FIELDS.values() for name, values in fields.items()}
     plain = {"messages": MESSAGES, "user": mark, "model": "fake-model"}
     nulls = dict.fromkeys(fields)
     defaults = {name: values[0] for name, values in fields.items() if values}
+    floats = {name: float(value) for name, value in defaults.items() if type(value) is int}
     with gateway.client() as client:
-        for said in (nulls, defaults):
+        for said in (nulls, defaults, floats):
             got = client.post(CHAT, json=plain | said)
             assert got.status_code == 200, got.text
         for said in ({"cache_prompt": 1}, {"priority": False}, {"id_slot": -1.5}):
             got = client.post(CHAT, json=plain | said)
             assert (got.status_code, got.json()["error"]["param"]) == (400, next(iter(said)))
-    assert [it["body"] for it in engine.seen(mark)] == [plain, plain]
+    assert [it["body"] for it in engine.seen(mark)] == [plain] * 3
 
 
 @reaches_the_engine

@@ -121,7 +121,7 @@ class Dialect:
         return model == self.model
 
     def _owner(self, name: str) -> object:
-        if name in ("room", "seconds", "wakes"):
+        if name in ("room", "seconds", "too_large", "wakes"):
             return self.gpu or self.memory
         return self
 
@@ -208,6 +208,8 @@ class Ollama(Dialect):
         super().__init__()
         self.models = [self.model, "small:latest", "own-system:latest", "unloaded:latest"]
         self.loaded = True
+        self.stays = True  # whether a model stays in memory after its request
+        self.fails: dict[str, Answer] = {}  # what it says to a `load`, or to a `count` with cutting forbidden
         self.system = ""
         self.capabilities = ["completion", "tools", "thinking"]
         self.thinks = True  # whether its model does
@@ -245,8 +247,9 @@ class Ollama(Dialect):
             case "/v1/models":
                 return 200, {"object": "list", "data": [listed("ollama", it) for it in self.models]}
             case "/api/ps" if self.memory.room:
-                told = {"loads": self.memory.loads, "given_up": self.memory.given_up, "loading": self.memory.loading}
-                return 200, {"models": [loaded(it, self.context) for it in self.memory.models], **told}
+                it = self.memory
+                told = {"loads": it.loads, "failed": it.failed, "given_up": it.given_up, "loading": it.loading}
+                return 200, {"models": [loaded(name, self.context) for name in it.models], **told}
             case "/api/ps":
                 return 200, {"models": [loaded(it, self.context) for it in self.models] if self.loaded else []}
             case "/api/tags":
@@ -260,9 +263,12 @@ class Ollama(Dialect):
         return None
 
     def generate(self, body: dict[str, Any]) -> Answer:
-        self.loaded = True
+        loads = not any(name in body for name in ("messages", "prompt", "input"))
+        if failure := self.fails.get("load" if loads else "count"):
+            return failure
+        self.loaded = self.stays
         head = {"model": body.get("model"), "created_at": MOMENT}
-        if not any(name in body for name in ("messages", "prompt", "input")):
+        if loads:
             return 200, head | {"response": "", "done": True, "done_reason": "load"}
         prompt = prompt_of(body)
         texts = prompt if "input" in body and isinstance(prompt, list) else [prompt]

@@ -58,6 +58,7 @@ from tests.support.fakes.unruly import tried
 from tests.support.fakes.writes import write, write_raw
 
 TOKENS = ["one", " two", " three"]
+TOO_LARGE = {"error": "model requires more system memory (9.0 GiB) than is available (2.0 GiB)"}
 
 
 class Engine:
@@ -102,8 +103,11 @@ class Engine:
                 return await connection.play(self, [["event", refused[1]], ["done"], ["end"]], {}, {})
             if refused:
                 return await connection.json(*refused)
-            async with self.dialect.having(path, body, connection.reader.at_eof):
-                return await self.answer(connection, method, path, headers, body)
+            try:
+                async with self.dialect.having(path, body, connection.reader.at_eof):
+                    return await self.answer(connection, method, path, headers, body)
+            except MemoryError:
+                return await connection.json(500, TOO_LARGE)
 
     async def answer(
         self, connection: Connection, method: str, path: str, headers: dict[str, str], body: bytes

@@ -15,13 +15,16 @@ PAUSE = 0.01  # seconds between two looks
 
 class Memory:
     """`room` models fit; 0: any number, and nothing is ever loaded. A load takes `seconds`. `loads` names the models
-    that were loaded, in their order."""
+    that were loaded, in their order. Those that are `too_large` are not loaded, after others were unloaded for them;
+    `failed` names them."""
 
     def __init__(self) -> None:
         self.room = 0
         self.seconds = 0.1
         self.models: list[str] = []
         self.loads: list[str] = []
+        self.too_large: list[str] = []
+        self.failed: list[str] = []
         self.loading = ""
         self.given_up = 0
         self._used: Counter[str] = Counter()
@@ -29,7 +32,8 @@ class Memory:
 
     @asynccontextmanager
     async def having(self, model: str, gone: Callable[[], bool]) -> AsyncIterator[None]:
-        """Have a model in memory in the block. Raises ConnectionError if the client is gone before that."""
+        """Have a model in memory in the block. Raises ConnectionError if the client is gone before that, and
+        MemoryError if there is no room."""
         if self.room and model not in self.models:
             async with self._loading:
                 if model not in self.models:
@@ -54,5 +58,8 @@ class Memory:
             if gone():
                 self.given_up += 1
                 raise ConnectionResetError
+        if model in self.too_large:
+            self.failed.append(model)
+            raise MemoryError
         self.models.append(model)
         self.loads.append(model)
