@@ -3,7 +3,7 @@
 A parser holds the interpreter from its first byte to its last, so the event loop stands still, even if the parser runs
 in another thread. Bytes of text are cheap (1 ns each). Values are not: each takes 50 to 150 ns, and 9 bytes of JSON can
 take 200 bytes of memory. Values are therefore counted before they are made. The work after the parsing of a large body
-runs in a thread.
+runs in a thread, in many short steps.
 """
 
 import asyncio
@@ -31,13 +31,16 @@ T = TypeVar("T")
 
 
 class Workshop:
-    """Parse bodies for one worker: large ones in a thread, one at a time. Its creator closes it."""
+    """Parse and check bodies for one worker: large ones in a thread, one at a time. What takes long for a body of any
+    size has a thread of its own. The Workshop's creator closes it."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "bodies")
+        self._searches = ThreadPoolExecutor(1, "searches")
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for it in (self._thread, self._searches):
+            it.shutdown(wait=False, cancel_futures=True)
 
     async def parse(self, raw: bytes) -> tuple[dict[str, Any], int]:
         """Parse a body as `parse` does. Returns the object, and how many bytes of memory it takes at most."""
@@ -51,6 +54,10 @@ class Workshop:
             return call(*args, **kwargs)
         work = functools.partial(call, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def search(self, call: Callable[[], T]) -> T:
+        """Return `call()`, which may take a second."""
+        return await asyncio.get_running_loop().run_in_executor(self._searches, call)
 
 
 def parse(raw: bytes) -> dict[str, Any]:

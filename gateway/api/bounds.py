@@ -6,13 +6,14 @@ SmolLM2-135M). Most bounds hold for every engine, because a request means the sa
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from gateway.api import branching
+from gateway.api.body import parse
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.grammars import ambiguity
@@ -53,7 +54,8 @@ MOST_REPEATS = 100_000  # with any engine; some take fewer (gateway.dialects)
 _BRANCHES = "'{where}' has a rule that can begin in more than " + f"{branching.MOST} ways. Simplify it."
 
 _GBNF = ("grammar", "response_format.grammar")  # which llama.cpp reads
-_GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
+_GRAMMARS = ("grammar", "guided_grammar", "guided_regex", "guided_whitespace_pattern")
+_REGEXES = ("regex", "pattern")  # the ends of the names of those that are regular expressions
 _SCHEMAS = ("json_schema", "guided_json")
 _WATCHED = frozenset(
     (*NUMBERS, *LISTS, *_GRAMMARS, *_SCHEMAS, "response_format", "structured_outputs", "structural_tag")
@@ -73,10 +75,38 @@ _TEXTS = re.compile(r'#[^\n]*|//[^\n]*|\\.|"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*
 _CLASSES = re.compile(r"\\.|\[\^?(?:[^\]\\]|\\.)*\]?", re.DOTALL)
 
 
-def check(body: dict[str, Any], engines: Iterable[str]) -> None:
-    """Refuse a body that asks too much of one of these engines."""
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What remains to be checked of a body and may take a second: the ways in which an engine can follow one text."""
+
+    places: dict[str, str]  # the grammar, or the patterns, and where they are
+    ways: ambiguity.Ways
+
+    @property
+    def takes_long(self) -> bool:
+        return not self.ways.known
+
+    def check(self) -> None:
+        """Refuse what can be followed in too many ways, or takes too long to be searched."""
+        where = self.places[max(self.places, key=len)]
+        try:
+            found, worst = self.ways.most()
+        except UnsupportedError as exc:
+            raise BadRequest(f"'{where}' cannot be checked: {exc}.", param=where) from None
+        if found > ambiguity.MOST:
+            where = self.places.get(worst, where)
+            raise BadRequest(
+                f"'{where}' can follow one and the same text in more than {ambiguity.MOST} ways, for which the engine"
+                " needs seconds before each token. Do not repeat what is repeated itself, and let neighbours that may"
+                " be absent begin with different characters.",
+                param=where,
+            )
+
+
+def check(body: dict[str, Any], engines: Iterable[str]) -> Sequence[Search]:
+    """Refuse a body that asks too much of one of these engines. The caller must check what is returned, too."""
     if _WATCHED.isdisjoint(body):
-        return
+        return ()
     for name in NUMBERS.keys() & body.keys():
         value = body[name]
         if type(value) in (int, float) and value > NUMBERS[name]:
@@ -86,22 +116,23 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> None:
     dialects = [DIALECTS[it] for it in engines]
     repeats = min((it.most_repeats or MOST_REPEATS for it in dialects), default=MOST_REPEATS)
     each_way = any(it.follows_each_way for it in dialects)
+    searches = []
     for where, text in _texts(body):
-        _check_text(text, where, repeats, regex=where.endswith("regex"))
+        _check_text(text, where, repeats, regex=where.endswith(_REGEXES))
         if each_way and where in _GBNF:
-            with _in_time(where):
-                _check_ways(where, ambiguity.of_grammar(text))
+            searches.append(Search({text: where}, ambiguity.of_grammar(text)))
     patterns: dict[str, str] = {}  # and where they are
+    names: dict[str, str] = {}  # that are patterns
     for where, schema in _schemas(body):
-        for pattern in _check_schema(schema, where, repeats):
-            patterns.setdefault(pattern, where)
+        _check_schema(schema, where, repeats, patterns, names)
+    for text, where in (names | patterns).items():
+        _check_text(text, where, repeats, regex=True)
     if each_way and patterns:
-        where = patterns[max(patterns, key=len)]
         if sum(map(len, patterns)) > MAX_TEXT:
+            where = patterns[max(patterns, key=len)]
             raise BadRequest(f"'{where}' has patterns of more than {MAX_TEXT} characters in all.", param=where)
-        with _in_time(where):
-            found, worst = ambiguity.of_patterns(tuple(patterns))
-            _check_ways(patterns.get(worst, where), found)
+        searches.append(Search(patterns, ambiguity.of_patterns(tuple(patterns))))
+    return searches
 
 
 def _check_list(name: str, value: Any, most: int, longest: int) -> None:
@@ -124,7 +155,9 @@ def _texts(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(form, dict):
         found += [("response_format.grammar", form.get("grammar"))]
     if isinstance(outputs, dict):
-        found += [(f"structured_outputs.{name}", outputs.get(name)) for name in ("grammar", "regex")]
+        found += [
+            (f"structured_outputs.{name}", outputs.get(name)) for name in ("grammar", "regex", "whitespace_pattern")
+        ]
         _check_list("structured_outputs.choice", outputs.get("choice"), *LISTS["guided_choice"])
     return ((where, text) for where, text in found if isinstance(text, str))
 
@@ -132,11 +165,27 @@ def _texts(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _schemas(body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the body's JSON schemas, values that may hold some, and their places."""
     outputs, tools = body.get("structured_outputs"), body.get("tools")
-    yield from ((name, body[name]) for name in (*_SCHEMAS, "response_format", "structural_tag") if name in body)
+    found = {name: body[name] for name in (*_SCHEMAS, "structural_tag") if name in body}
     if isinstance(outputs, dict):
-        yield from ((f"structured_outputs.{name}", outputs.get(name)) for name in ("json", "structural_tag"))
+        found |= {f"structured_outputs.{name}": outputs.get(name) for name in ("json", "structural_tag")}
+    yield from ((where, _opened(value, where)) for where, value in found.items())
+    if "response_format" in body:
+        yield "response_format", body["response_format"]
     if isinstance(tools, list):
         yield from ((f"tools[{index}]", tool) for index, tool in enumerate(tools))
+
+
+def _opened(value: Any, where: str) -> Any:
+    """Return a value as vLLM reads it: a text is the JSON of an object."""
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return parse(value.encode())
+    except BadRequest:
+        raise BadRequest(
+            f"'{where}' must be an object, or the JSON of one in which no name appears twice and not too many values.",
+            param=where,
+        ) from None
 
 
 def _check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
@@ -170,41 +219,23 @@ def _check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
             )
 
 
-@contextmanager
-def _in_time(where: str) -> Iterator[None]:
-    """Refuse what cannot be understood, or takes too long to be checked."""
-    try:
-        yield
-    except UnsupportedError as exc:
-        raise BadRequest(f"'{where}' cannot be checked: {exc}.", param=where) from None
-
-
-def _check_ways(where: str, found: int) -> None:
-    """Check in how many ways an engine can follow one text."""
-    if found > ambiguity.MOST:
-        raise BadRequest(
-            f"'{where}' can follow one and the same text in more than {ambiguity.MOST} ways, for which the engine needs"
-            " seconds before each token. Do not repeat what is repeated itself, and let neighbours that may be absent"
-            " begin with different characters.",
-            param=where,
-        )
-
-
 def _whole(digits: str) -> int:
     return int(digits.lstrip("0")[:20] or "0")
 
 
-def _check_schema(schema: Any, where: str, repeats: int) -> list[str]:
-    """Check a schema. Returns its patterns."""
+def _check_schema(schema: Any, where: str, repeats: int, patterns: dict[str, str], names: dict[str, str]) -> None:
+    """Check a schema without its patterns. Adds these, and the names that are patterns."""
     nodes, values = 0, 0
-    patterns: list[str] = []
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH * 2):  # a level of a schema is two of JSON: an object's properties, and one of them
         found: list[Any] = []
         for node in level:
             if isinstance(node, dict):
                 _check_object(node, where, repeats)
-                patterns += [it] if isinstance(it := node.get("pattern"), str) else []
+                if isinstance(it := node.get("pattern"), str):
+                    patterns.setdefault(it, where)
+                if isinstance(them := node.get("patternProperties"), dict):
+                    names.update(dict.fromkeys(them, where))
                 values += len(node["enum"]) if isinstance(node.get("enum"), list) else 0
                 found += node.values()
             elif isinstance(node, list):
@@ -218,7 +249,7 @@ def _check_schema(schema: Any, where: str, repeats: int) -> list[str]:
         if not level:
             if branching.of_schema(schema) > branching.MOST:
                 raise BadRequest(_BRANCHES.format(where=where), param=where)
-            return patterns
+            return
     raise BadRequest(f"'{where}' is nested more than {MAX_DEPTH} levels deep.", param=where)
 
 
@@ -234,8 +265,8 @@ def _check_object(node: dict[str, Any], where: str, repeats: int) -> None:
     for name in _NEEDED:
         if (low := _number(node.get(name))) is not None and low > repeats:
             raise BadRequest(f"'{where}' has a {name} above {repeats}.", param=where)
-    if isinstance(pattern := node.get("pattern"), str):
-        _check_text(pattern, where, repeats, regex=True)
+    if node.get("type") == "grammar" and isinstance(grammar := node.get("grammar"), str):  # in a structural tag
+        _check_text(grammar, where, repeats, regex=False)
 
 
 def _number(value: Any) -> float | None:

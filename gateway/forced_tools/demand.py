@@ -1,7 +1,8 @@
 """Demand: read what a request demands of the tool calls in its answer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from jsonschema_rs import ReferencingError, ValidationError, Validator
@@ -13,10 +14,10 @@ from gateway.forced_tools import keywords
 Mode = Literal["auto", "required", "named", "none"]
 
 _CHOICES = "'tool_choice' must be none, auto, required, or an object that names a function."
-_UNCHECKED = frozenset({"pattern", "patternProperties", "$schema"})  # left out if a schema cannot be checked with them
+_PATTERNS = frozenset({"pattern", "patternProperties"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tool:
     """One function that the answer may call. `where` is its field in the request."""
 
@@ -27,18 +28,37 @@ class Tool:
     entry: dict[str, Any]  # the tool as the request has it
     where: str
 
-    def validator(self) -> Validator:
-        """Return a validator of its arguments, which fetches nothing. Raises BadRequest if the schema is malformed, or
-        has a reference by which the steps of a check cannot be counted.
-
-        A schema with a pattern that cannot be matched in linear time is checked without patterns.
-        """
+    def check(self) -> None:
+        """Raise BadRequest if the schema is malformed, or has a reference by which the steps of a check cannot be
+        counted. Patterns are not compiled."""
         if (reference := self._unfollowed()) is not None:
             raise self._refused(
                 f"refers to {reference[:64]!r}. Only JSON pointers to parts of it, such as '#/$defs/name', are"
                 " followed, and none if a part has an '$id'."
             )
-        for schema in (self.parameters, keywords.without(self.parameters, lambda name, _: name in _UNCHECKED)):
+        self._validator(self._bare())
+
+    @cached_property
+    def validator(self) -> Validator:
+        """The validator of its arguments, which fetches nothing. It is made without patterns if one of them cannot be
+        matched in linear time, or is too large."""
+        return self._validator(self._patterned())
+
+    def _patterned(self) -> Iterator[Any]:
+        yield self.parameters
+        yield keywords.without(self.parameters, lambda name, _: name in _PATTERNS)
+        yield from self._bare()
+
+    def _bare(self) -> Iterator[Any]:
+        bare = keywords.without_patterns(self.parameters)
+        yield bare
+        if "$schema" in bare:
+            yield {name: value for name, value in bare.items() if name != "$schema"}
+
+    def _validator(self, schemas: Iterable[Any]) -> Validator:
+        """Return a validator by the first of these schemas that has one. Raises BadRequest."""
+        reason = ""
+        for schema in schemas:
             try:
                 return caller_schemas.validator(schema)
             except (ValidationError, ReferencingError, ValueError) as exc:
@@ -107,7 +127,7 @@ def check(fields: dict[str, Any]) -> None:
     if "tools" in fields or "tool_choice" in fields:
         demand = read(fields)
         for tool in demand.checked if demand else ():
-            tool.validator()
+            tool.check()
 
 
 def _any_strict(entries: Any) -> bool:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from jsonschema_rs import Validator
 
 from gateway import caller_schemas
 from gateway.errors import EngineDisobeyed
+from gateway.forced_tools.demand import Tool
 from gateway.forced_tools.reading import CallReader, Extent, MalformedError
 
 _MISSING = "The model did not make the tool call that the request demands: {} Try again, or use a larger model."
@@ -25,16 +25,15 @@ _CUT = ("length", "content_filter")  # the caller's limit or the engine's filter
 class Terms:
     """The terms of one answer. `reads`: its text is JSON that stands for calls; with `only`, it is the arguments of the
     function of that name. `names`: the functions that may be called, None for any. `most`: the number of calls that
-    pass, None for any. `must`: an answer without a call is wrong. `validators` check the arguments against `schemas`,
-    both by the function's name."""
+    pass, None for any. `must`: an answer without a call is wrong. `checked`: the functions whose arguments are checked,
+    by their names."""
 
     reads: bool
     only: str | None
     names: frozenset[str] | None
     most: int | None
     must: bool
-    validators: Mapping[str, Validator]
-    schemas: Mapping[str, Any]
+    checked: Mapping[str, Tool]
 
 
 class Guard:
@@ -179,17 +178,17 @@ class _Choice:
         if (call := self._calls.get(key)) is None or call.closed:
             return
         call.closed = True
-        if (validator := self._terms.validators.get(call.name)) is None:
+        if (tool := self._terms.checked.get(call.name)) is None:
             return
         try:
             arguments = orjson.loads("".join(call.parts))
         except orjson.JSONDecodeError:
             raise _WrongError("The arguments of the call are not valid JSON.", call.name) from None
-        if not caller_schemas.bounded(self._terms.schemas[call.name], arguments):
+        if not caller_schemas.bounded(tool.parameters, arguments):
             raise _WrongError(
                 "The arguments of the call need too many steps to be checked against the schema.", call.name
             )
-        for error in validator.iter_errors(arguments):
+        for error in tool.validator.iter_errors(arguments):
             where = "".join(f"[{it!r}]" for it in error.instance_path)
             raise _WrongError(
                 f"The arguments{where} of the call do not fit the schema: {error.message[:160]}.", call.name

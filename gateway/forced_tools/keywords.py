@@ -47,3 +47,16 @@ def without(schema: Any, drops: Callable[[str, Any], bool]) -> Any:
         else:
             made[name] = without(value, drops) if name in _INNER else value
     return made
+
+
+def without_patterns(value: Any) -> Any:
+    """Return a schema without what may be a pattern, wherever it is: a reference may point to any place."""
+    if isinstance(value, list):
+        return [without_patterns(it) for it in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: without_patterns(it) for name, it in value.items() if not _may_be_pattern(name, it)}
+
+
+def _may_be_pattern(name: str, value: Any) -> bool:
+    return name == "patternProperties" or (name == "pattern" and not isinstance(value, dict))

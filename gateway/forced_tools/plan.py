@@ -1,7 +1,6 @@
 """Plan: decide how one engine is made to meet a request's demand: by its own means, or by a JSON Schema."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 from gateway.dialects.dialect import Dialect
@@ -32,10 +31,6 @@ class Plan:
     most_repeats: int | None
     reason: str = ""
 
-    @cached_property
-    def _validators(self) -> dict[str, Any]:
-        return {it.name: it.validator() for it in self.demand.checked}
-
     @property
     def loosens(self) -> bool:
         """Whether the engine is constrained without a pattern of the arguments that it cannot compile. The guard checks
@@ -46,7 +41,7 @@ class Plan:
         return not all(compiles(it, self.most_repeats) for it in there)
 
     def guard(self) -> Guard:
-        """Return the guard of an answer. Raises BadRequest if a tool's schema is malformed."""
+        """Return the guard of an answer."""
         demand = self.demand
         forced, reads = demand.must_call, self.way == "schema"
         most = 0 if demand.mode == "none" else None if demand.several else 1
@@ -57,8 +52,7 @@ class Plan:
                 names=frozenset(it.name for it in demand.tools) if forced or demand.narrowed else None,
                 most=MOST_CALLS if most is None and reads else most,
                 must=forced,
-                validators=self._validators,
-                schemas={it.name: it.parameters for it in demand.checked},
+                checked={it.name: it for it in demand.checked},
             )
         )
 

@@ -7,7 +7,7 @@ that most ways can follow is searched for among the likeliest texts. All functio
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import accumulate, count
 
@@ -19,7 +19,7 @@ MOST = 1_000  # ways for one text; 924 took llama.cpp up to 0.4 s for each token
 LENGTH = 16  # characters of a text; few tokens are longer
 _PLACES = 1_000  # that are looked at, the nearest to the grammar's beginning first
 _TEXTS = 4  # that are followed at a time
-_STEPS = 600_000  # from place to place: about 0.2 s
+_STEPS = 600_000  # from place to place: about 0.6 s
 _LAST = 0x10FFFF
 
 # A grammar's tokens by their names or numbers, which count as one character, and what may hold such a text.
@@ -28,18 +28,49 @@ _TOKENS = re.compile(r'#[^\n]*|"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|(?P<toke
 _Ways = Counter[Place | None]  # the number of ways to each place
 
 
+class Ways:
+    """The ways through one grammar or some patterns: searched for once, in up to a second, and then known."""
+
+    def __init__(self, search: Callable[[], tuple[int, str]]) -> None:
+        self._search = search
+        self._found: tuple[int, str] | None = None
+        self._reason = ""
+
+    @property
+    def known(self) -> bool:
+        return self._found is not None or bool(self._reason)
+
+    def most(self) -> tuple[int, str]:
+        """Return the number of ways for one text, or more than MOST as soon as that is known, and the pattern that has
+        it. Raises UnsupportedError if that takes too long, or if the grammar is not one of llama.cpp's."""
+        if not self.known:
+            try:
+                self._found = self._search()
+            except UnsupportedError as exc:
+                self._reason = str(exc)
+        if self._found is None:
+            raise UnsupportedError(self._reason)
+        return self._found
+
+
 @lru_cache(32)
-def of_grammar(text: str) -> int:
-    """Return the number of ways for one text of a grammar, or more than MOST as soon as that is known. Raises
-    UnsupportedError if that takes too long, or if the grammar is not one of llama.cpp's."""
+def of_grammar(text: str) -> Ways:
+    """Return the ways for one text of a grammar."""
+    return Ways(lambda: (_grammar(text), ""))
+
+
+@lru_cache(32)
+def of_patterns(patterns: tuple[str, ...]) -> Ways:
+    """Return the ways for one text of the patterns of JSON schemas. Patterns that are not understood do not count:
+    llama.cpp refuses them or leaves them out."""
+    return Ways(lambda: _worst(patterns))
+
+
+def _grammar(text: str) -> int:
     return _Search(read(_TOKENS.sub(lambda it: r'"\x00"' if it["token"] else it[0], text)), _STEPS).most()
 
 
-@lru_cache(32)
-def of_patterns(patterns: tuple[str, ...]) -> tuple[int, str]:
-    """Return the largest of these numbers for the patterns of JSON schemas, and the pattern that has it. Raises
-    UnsupportedError if that takes too long. Patterns that are not understood do not count: llama.cpp refuses them or
-    leaves them out."""
+def _worst(patterns: tuple[str, ...]) -> tuple[int, str]:
     most, steps = (0, ""), _STEPS
     for it in patterns:
         try:

@@ -1,6 +1,9 @@
 """Bounds on fields by whose number or text an engine allocates, recurses or searches."""
 
+import json
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -26,8 +29,9 @@ def nested(depth: int) -> dict[str, Any]:
     return found
 
 
-def properties(count: int) -> dict[str, Any]:
-    return {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(count)}}
+def properties(count: int, **keywords: Any) -> dict[str, Any]:
+    each = {"type": "string"} | keywords
+    return {"type": "object", "properties": {f"p{number}": each for number in range(count)}}
 
 
 def tool(parameters: Any) -> dict[str, Any]:
@@ -112,6 +116,20 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "vLLM's regex": ({"structured_outputs": {"regex": "a{5,2}"}}, "structured_outputs.regex"),
     "vLLM's schema": ({"structured_outputs": {"json": nested(200)}}, "structured_outputs.json"),
     "vLLM's choice": ({"structured_outputs": {"choice": ["a"] * 1001}}, "structured_outputs.choice"),
+    "its white space": (
+        {"structured_outputs": {"json": {}, "whitespace_pattern": parentheses(65)}},
+        "structured_outputs.whitespace_pattern",
+    ),
+    "its schema as text": ({"structured_outputs": {"json": json.dumps(nested(200))}}, "structured_outputs.json"),
+    "as text that is deeper than any": ({"json_schema": '{"not":' * 5000 + "{}" + "}" * 5000}, "json_schema"),
+    "as text of too many values": ({"guided_json": '{"x":[' + "[]," * 200_000 + "1]}"}, "guided_json"),
+    "as text that is no JSON": ({"structured_outputs": {"json": "{'a': 1}"}}, "structured_outputs.json"),
+    "as text with a name twice": ({"guided_json": '{"minLength":1,"minLength":1000000}'}, "guided_json"),
+    "a structural tag as text": (
+        {"structured_outputs": {"structural_tag": json.dumps({"format": {"pattern": "a{5,2}"}})}},
+        "structured_outputs.structural_tag",
+    ),
+    "with a grammar": ({"structural_tag": {"format": {"type": "grammar", "grammar": branching(20)}}}, "structural_tag"),
     "vLLM's older names": ({"guided_regex": parentheses(65)}, "guided_regex"),
     "older grammar": ({"guided_grammar": parentheses(65)}, "guided_grammar"),
     "older schema": ({"guided_json": nested(200)}, "guided_json"),
@@ -131,6 +149,7 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "a pattern of parentheses": (text(pattern=f"^{parentheses(65)}$"), "response_format"),
     "a pattern of optional parts": (text(pattern="^" + "a?" * 65 + "$"), "response_format"),
     "a pattern that counts backwards": (text(pattern="^a{5,2}$"), "response_format"),
+    "a pattern of names": ({"tools": [tool({"patternProperties": {"^a{5,2}$": {}}})]}, "tools[0]"),
     "a tool's schema": ({"tools": [tool(nested(200))]}, "tools[0]"),
     "thousands of tools": ({"tools": [tool({})] * 1025}, "tools"),
     "a sampling window of gigabytes": ({"dry_multiplier": 1, "dry_penalty_last_n": 500_000_000}, "dry_penalty_last_n"),
@@ -204,6 +223,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
         required=["name"],
     ),
     "a text of any length": text(maxLength=100_000),
+    "a schema as text": {"json_schema": json.dumps(properties(20, pattern="^[a-z]+$")), "structural_tag": ""},
     "a schema of some depth": schema(**nested(30)),
     "windows as long as a context": {"dry_penalty_last_n": 131_072, "repeat_last_n": -1},
     "what OpenAI allows": {
@@ -253,3 +273,27 @@ def test_a_hostile_grammar_is_checked_in_linear_time(before_all: GatewayProcess,
             PATHS["chat"], json={"model": "llamacpp", "messages": MESSAGES, "grammar": sign * (65_000 // len(sign))}
         )
         assert time.monotonic() - began < 5
+
+
+def takes_long(number: int) -> dict[str, Any]:
+    """A pattern that llama.cpp could follow in so many ways that the search for them is given up."""
+    return {"tools": [tool({"properties": {"a": {"pattern": f"^\\w{{1,{1000 + number}}}a$"}}})]}
+
+
+def large(number: int) -> dict[str, Any]:
+    """Thousands of properties."""
+    return {"tools": [tool(properties(400, pattern=f"^{number}$"))] * 40}
+
+
+@pytest.mark.parametrize("fields", [takes_long, large], ids=lambda it: it.__name__)
+def test_others_are_served_while_bodies_are_checked(
+    before_all: GatewayProcess, fields: Callable[[int], dict[str, Any]]
+) -> None:
+    bodies = [{"model": "llamacpp", "messages": MESSAGES} | fields(number) for number in range(3)]
+    with before_all.client() as client, ThreadPoolExecutor(len(bodies)) as pool:
+        answers = [pool.submit(client.post, PATHS["chat"], json=it) for it in bodies]
+        wait(answers, return_when=FIRST_COMPLETED)
+        for _ in range(5):
+            assert client.get("/livez").status_code == 200
+        assert not all(it.done() for it in answers), "the loop stood still for each of them"
+        assert {it.result().status_code for it in answers} <= {200, 400}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,6 +31,11 @@ def ask(http: httpx.Client, engine: str, mark: str, *tries: dict[str, Any], **sa
 
 def asked(fakes: dict[str, FakeEngine], engine: str, mark: str) -> list[dict[str, Any]]:
     return [it["body"] for it in fakes[engine].all_seen()["seen"] if it["body"].get("mark") == mark]
+
+
+def peak(gateway: GatewayProcess) -> int:
+    """The most kilobytes that its worker has used so far."""
+    return int(Path(f"/proc/{gateway.workers()[0]}/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 def forced_by(answer: httpx.Response) -> str | None:
@@ -185,6 +191,17 @@ def test_arguments_of_a_strict_function_fit_its_schema(http: httpx.Client, mark:
     answer = ask(http, engine, mark, wrong, GOOD, tools=[{"type": "function", "function": function}])
     (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
     jsonschema_rs.validate(WEATHER, json.loads(call["function"]["arguments"]))
+
+
+def test_patterns_that_would_take_half_a_gigabyte_are_not_compiled(
+    http: httpx.Client, before_all: GatewayProcess, mark: str
+) -> None:
+    names = {f"^.{{1,5000}}{number}$": {} for number in range(50)}
+    function = {"name": "get_weather", "parameters": WEATHER | {"patternProperties": names}}
+    before = peak(before_all)
+    answer = ask(http, "vllm", mark, CALL, tools=[{"type": "function", "function": function}], tool_choice="required")
+    assert verdict(answer, DEMANDS["required"], stream=False) == "called"
+    assert peak(before_all) - before < 50_000, "kilobytes"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

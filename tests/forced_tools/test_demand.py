@@ -51,7 +51,7 @@ def test_each_demand_is_read(said: dict[str, Any], mode: str, names: list[str], 
 
 
 def test_a_pattern_of_any_kind_is_tried_in_linear_time() -> None:
-    validator = tool({"properties": {"a": {"pattern": "^(a+)+$"}}}).validator()
+    validator = tool({"properties": {"a": {"pattern": "^(a+)+$"}}}).validator
     began = time.process_time()
     assert not validator.is_valid({"a": "a" * 100_000 + "b"})
     assert time.process_time() - began < 1, "in exponential time it would not end"
@@ -59,15 +59,43 @@ def test_a_pattern_of_any_kind_is_tried_in_linear_time() -> None:
 
 def test_a_pattern_that_needs_more_than_linear_time_is_left_out() -> None:
     schema = {"properties": {"a": {"type": "string", "pattern": "^(?=x)x$"}}, "required": ["a"]}
-    validator = tool(schema).validator()
+    validator = tool(schema).validator
     assert validator.is_valid({"a": "y"})
     assert not validator.is_valid({})
+
+
+LARGE = "^.{1,5000}0$"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"pattern": LARGE},
+        {"patternProperties": {LARGE: {}}},
+        {"$ref": "#/x-parts/a", "x-parts": {"a": {"pattern": LARGE}}},
+        {"$ref": "#/x/0", "x": [{"patternProperties": {LARGE: {}}}]},
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "minimum": 0,
+            "exclusiveMinimum": True,
+            "pattern": LARGE,
+        },
+        {"$schema": "urn:mine", "pattern": LARGE},
+    ],
+)
+def test_a_pattern_that_is_too_large_is_left_out_and_never_compiled_before_a_call(pattern: dict[str, Any]) -> None:
+    schema = pattern | {"properties": {"a": {"type": "integer"}}}
+    function = {"name": "f", "parameters": schema}
+    check({"tools": [{"type": "function", "function": function}], "tool_choice": "required"})
+    validator = tool(schema).validator
+    assert validator.is_valid({"a": 1})
+    assert not validator.is_valid({"a": "x"})
 
 
 def test_a_parameter_that_is_called_pattern_is_checked_where_patterns_are_not() -> None:
     inner = {"type": "object", "properties": {"pattern": {"type": "integer"}}}
     schema = inner | {"properties": inner["properties"] | {"a": {"pattern": "^(?=x)x$"}, "all": {"items": inner}}}
-    validator = tool(schema).validator()
+    validator = tool(schema).validator
     assert validator.is_valid({"pattern": 1, "a": "y", "all": [{"pattern": 1}]})
     assert not validator.is_valid({"pattern": "x"})
     assert not validator.is_valid({"all": [{"pattern": "x"}]})
@@ -76,7 +104,7 @@ def test_a_parameter_that_is_called_pattern_is_checked_where_patterns_are_not() 
 def test_a_bound_of_more_than_64_bits_is_checked_and_goes_on_as_it_was_written() -> None:
     most = orjson.Fragment(b"340282366920938463463374607431768211455")  # as a request's body is read
     schema = {"properties": {"a": {"type": "integer", "maximum": most}}}
-    validator = tool(schema).validator()
+    validator = tool(schema).validator
     assert validator.is_valid(orjson.loads(b'{"a":340282366920938463463374607431768211455}'))
     assert not validator.is_valid(orjson.loads(b'{"a":440282366920938463463374607431768211455}'))
     assert schema["properties"]["a"]["maximum"] is most

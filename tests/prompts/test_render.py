@@ -267,6 +267,14 @@ def test_a_control_token_is_refused_wherever_a_template_would_see_it(mark: str) 
         BOTH.apply(KEY, "m", "completion", {"prompt": ["x", mark]})
 
 
+@pytest.mark.parametrize("mark", ["<|im_start|>", f"<|{'x' * 64}|>"])
+def test_a_control_token_is_found_wherever_it_is_in_a_long_text(mark: str) -> None:
+    for before in range(2**16 - len(mark), 2**16 + 1):  # so many characters are searched at a time
+        for after in ("", "x" * 100):
+            with pytest.raises(BadRequest):
+                BOTH.apply(KEY, "m", "chat", say(" " * before + mark + after))
+
+
 MEDIA = ("image_url", "input_audio", "video_url", "audio_url", "file_url", "file")
 
 
