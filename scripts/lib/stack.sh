@@ -45,6 +45,8 @@ choose_engine() {
   chosen=${ENGINE:-$(engine_of "$files")}
   engine=${chosen:-ollama}
   [ "$engine" != outside ] || need_base_url
+  need_size STACK_MEMORY
+  need_size VLLM_SHM_SIZE
   need_config_path
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
@@ -52,6 +54,14 @@ choose_engine() {
 
 # Whether one service serves all models.
 one_for_all() { case $engine in ollama | outside) return 0 ;; *) return 1 ;; esac; }
+
+# Stops at a value of the setting $1 that Docker does not take for a number of bytes.
+need_size() {
+  local size
+  size=$(setting "$1")
+  [[ $size =~ ^([0-9]+(\.[0-9]+)?\ ?([kKmMgGtTpP][iI]?)?[bB]?)?$ ]] ||
+    die "$1=$size is not a size of memory: use for example $1=$(default_of "$1")."
+}
 
 # Stops at a STACK_CONFIG_DIR that Compose takes for the name of a volume.
 need_config_path() {
@@ -108,7 +118,18 @@ use_engine() {
   files=$(with_parts "$files" "$recorded") || exit
   COMPOSE_FILE=$(with_services "$files$(own_files "$recorded:$(override_file)")")
   export COMPOSE_FILE
-  merged=$(docker compose config --format json 2>&1) || die "Compose does not accept the settings: $merged."
+  merged=$(docker compose config --format json 2>&1) ||
+    die "Compose does not accept the settings (${merged##*$'\n'}): correct that in .env or the shell, then run this again."
+}
+
+# Stops if the gateway would not start with the settings. Its image, which must be there, checks them in a container that reaches
+# nothing and takes nobody's place, and in which the name of Caddy's network means nothing.
+need_settings() {
+  local files said
+  IFS=: read -ra files <<<"$COMPOSE_FILE:-"
+  said=$(docker compose "${files[@]/#/--file=}" --progress quiet run --rm --no-deps -T --env STACK_PROXY_NETWORK= gateway --check 2>&1 \
+    <<<'services: {gateway: {pull_policy: never, network_mode: none, networks: !reset null, ports: !reset [], depends_on: !reset null}}') ||
+    die "The gateway would not start with the settings as they are now (${said//$'\n'/; }): correct that in .env, the shell or config/, then run 'make up'."
 }
 
 # Prints the first value of $1 in the merged configuration: the shell, .env and the files' defaults.

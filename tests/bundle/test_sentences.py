@@ -165,6 +165,19 @@ def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
 
 
+@pytest.mark.parametrize("setting", ["STACK_MEMORY", "VLLM_SHM_SIZE"])
+@pytest.mark.parametrize("size", ["1 gig", "50%"])
+def test_a_size_that_is_none(tree: Tree, setting: str, size: str) -> None:
+    refuses(tree, f"{setting}={size} is not a size of memory: use for example {setting}=", **{setting: size})
+
+
+def test_a_mistake_in_an_own_compose_file(tree: Tree) -> None:
+    (tree.path / "compose.override.yaml").write_text("services: { gateway: { mem_limit: huge } }\n")
+    refuses(
+        tree, "Compose does not accept the settings (", "invalid size: 'huge'", "): correct that in .env or the shell"
+    )
+
+
 def test_a_secret_file_that_is_not_there(tree: Tree) -> None:
     refuses(tree, "STACK_API_KEYS_FILE names", "no/such/file, which does not exist", STACK_API_KEYS_FILE="no/such/file")
 

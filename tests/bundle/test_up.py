@@ -83,6 +83,17 @@ def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
     assert f"is taken by the container {up.project}-gateway-1" in ran.stdout
 
 
+def test_settings_with_which_the_gateway_would_not_start_replace_nothing(up: Tree, python_image: str) -> None:
+    one = "docker", "compose", "ps", "--quiet", "gateway"
+    before = up.run(*one).stdout
+    env = {"ENGINE": "tiny", "STACK_PUBLISH": f"127.0.0.1:{port_of(up)}", "PYTHON_IMAGE": python_image}
+    ran = up.run("scripts/up", STACK_GRACE="5m", STACK_QUEUE="-1", **env)
+    up.dotenv.unlink()
+    last = ran.stdout.splitlines()[-1]
+    assert (ran.returncode, up.run(*one).stdout) == (1, before), ran.stdout
+    assert all(it in last for it in ("STACK_GRACE: ", "STACK_QUEUE: ", "then run 'make up'.")), ran.stdout
+
+
 def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree) -> None:
     """Their directories may have the same name. The engine and the port of the second one are its own."""
     said = f"The stack with the name {up.project} was started from {up.path}", "set COMPOSE_PROJECT_NAME in .env"

@@ -36,7 +36,7 @@ def doctor() -> None:
             sys.stdout.write(check.line())
             sys.stdout.flush()
     except SettingsError as exc:
-        sys.stdout.write(Check("failed", "settings", str(exc), "correct them in .env, then run 'make up'").line())
+        sys.stdout.write(Check("failed", "settings", str(exc), "correct that, then run 'make up'").line())
     sys.stdout.write("end\n")
 
 
