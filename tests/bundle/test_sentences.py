@@ -160,7 +160,17 @@ def test_parts_at_one_port_of_two_addresses(tree: Tree, programs: Path, machine:
     assert "ok: the ports of the parts" in ran.stdout, ran.stdout
 
 
-@pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::]"])
+def test_the_address_of_a_running_gateway_is_one_that_the_scripts_take(tree: Tree, programs: Path, host: str) -> None:
+    """Compose 2.26 prints it without the brackets of IPv6. Here there is no Caddy."""
+    said = f"{host.strip('[]')}:9100"
+    write_program(programs / "docker", f'case "$*" in *gateway*) echo {said} ;; *) echo no >&2; exit 1 ;; esac\n')
+    script = ". scripts/lib/say.sh; . scripts/lib/address.sh; split_address $(published); echo $host $port"
+    ran = tree.run("bash", "-euo", "pipefail", "-c", script, PATH=str(programs))
+    assert (ran.returncode, ran.stdout) == (0, f"{host} 9100\n")
+
+
+@pytest.mark.parametrize("address", ["9000", "127.0.0.1:09000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
 
