@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.clone import Tree, clone, refuses, write_program
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_for
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
 
@@ -67,6 +67,17 @@ def test_make_chat_prints_the_answer(up: Tree) -> None:
     ran = up.run("make", "--silent", "chat", "Q=What is 2+2?")
     assert ran.returncode == 0, ran.stdout
     assert ran.stdout.strip()
+
+
+def test_an_answer_ends_when_make_chat_is_interrupted(up: Tree) -> None:
+    """Nothing in the container sees that: it would go on to the end, and keep the engine's slot."""
+
+    def asks() -> bool:
+        return "gateway.cli.chat" in up.run("docker", "top", f"{up.project}-gateway-1").stdout
+
+    with up.running("scripts/chat", "Write a very long story about a dragon."):
+        wait_for(asks, deadline=60)
+    wait_for(lambda: not asks(), deadline=30)
 
 
 def test_make_logs_follows_every_service(up: Tree) -> None:
