@@ -84,6 +84,16 @@ need_base_url() {
     http://?* | https://?*) ;;
     *) die "LLM_BASE_URL=$url is not the address of an engine: use for example http://host.docker.internal:11434." ;;
   esac
+  need_model
+}
+
+# Stops if nothing names a model of the engine outside. The default is a name of Ollama's.
+need_model() {
+  local kind directory
+  kind=$(setting LLM_BACKEND) directory=$(setting STACK_CONFIG_DIR)
+  case $kind in "" | ollama) return ;; esac
+  [ -n "$(setting LLM_MODEL)$(setting LLM_MODELS)" ] || [ -e "${directory:-config}/stack.yaml" ] ||
+    die "ENGINE=outside with LLM_BACKEND=$kind needs the name of a model: set LLM_MODEL to one that the engine has."
 }
 
 # Prints those of the compose files $1 that are the user's own, each once and behind a colon.
