@@ -47,7 +47,6 @@ choose_engine() {
   [ "$engine" != outside ] || need_base_url
   need_size STACK_MEMORY
   need_size VLLM_SHM_SIZE
-  need_config_path
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
 }
@@ -61,16 +60,6 @@ need_size() {
   size=$(setting "$1")
   [[ $size =~ ^([0-9]+(\.[0-9]+)?\ ?([kKmMgGtTpP][iI]?)?[bB]?)?$ ]] ||
     die "$1=$size is not a size of memory: use for example $1=$(default_of "$1")."
-}
-
-# Stops at a STACK_CONFIG_DIR that Compose takes for the name of a volume.
-need_config_path() {
-  local path
-  path=$(setting STACK_CONFIG_DIR)
-  case $path in
-    "" | [./~]*) ;;
-    *) die "STACK_CONFIG_DIR=$path would be the name of a volume: write STACK_CONFIG_DIR=./$path for the directory." ;;
-  esac
 }
 
 # Stops if the gateway's container could not reach the engine outside at LLM_BASE_URL.

@@ -4,12 +4,13 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.clone import Tree, refuses, write_program
+from tests.support.clone import Tree, clean_environment, refuses, write_program
 from tests.support.machine import Machine
 
 
@@ -39,6 +40,21 @@ def test_a_dotenv_that_belongs_to_root(tree: Tree, script: str) -> None:
     tree.dotenv.unlink()
     said = r"\.env belongs to \w+, and you may not read it: 'sudo chown -R \w+ \.env'"
     assert (ran.returncode, bool(re.search(said, ran.stdout))) == (1, True), ran.stdout
+
+
+@pytest.mark.parametrize("script", ["up", "doctor", "chat Hi", "stack keys list"])
+def test_a_directory_whose_name_has_no_latin_letter(tree: Tree, tmp_path: Path, script: str) -> None:
+    """Compose would make an empty name of it. A name in .env helps."""
+    tree.path.rename(tmp_path / "日本語")
+    env = clean_environment(STACK_PUBLISH="127.0.0.1:0", ENGINE="tiny")
+    command = f"scripts/{script}".split()
+    said = subprocess.run(command, cwd=tmp_path / "日本語", env=env, capture_output=True, text=True, check=False).stderr
+    assert "The stack has no name, because the name of its directory, 日本語, has no Latin letter and no digit" in said
+    (tmp_path / "日本語/.env").write_text("COMPOSE_PROJECT_NAME=stack-test-no-latin-letter\n")
+    run = subprocess.run(
+        ["scripts/down"], cwd=tmp_path / "日本語", env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
@@ -210,9 +226,9 @@ def test_a_configuration_that_the_gateways_user_may_not_read(tree: Tree, tmp_pat
     refuses(tree, f"STACK_CONFIG_DIR names {other}", f"'chmod a+x {other}'", STACK_CONFIG_DIR=str(other))
 
 
-def test_a_configuration_directory_that_would_be_a_volume(tree: Tree) -> None:
-    said = "STACK_CONFIG_DIR=myconf would be the name of a volume", "write STACK_CONFIG_DIR=./myconf"
-    refuses(tree, *said, STACK_CONFIG_DIR="myconf")
+def test_a_configuration_directory_that_is_not_there(tree: Tree) -> None:
+    """Docker would make one that belongs to root."""
+    refuses(tree, f"STACK_CONFIG_DIR names {tree.path}/myconf, which is not a directory", STACK_CONFIG_DIR="myconf")
 
 
 @pytest.mark.parametrize(
