@@ -57,6 +57,17 @@ def test_a_directory_whose_name_has_no_latin_letter(tree: Tree, tmp_path: Path, 
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("script", ["up", "down", "tls-root", "dev", "check", "chat"])
+def test_a_script_that_is_asked_for_help_says_what_it_does_and_does_nothing(
+    tree: Tree, programs: Path, script: str
+) -> None:
+    write_program(programs / "docker", "echo asked\n")
+    ran = tree.run(f"scripts/{script}", "--help", PATH=str(programs))
+    first = (tree.path / f"scripts/{script}").read_text().splitlines()[1].removeprefix("# ")
+    assert (ran.returncode, ran.stdout.splitlines()[0], "asked" in ran.stdout) == (2, first, False)
+    assert "set -euo" not in ran.stdout
+
+
 def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
     socket_path = f"unix://{tmp_path}/docker.sock"
     refuses(tree, "does not answer", socket_path, "systemctl start docker", DOCKER_HOST=socket_path)
