@@ -1,5 +1,5 @@
 """docs/when-an-engine-dies.md states only what tests prove, and names every test of resuming; docs/errors.md has every
-code of an error."""
+code of an error; CONTRIBUTING.md's example of running single tests runs some."""
 
 import ast
 import re
@@ -28,6 +28,13 @@ def test_every_statement_names_a_test() -> None:
 def test_the_page_states_the_real_defaults() -> None:
     for name, default in re.findall(r"`(STACK_\w+)` \((\d+)", PAGE):
         assert Settings.model_fields[name.lower()].default == float(default), name
+
+
+def test_the_example_of_running_single_tests_runs_some() -> None:
+    (example,) = re.findall(r"`scripts/test (tests/\w+) -k (\w+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    folder, word = example
+    names = (re.findall(r"^def (test_\w+)", it.read_text(), re.MULTILINE) for it in (ROOT / folder).glob("test_*.py"))
+    assert [name for found in names for name in found if word in name]
 
 
 def codes(tree: ast.AST) -> Iterator[str]:

@@ -5,7 +5,10 @@ In the container it needs no settings, because it reads the gateway's own. `make
 
 import argparse
 import asyncio
+import os
+import signal
 import sys
+import threading
 
 from gateway.addresses import split_address
 from gateway.cli.output import written
@@ -18,9 +21,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gateway.cli.chat", description="Ask the gateway a question.")
     parser.add_argument("question", nargs="+", help="the question; several words are joined")
     parser.add_argument("--model", help="a name from /v1/models (default: the gateway's)")
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     args = parser.parse_args()
+    if args.until_eof:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     with written():
         _ask(" ".join(args.question), args.model)
+
+
+def _end_with_input() -> None:
+    """End this process, and with it the request, at the end of standard input: the caller has gone."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _ask(question: str, model: str | None) -> None:

@@ -10,7 +10,7 @@ split_address() {
     *) host= ;;
   esac
   case $port in
-    "" | *[!0-9]*) host= ;;
+    "" | *[!0-9]* | 0?*) host= ;;
   esac
   [ -n "$host" ] && [ "$port" -le 65535 ] && return
   default=$(default_of "$setting")
@@ -29,7 +29,10 @@ reachable_host() {
 }
 
 # Prints the address at which the running stack is published, or nothing.
-published() { docker compose port caddy 8443 2>/dev/null || docker compose port gateway 9000 2>/dev/null || true; }
+published() { published_at caddy 8443 || published_at gateway 9000 || true; }
+
+# Prints the address on this machine of port $2 of the service $1. Some versions of Compose leave out the brackets of IPv6.
+published_at() { docker compose port "$1" "$2" 2>/dev/null | sed -E 's/^([^[].*:.*):([0-9]+)$/[\1]:\2/'; }
 
 # Whether one of the given services is to be published at $port. One that crashes and is restarted holds the port only at times.
 is_own_port() {

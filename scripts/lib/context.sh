@@ -131,13 +131,20 @@ need_context() {
   fi
   fit=$(fitting)
   [ "${limit:--}" = - ] || [ "$fit" -le "$limit" ] || fit=$limit
-  [ "$fit" = $no_bound ] && fit="" || fit="; up to $fit tokens would fit"
-  echo "context: $context tokens for each of $slots conversation(s) at a time, $context_gb GB of memory ($context_source)$fit$(context_hint)"
+  echo "context: $context tokens for each of $slots conversation(s) at a time, $context_gb GB of memory ($context_source)$([ "$fit" = $no_bound ] || echo "; up to $fit tokens would fit")$(context_hint "$fit")"
 }
 
-# Says what the chosen number means for coding agents, if it is too small for them.
+# Says what the chosen number means for coding agents, if it is too small for them. $1 is the number that would fit.
 context_hint() {
-  [ "$context" -ge 16384 ] || echo ". Coding agents need 16384 or more (LLM_CONTEXT), so take a smaller model for them"
+  [ "$context" -lt 16384 ] || return 0
+  printf '. Coding agents need 16384 or more'
+  if [ "$engine" = tiny ]; then
+    echo ": take another engine for them"
+  elif [ "$1" -ge 16384 ]; then
+    echo ": set LLM_CONTEXT=16384, if the model can read as many"
+  else
+    echo " (LLM_CONTEXT), so take a smaller model for them, or one that can read more"
+  fi
 }
 
 # Prints what to set if the context does not fit: a smaller one if any would, in front of the other choices.

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The running deployment, for `make doctor`: what Docker knows of it goes to `stack doctor` in the gateway's container, which
 # judges it and calls the gateway with a short-lived key.
-# shellcheck disable=SC2154 # tls: scripts/doctor
+# shellcheck disable=SC2154 # tls, complaint: scripts/doctor
 
 # Prints the containers of this checkout's stack that run, or with --all every one, in the format $1.
 containers() {
@@ -13,11 +13,12 @@ containers() {
 is_up() { containers '{{.Label "com.docker.compose.service"}}' --all | grep -cv '^provision$' >/dev/null; }
 
 examine_deployment() {
-  local state name finding advice canary=() ended="" errors
+  local state name finding advice canary=() ended="" errors mistaken=""
   if [ -z "$(docker compose ps --quiet --status running gateway)" ]; then
     report failed stack.gateway "the gateway does not run (its last words: $(docker compose logs --no-log-prefix --tail 1 gateway 2>&1))" "see 'make logs', then run 'make up'"
     return
   fi
+  (need_settings) 2>"$complaint" || { mistaken=yes && report_complaint stack.settings; }
   report_address
   report_clock
   errors=$(mktemp)
@@ -25,7 +26,7 @@ examine_deployment() {
     case $state in
       canary) canary=("$name" "$finding" "$advice") ;;
       end) ended=yes ;;
-      *) report "$state" "stack.$name" "$finding" "$advice" ;;
+      *) [ "$mistaken:$name" = yes:settings ] || report "$state" "stack.$name" "$finding" "$advice" ;;
     esac
   done < <(tell | docker compose exec -T gateway stack doctor 2>"$errors")
   [ -n "$ended" ] ||

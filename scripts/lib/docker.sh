@@ -38,6 +38,7 @@ need_compose() {
     ! can_build_base || install_compose
     compose_is_new_enough || refuse_compose
   fi
+  need_project_name
   leave_out_deleted_override
 }
 
@@ -48,6 +49,13 @@ refuse_compose() {
 compose_is_new_enough() {
   compose_version=$(docker compose version --short 2>/dev/null) || return
   awk -F. '{ sub(/^v/, "", $1); exit !($1 > 2 || ($1 == 2 && ($2 > 24 || ($2 == 24 && $3 + 0 >= 4)))) }' <<<"$compose_version"
+}
+
+# Stops if the stack has no name. Compose makes it of the Latin letters and digits in the name of the directory.
+need_project_name() {
+  case ${PWD##*/} in *[A-Za-z0-9]*) return ;; esac
+  [ -n "${COMPOSE_PROJECT_NAME:-}" ] || [ -n "$(dotenv COMPOSE_PROJECT_NAME)" ] ||
+    die "The stack has no name, because the name of its directory, ${PWD##*/}, has no Latin letter and no digit: set COMPOSE_PROJECT_NAME in .env, such as COMPOSE_PROJECT_NAME=stack."
 }
 
 # Takes an override that was deleted out of COMPOSE_FILE, in this process alone. `make up` had recorded it there (tell_override in

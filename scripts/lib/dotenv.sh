@@ -10,6 +10,7 @@ secrets="STACK_API_KEYS STACK_ADMIN_KEYS STACK_STORE_URL LLM_API_KEY OTEL_EXPORT
 check_dotenv() {
   [ -e .env ] || return 0
   local values known unknown
+  [ -e .env.example ] || die ".env.example, which lists all settings, is missing: copy it into this directory again, then run this again."
   values=$(dotenv_values .env) || exit
   known=$(sed -nE 's/^#([A-Z][A-Z0-9_]*)=.*/\1/p' .env.example)
   unknown=$(sed -nE 's/^ *"((STACK|LLM|OLLAMA|VLLM|LLAMA|HF|OTEL|PROMETHEUS|ALERTMANAGER|GRAFANA|CADDY|CHAT)_[A-Za-z0-9_]*)": .*/\1/p' <<<"$values" |
@@ -19,16 +20,17 @@ check_dotenv() {
   unknown=$(sed -nE 's/^ *"(ENGINE|MONITORING|TLS|CHAT|WITH)": .*/\1/p' <<<"$values" | head -n 1) || true
   [ -z "$unknown" ] ||
     die ".env sets $unknown, which is a choice for one command and has no effect there: remove the line, and run '$unknown=… make up', which records the choice."
-  ! grep -qF '$' .env || need_whole_secrets "$values"
+  ! grep -qF '$' .env || need_whole_secrets "$values" || exit
 }
 
-# Compares each secret with the text in .env, as if `$` had no meaning. $1 are the values that Compose reads.
-need_whole_secrets() {
-  local mark=$'\x01' copy plain name value written
+# Compares each secret with the text in .env, as if `$` had no meaning. $1 are the values that Compose reads. In a shell of its own,
+# which also removes the copy if it is interrupted.
+need_whole_secrets() (
+  mark=$'\x01'
   copy=$(mktemp) # 0600
+  trap 'rm -f "$copy"' EXIT
   tr '$' "$mark" <.env >"$copy"
   plain=$(dotenv_values "$copy" 2>/dev/null) || plain=$1
-  rm -f "$copy"
   for name in $secrets; do
     value=$(value_of "$name" <<<"$1")
     written=$(value_of "$name" <<<"$plain")
@@ -37,7 +39,7 @@ need_whole_secrets() {
     [ "$value" = "$written" ] ||
       die "$name in .env contains a \$, which begins the name of a variable (${#written} characters are written, and Compose reads ${#value}): write \$\$ for each \$, or put single quotes around the value."
   done
-}
+)
 
 # The value that .env gives to $1, or nothing.
 dotenv() { [ ! -e .env ] || dotenv_values .env | value_of "$1"; }

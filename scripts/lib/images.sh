@@ -53,8 +53,9 @@ bring_python_image() {
 # Whether the registry begins to serve image $1 within probe_seconds. The pull that finds this out is then stopped. A second
 # pull, with visible progress bars, continues it. Sets reply to what Docker said last.
 answers() {
-  local work pull status=0 tries=$((probe_seconds * 5)) refusal wrong="" advice="correct the name, or 'docker login'"
-  work=$(mktemp -d)
+  local pull status=0 tries=$((probe_seconds * 5)) refusal wrong="" advice="correct the name, or 'docker login'"
+  work=$(mktemp -d) # not local, because the trap runs after this function
+  trap 'rm -rf "$work"' EXIT
   docker pull "$1" >"$work/said" 2>"$work/refused" &
   pull=$!
   while kill -0 "$pull" 2>/dev/null && [ ! -s "$work/said" ] && [ $((tries -= 1)) -ge 0 ]; do sleep 0.2; done
@@ -63,6 +64,7 @@ answers() {
   [ -s "$work/said" ] || status=1
   refusal=$(tail -n 1 "$work/refused") refusal=${refusal#Error response from daemon: }
   rm -rf "$work"
+  trap - EXIT
   reply=${refusal:-no answer within $probe_seconds seconds}
   # Docker's two image stores, its own and containerd's, say the same thing in different words.
   case $refusal in

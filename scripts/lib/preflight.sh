@@ -242,7 +242,9 @@ need_public_name() {
 need_config() {
   local directory
   directory=$(config_directory)
-  if [ -d "$directory" ] && [ "$directory" != "$PWD/config" ]; then
+  [ -d "$directory" ] ||
+    die "STACK_CONFIG_DIR names $directory, which is not a directory here: create it, or correct the line in .env, then run this again."
+  if [ "$directory" != "$PWD/config" ]; then
     readable "$directory" "$gateway_user" ||
       die "STACK_CONFIG_DIR names $directory, which the gateway's user ($gateway_user) may not enter: 'chmod a+x $directory', then run this again."
   fi

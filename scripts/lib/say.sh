@@ -8,6 +8,15 @@ export LC_ALL=C
 
 say() { printf '==> %s\n' "$*"; }
 
+# Prints the script's own first comment, which says how it is used, and exits. The working directory is the clone.
+usage() {
+  sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "scripts/${0##*/}" >&2
+  exit 2
+}
+
+# Stops if the script got arguments. A `--help` must not start or stop anything.
+take_no_arguments() { [ $# = 0 ] || usage; }
+
 die() {
   printf 'stack: %s\n' "$*" >&2
   exit 1

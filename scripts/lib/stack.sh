@@ -45,7 +45,8 @@ choose_engine() {
   chosen=${ENGINE:-$(engine_of "$files")}
   engine=${chosen:-ollama}
   [ "$engine" != outside ] || need_base_url
-  need_config_path
+  need_size STACK_MEMORY
+  need_size VLLM_SHM_SIZE
   use_engine "$engine"
   split_address "$(resolved STACK_PUBLISH)"
 }
@@ -53,14 +54,12 @@ choose_engine() {
 # Whether one service serves all models.
 one_for_all() { case $engine in ollama | outside) return 0 ;; *) return 1 ;; esac; }
 
-# Stops at a STACK_CONFIG_DIR that Compose takes for the name of a volume.
-need_config_path() {
-  local path
-  path=$(setting STACK_CONFIG_DIR)
-  case $path in
-    "" | [./~]*) ;;
-    *) die "STACK_CONFIG_DIR=$path would be the name of a volume: write STACK_CONFIG_DIR=./$path for the directory." ;;
-  esac
+# Stops at a value of the setting $1 that Docker does not take for a number of bytes.
+need_size() {
+  local size
+  size=$(setting "$1")
+  [[ $size =~ ^([0-9]+(\.[0-9]+)?\ ?([kKmMgGtTpP][iI]?)?[bB]?)?$ ]] ||
+    die "$1=$size is not a size of memory: use for example $1=$(default_of "$1")."
 }
 
 # Stops if the gateway's container could not reach the engine outside at LLM_BASE_URL.
@@ -74,6 +73,16 @@ need_base_url() {
     http://?* | https://?*) ;;
     *) die "LLM_BASE_URL=$url is not the address of an engine: use for example http://host.docker.internal:11434." ;;
   esac
+  need_model
+}
+
+# Stops if nothing names a model of the engine outside. The default is a name of Ollama's.
+need_model() {
+  local kind directory
+  kind=$(setting LLM_BACKEND) directory=$(setting STACK_CONFIG_DIR)
+  case $kind in "" | ollama) return ;; esac
+  [ -n "$(setting LLM_MODEL)$(setting LLM_MODELS)" ] || [ -e "${directory:-config}/stack.yaml" ] ||
+    die "ENGINE=outside with LLM_BACKEND=$kind needs the name of a model: set LLM_MODEL to one that the engine has."
 }
 
 # Prints those of the compose files $1 that are the user's own, each once and behind a colon.
@@ -108,7 +117,18 @@ use_engine() {
   files=$(with_parts "$files" "$recorded") || exit
   COMPOSE_FILE=$(with_services "$files$(own_files "$recorded:$(override_file)")")
   export COMPOSE_FILE
-  merged=$(docker compose config --format json 2>&1) || die "Compose does not accept the settings: $merged."
+  merged=$(docker compose config --format json 2>&1) ||
+    die "Compose does not accept the settings (${merged##*$'\n'}): correct that in .env or the shell, then run this again."
+}
+
+# Stops if the gateway would not start with the settings. Its image, which must be there, checks them in a container that reaches
+# nothing and takes nobody's place, and in which the name of Caddy's network means nothing.
+need_settings() {
+  local files said
+  IFS=: read -ra files <<<"$COMPOSE_FILE:-"
+  said=$(docker compose "${files[@]/#/--file=}" --progress quiet run --rm --no-deps -T --env STACK_PROXY_NETWORK= gateway --check 2>&1 \
+    <<<'services: {gateway: {pull_policy: never, network_mode: none, networks: !reset null, ports: !reset [], depends_on: !reset null}}') ||
+    die "The gateway would not start with the settings as they are now (${said//$'\n'/; }): correct that in .env, the shell or config/, then run 'make up'."
 }
 
 # Prints the first value of $1 in the merged configuration: the shell, .env and the files' defaults.

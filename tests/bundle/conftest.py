@@ -12,7 +12,9 @@ from tests.support.clone import Tree, clone
 from tests.support.machine import Machine
 
 # What the scripts use of a system.
-NEEDED = "bash env dirname sed awk grep tail head tr cut id sort df cat mktemp mv ss sleep rm readlink find".split()  # noqa: SIM905
+NEEDED = (
+    "bash env dirname sed awk grep tail head tr cut id sort df cat mktemp mv ss sleep rm readlink find mkfifo".split()  # noqa: SIM905
+)
 
 
 @pytest.fixture(scope="module")

@@ -293,6 +293,28 @@ def test_ollamas_own_settings_reach_it() -> None:
     assert {name for name in SETTINGS["engine"] if name.startswith("OLLAMA")} <= set(environment)
 
 
+@pytest.mark.parametrize(
+    ("engine", "slots", "context"),
+    [("ollama", "4", "8192"), ("vllm", "16", "4096"), ("tiny", "", None), ("outside", "", "")],
+)
+def test_the_gateway_is_told_the_slots_and_the_context_of_its_own_engine_alone(
+    engine: str, slots: str, context: str | None
+) -> None:
+    outside = ("compose.outside.yaml",) if engine == "outside" else ()
+    settings = SETTINGS["engine"] | {"LLM_BASE_URL": "http://engine.example"}
+    config = merged("ollama" if outside else engine, *outside, **settings)
+    environment = config["services"]["gateway"]["environment"]
+    assert (environment["LLM_SLOTS"], environment["LLM_CONTEXT"]) == (slots, context)
+
+
+def test_a_directory_is_mounted_as_one_whatever_its_path(config: Config) -> None:
+    """The short form would split the path of the clone at a colon, and make a directory that is missing."""
+    services = merged("ollama", "compose.monitoring.yaml")["services"] | config["services"]
+    mounts = [mount for it in services.values() for mount in it.get("volumes", ()) if mount["type"] == "bind"]
+    assert {it["target"] for it in mounts} >= {"/etc/stack", "/etc/prometheus", "/etc/alertmanager"}
+    assert [it for it in mounts if it["bind"].get("create_host_path") or not it["read_only"]] == []
+
+
 def test_only_the_provisioner_gets_the_token() -> None:
     services = merged("vllm", HF_TOKEN_FILE="token")["services"]
     holding = {

@@ -115,7 +115,14 @@ def test_a_number_of_the_users_is_kept_and_a_small_one_is_pointed_out(tree: Tree
     ran = tree.run("scripts/doctor", ENGINE="ollama", **machine.environment)
     tree.dotenv.unlink()
     assert "ok: context: 8192 tokens" in ran.stdout
-    assert "Coding agents need 16384 or more (LLM_CONTEXT)" in ran.stdout
+    assert "Coding agents need 16384 or more: set LLM_CONTEXT=16384" in ran.stdout
+
+
+def test_agents_are_told_to_take_another_model_or_engine_if_no_setting_helps(tree: Tree, machine: Machine) -> None:
+    assert "Coding agents need 16384 or more: take another engine" in doctor(tree, machine, ENGINE="tiny")
+    machine.docker(memory=8 * GB)
+    said = doctor(tree, machine, ENGINE="ollama", LLM_CONTEXT="8192")
+    assert "16384 or more (LLM_CONTEXT), so take a smaller model" in said
 
 
 def told(url: str) -> dict[str, int]:

@@ -1,11 +1,15 @@
 """The scripts read .env as Compose does, in whatever form a line is written, and change no other line than theirs."""
 
 import json
+import os
+import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.support.clone import Tree, clone, refuses
+from tests.support.clone import Tree, clean_environment, clone, refuses, write_program
 from tests.support.machine import Machine
 
 # Ways to write a line; what all of them say is NAME=value.
@@ -141,6 +145,30 @@ def test_a_secret_without_a_variable_passes(tree: Tree, value: str, read: str) -
     keys = of_compose(tree, "services", "gateway", "environment", "STACK_API_KEYS")
     tree.dotenv.unlink()
     assert keys == read.replace("$", "$$")  # as Compose writes it
+
+
+@pytest.mark.parametrize("step", ["check_dotenv", "answers registry.example/image"])
+def test_an_interrupted_step_leaves_nothing_in_tmp(tree: Tree, programs: Path, tmp_path: Path, step: str) -> None:
+    """Neither a copy of .env, with its keys, nor what a registry has said."""
+    tree.dotenv.write_text("STACK_API_KEYS=sk-a$b\n")
+    kept, asked = tmp_path / "tmp", tmp_path / "asked"
+    kept.mkdir()
+    os.mkfifo(asked)
+    # The first question is about .env itself.
+    write_program(
+        programs / "docker",
+        f'[ "$1" = pull ] || grep -q {kept} || {{ echo \'"environment": {{\'; exit; }}\necho >{asked}; exec sleep 60\n',
+    )
+    script = f". scripts/lib/say.sh; . scripts/lib/dotenv.sh; . scripts/lib/images.sh; {step}"
+    env = clean_environment(PATH=str(programs), TMPDIR=str(kept))
+    with subprocess.Popen(["bash", "-euc", script], cwd=tree.path, env=env, start_new_session=True) as process:
+        asked.read_text()
+        assert list(kept.iterdir())
+        os.killpg(process.pid, signal.SIGINT)
+    with suppress(ProcessLookupError):  # Bash has its background processes ignore the first signal
+        os.killpg(process.pid, signal.SIGKILL)
+    tree.dotenv.unlink()
+    assert list(kept.iterdir()) == []
 
 
 def record(tree: Tree, text: str, value: str) -> tuple[str, str]:

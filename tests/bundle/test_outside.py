@@ -52,6 +52,11 @@ def test_an_engine_of_this_machine_answers_through_the_gateway(readable: Tree, p
     try:
         with engine_for_containers(python_image) as port:
             url = f"http://host.docker.internal:{port}"
+            lacking = settings | {"LLM_MODEL": "another", "LLM_BASE_URL": url, "LLM_BACKEND": "vllm"}
+            ran = readable.run("make", "up", ENGINE="outside", **lacking)
+            assert f"the engine at {url} does not have the model another: set LLM_MODEL to" in ran.stdout, ran.stdout
+            ready = doctor(readable, **lacking)["stack.ready"]
+            assert (ready["ok"], "set LLM_MODEL to a model that the" in ready["advice"]) == (False, True), ready
             ran = readable.run("make", "up", ENGINE="outside", LLM_BASE_URL=url, LLM_BACKEND="vllm", **settings)
             assert ran.returncode == 0, ran.stdout
             written = readable.dotenv.read_text().splitlines()
@@ -91,6 +96,15 @@ def test_an_engine_of_this_machine_answers_through_the_gateway(readable: Tree, p
 )
 def test_an_address_that_no_container_reaches_is_refused(tree: Tree, machine: Machine, url: str, sentence: str) -> None:
     refuses(tree, sentence, ENGINE="outside", LLM_BASE_URL=url, **machine.environment)
+
+
+def test_an_engine_outside_other_than_ollama_needs_the_name_of_its_model(tree: Tree, machine: Machine) -> None:
+    env = machine.environment | {"ENGINE": "outside", "LLM_BASE_URL": "http://engine.example", "LLM_BACKEND": "vllm"}
+    said = "ENGINE=outside with LLM_BACKEND=vllm needs the name of a model: set LLM_MODEL"
+    refuses(tree, said, **env)
+    assert said not in tree.run("scripts/doctor", **env, LLM_MODELS="one,two").stdout
+    (tree.path / "config/stack.yaml").touch(mode=0o644)
+    assert said not in tree.run("scripts/doctor", **env).stdout
 
 
 def test_the_models_of_an_engine_outside_are_managed_there(tree: Tree, machine: Machine) -> None:

@@ -4,12 +4,13 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.clone import Tree, refuses, write_program
+from tests.support.clone import Tree, clean_environment, refuses, write_program
 from tests.support.machine import Machine
 
 
@@ -39,6 +40,32 @@ def test_a_dotenv_that_belongs_to_root(tree: Tree, script: str) -> None:
     tree.dotenv.unlink()
     said = r"\.env belongs to \w+, and you may not read it: 'sudo chown -R \w+ \.env'"
     assert (ran.returncode, bool(re.search(said, ran.stdout))) == (1, True), ran.stdout
+
+
+@pytest.mark.parametrize("script", ["up", "doctor", "chat Hi", "stack keys list"])
+def test_a_directory_whose_name_has_no_latin_letter(tree: Tree, tmp_path: Path, script: str) -> None:
+    """Compose would make an empty name of it. A name in .env helps."""
+    tree.path.rename(tmp_path / "日本語")
+    env = clean_environment(STACK_PUBLISH="127.0.0.1:0", ENGINE="tiny")
+    command = f"scripts/{script}".split()
+    said = subprocess.run(command, cwd=tmp_path / "日本語", env=env, capture_output=True, text=True, check=False).stderr
+    assert "The stack has no name, because the name of its directory, 日本語, has no Latin letter and no digit" in said
+    (tmp_path / "日本語/.env").write_text("COMPOSE_PROJECT_NAME=stack-test-no-latin-letter\n")
+    run = subprocess.run(
+        ["scripts/down"], cwd=tmp_path / "日本語", env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("script", ["up", "down", "tls-root", "dev", "check", "chat"])
+def test_a_script_that_is_asked_for_help_says_what_it_does_and_does_nothing(
+    tree: Tree, programs: Path, script: str
+) -> None:
+    write_program(programs / "docker", "echo asked\n")
+    ran = tree.run(f"scripts/{script}", "--help", PATH=str(programs))
+    first = (tree.path / f"scripts/{script}").read_text().splitlines()[1].removeprefix("# ")
+    assert (ran.returncode, ran.stdout.splitlines()[0], "asked" in ran.stdout) == (2, first, False)
+    assert "set -euo" not in ran.stdout
 
 
 def test_the_daemon_does_not_run(tree: Tree, tmp_path: Path) -> None:
@@ -160,9 +187,32 @@ def test_parts_at_one_port_of_two_addresses(tree: Tree, programs: Path, machine:
     assert "ok: the ports of the parts" in ran.stdout, ran.stdout
 
 
-@pytest.mark.parametrize("address", ["9000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::]"])
+def test_the_address_of_a_running_gateway_is_one_that_the_scripts_take(tree: Tree, programs: Path, host: str) -> None:
+    """Compose 2.26 prints it without the brackets of IPv6. Here there is no Caddy."""
+    said = f"{host.strip('[]')}:9100"
+    write_program(programs / "docker", f'case "$*" in *gateway*) echo {said} ;; *) echo no >&2; exit 1 ;; esac\n')
+    script = ". scripts/lib/say.sh; . scripts/lib/address.sh; split_address $(published); echo $host $port"
+    ran = tree.run("bash", "-euo", "pipefail", "-c", script, PATH=str(programs))
+    assert (ran.returncode, ran.stdout) == (0, f"{host} 9100\n")
+
+
+@pytest.mark.parametrize("address", ["9000", "127.0.0.1:09000", "localhost:9000", "127.0.0.1:http", "127.0.0.1:70000"])
 def test_a_malformed_address(tree: Tree, address: str) -> None:
     refuses(tree, "127.0.0.1:9000", STACK_PUBLISH=address)
+
+
+@pytest.mark.parametrize("setting", ["STACK_MEMORY", "VLLM_SHM_SIZE"])
+@pytest.mark.parametrize("size", ["1 gig", "50%"])
+def test_a_size_that_is_none(tree: Tree, setting: str, size: str) -> None:
+    refuses(tree, f"{setting}={size} is not a size of memory: use for example {setting}=", **{setting: size})
+
+
+def test_a_mistake_in_an_own_compose_file(tree: Tree) -> None:
+    (tree.path / "compose.override.yaml").write_text("services: { gateway: { mem_limit: huge } }\n")
+    refuses(
+        tree, "Compose does not accept the settings (", "invalid size: 'huge'", "): correct that in .env or the shell"
+    )
 
 
 def test_a_secret_file_that_is_not_there(tree: Tree) -> None:
@@ -187,9 +237,9 @@ def test_a_configuration_that_the_gateways_user_may_not_read(tree: Tree, tmp_pat
     refuses(tree, f"STACK_CONFIG_DIR names {other}", f"'chmod a+x {other}'", STACK_CONFIG_DIR=str(other))
 
 
-def test_a_configuration_directory_that_would_be_a_volume(tree: Tree) -> None:
-    said = "STACK_CONFIG_DIR=myconf would be the name of a volume", "write STACK_CONFIG_DIR=./myconf"
-    refuses(tree, *said, STACK_CONFIG_DIR="myconf")
+def test_a_configuration_directory_that_is_not_there(tree: Tree) -> None:
+    """Docker would make one that belongs to root."""
+    refuses(tree, f"STACK_CONFIG_DIR names {tree.path}/myconf, which is not a directory", STACK_CONFIG_DIR="myconf")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.clone import Tree, clone, refuses, write_program
-from tests.support.processes import free_port
+from tests.support.processes import free_port, wait_for
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
 
@@ -69,6 +69,17 @@ def test_make_chat_prints_the_answer(up: Tree) -> None:
     assert ran.stdout.strip()
 
 
+def test_an_answer_ends_when_make_chat_is_interrupted(up: Tree) -> None:
+    """Nothing in the container sees that: it would go on to the end, and keep the engine's slot."""
+
+    def asks() -> bool:
+        return "gateway.cli.chat" in up.run("docker", "top", f"{up.project}-gateway-1").stdout
+
+    with up.running("scripts/chat", "Write a very long story about a dragon."):
+        wait_for(asks, deadline=60)
+    wait_for(lambda: not asks(), deadline=30)
+
+
 def test_make_logs_follows_every_service(up: Tree) -> None:
     """The script itself, which `make logs` runs: make would not hand a signal on."""
     waited_for = {"gateway-1", "engine-1"}
@@ -81,6 +92,17 @@ def test_the_port_is_taken_by_another_stack(up: Tree, tree: Tree) -> None:
     ran = tree.run("scripts/up", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}")
     assert ran.returncode == 1
     assert f"is taken by the container {up.project}-gateway-1" in ran.stdout
+
+
+def test_settings_with_which_the_gateway_would_not_start_replace_nothing(up: Tree, python_image: str) -> None:
+    one = "docker", "compose", "ps", "--quiet", "gateway"
+    before = up.run(*one).stdout
+    env = {"ENGINE": "tiny", "STACK_PUBLISH": f"127.0.0.1:{port_of(up)}", "PYTHON_IMAGE": python_image}
+    ran = up.run("scripts/up", STACK_GRACE="5m", STACK_QUEUE="-1", **env)
+    up.dotenv.unlink()
+    last = ran.stdout.splitlines()[-1]
+    assert (ran.returncode, up.run(*one).stdout) == (1, before), ran.stdout
+    assert all(it in last for it in ("STACK_GRACE: ", "STACK_QUEUE: ", "then run 'make up'.")), ran.stdout
 
 
 def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree) -> None:

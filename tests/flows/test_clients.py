@@ -131,17 +131,19 @@ def test_the_chat_command_streams_an_answer(gateway: GatewayProcess) -> None:
     assert "Traceback" not in gone.stderr
 
 
-def test_the_chat_command_ends_quietly_after_ctrl_c_and_on_a_terminal_without_unicode(
-    gateway: GatewayProcess, engine: FakeEngine, mark: str
+@pytest.mark.parametrize("how", ["Ctrl-C", "the end of its input"])
+def test_the_chat_command_ends_quietly_when_its_caller_goes_and_on_a_terminal_without_unicode(
+    gateway: GatewayProcess, engine: FakeEngine, mark: str, how: str
 ) -> None:
     script = json.dumps([["role"], ["token", "h\u00e9"], ["gate", mark]])
     env = environment("http://127.0.0.1:1", STACK_BIND=f"127.0.0.1:{gateway.port}") | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "gateway.cli.chat", "script:" + script]
+    command = [sys.executable, "-m", "gateway.cli.chat", "--until-eof", "script:" + script]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stdout.read(5) == rb"h\xe9"
-        process.send_signal(signal.SIGINT)
+        if how == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     engine.release(mark)
     assert (process.returncode, said) == (130, b"")

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,6 +81,29 @@ def test_an_invalid_setting_is_refused_with_a_message(settings: dict[str, str], 
     assert "Traceback" not in done.stderr
     assert "u:p" not in done.stderr
     assert "pass" not in done.stderr.replace("password", "")
+
+
+def test_the_settings_can_be_checked_without_a_start(tmp_path: Path) -> None:
+    """`make up` does that before it replaces a gateway. No data directory is needed."""
+    (tmp_path / "stack.yaml").write_text("engines: {}\n")
+    cases = [
+        ({"STACK_DATA_DIR": "/proc/stack"}, ""),
+        ({"STACK_GRACE": "5m", "STACK_QUEUE": "-1"}, "STACK_GRACE: Input should be a valid number"),
+        ({"STACK_CONFIG": str(tmp_path / "stack.yaml")}, "stack.yaml:1: engines: "),
+    ]
+    for settings, sentence in cases:
+        env = environment("http://127.0.0.1:1", **settings)
+        command = [sys.executable, "-m", "gateway", "--check"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, sentence in done.stderr) == (bool(sentence), "", True), done.stderr
+        assert ("STACK_QUEUE: " in done.stderr) == ("STACK_QUEUE" in settings)
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    for word, status in (("--help", 0), ("start", 2)):
+        command = [sys.executable, "-m", "gateway", word]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, "usage: python -m gateway" in done.stdout + done.stderr) == (status, True), word
 
 
 def test_the_placeholder_works_on_loopback_with_a_warning(engine: FakeEngine, tmp_path: Path) -> None:

@@ -146,8 +146,9 @@ def test_faults_of_the_engine_and_the_store_are_named(stack: Stack, bridge: str)
     docker("stop", "--time", "1", engine)
     try:
         with tls_server(bridge, "llm.example", days=300) as address:
-            status, checks = doctor(stack, "--tls", address)
+            status, checks = doctor(stack, "--tls", address, STACK_GRACE="5m")
         assert status == 1
+        names(checks, "stack.settings", "STACK_GRACE: Input should be a valid number")
         names(checks, "stack.services", "engine does not run")
         names(checks, "stack.ready", "")
         names(checks, "stack.backup", "the last backup is 9 days old, and the store has")

@@ -22,6 +22,8 @@ from gateway.settings import Settings, SettingsError, load
 LASTS = 3600  # seconds until the key expires, if this command is killed before it deletes it
 NAME = "make doctor"
 MANY = 10**9
+AWAY = "start the engine outside, and let it listen at an address that containers reach"
+LACKING = "set LLM_MODEL to a model that the engine outside has, or fetch this one there, then run 'make up'"
 UNBOUND = LimitFields(
     requests_per_minute=MANY, tokens_per_minute=MANY, concurrent=MANY, tokens_per_day=MANY, tokens_per_month=MANY
 )
@@ -36,7 +38,7 @@ def doctor() -> None:
             sys.stdout.write(check.line())
             sys.stdout.flush()
     except SettingsError as exc:
-        sys.stdout.write(Check("failed", "settings", str(exc), "correct them in .env, then run 'make up'").line())
+        sys.stdout.write(Check("failed", "settings", str(exc), "correct that, then run 'make up'").line())
     sys.stdout.write("end\n")
 
 
@@ -49,7 +51,7 @@ def _checks(facts: walls.Facts, settings: Settings) -> Iterator[Check]:
     cure = "see 'make logs', then run 'make up'"
     if away := walls.outside(facts, [it.base_url for it in config.engines.values()]):
         yield away
-        cure = "start the engine outside, and let it listen at an address that containers reach"
+        cure = AWAY
     yield machine.disk(settings)
     if facts.certificate:
         yield machine.certificate(*facts.certificate)
@@ -101,7 +103,10 @@ def _ready(url: str, cure: str) -> Check:
         return Check("failed", "ready", f"the gateway does not answer /readyz: {exc}", "see 'make logs'")
     states = ", ".join(f"{name} {state}" for name, state in body["engines"].items())
     if answer.status_code != 200:
-        return Check("failed", "ready", str(body["error"]["message"]), cure)
+        said = str(body["error"]["message"])
+        if cure == AWAY and "does not have the model" in said:
+            cure = LACKING
+        return Check("failed", "ready", said, cure)
     told = f"{states}; store {body['store']}"
     if body["store"] != "ok":
         return Check("failed", "ready", told, "see 'make logs', which says what is wrong with the store")
