@@ -295,7 +295,7 @@ class Ending:
             "api": it.api,
             "model": self.route,
             "engine": self.engine,
-            "tokens_in": self.usage.tokens_in if self.usage else None,
+            "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
         }
         if self.amount is not None:

@@ -33,6 +33,7 @@ class Maker:
         self._routes = routes
         self._request = self._begun = request
         self._scope = scope
+        self._trace = scope.get("stack.trace")
         self.setting = request.setting
 
     def refused(self) -> StackError | None:
@@ -49,11 +50,20 @@ class Maker:
         self._begun = await self._routes.pipeline.as_begun(self._request, setting)
         return Past(self._begun.exchange, self._begun.route, self._begun.writer)
 
+    def begins(self) -> None:
+        """See idempotency.maker.Maker.begins."""
+        if self._trace is not None:
+            self._trace.held = True
+
     async def run(self, client: Client, send: Send, trail: Trail) -> bool:
         """See idempotency.maker.Maker.run. If the answer is continued, its writer has already written the
         beginning."""
         request = self._begun if trail.past is not None and trail.past.started else self._request
-        return await self._routes.relay(request, self._scope, client, send, trail)
+        try:
+            return await self._routes.relay(request, self._scope, client, send, trail)
+        finally:
+            if self._trace is not None:
+                self._trace.release()
 
 
 class Dispatch:
