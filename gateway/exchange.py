@@ -181,7 +181,8 @@ class Running:
     seconds: float  # since the request came
     generating: float | None  # seconds since its first token; None: there is none yet, or it cannot be seen
     tokens: int  # so far
-    position: int | None = None  # its position in the queue of its engine, from 1; None: it does not wait
+    position: int | None = None  # its position in the queue of its engine, from 1; None: it has none
+    waits: Literal["queue", "load", "outage", "pause"] | None = None  # what for (see Wait); None: it is being answered
 
 
 class Wait(NamedTuple):

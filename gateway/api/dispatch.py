@@ -167,6 +167,9 @@ class Dispatch:
             forget(exc)
             await self._refuse(request, scope, relay, exc, client, send)
             return False
+        finally:
+            if relay is not None:
+                relay.sent()
 
     async def _refuse(
         self, request: Request, scope: Scope, relay: Relay | None, error: StackError, client: Client, send: Send
@@ -180,4 +183,7 @@ class Dispatch:
             if relay is not None and face.fails_in_stream and request.exchange.stream and told.status >= 500:
                 await relay.fail(error)
                 return
-        await respond(scope, send, error, relay.standing if relay else (), client=client)
+        if relay is None:
+            await respond(scope, send, error, client=client)
+        else:
+            await respond(scope, relay.copied(send), error, relay.standing, client=client)

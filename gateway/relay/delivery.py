@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 import orjson
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from gateway import headers as names
 from gateway import sse
@@ -59,7 +59,9 @@ class Delivery:
         self._visit = visit
         self._standing = standing
         self._answered = answered
-        self._copy = copy
+        self.copy = copy
+        self._played = 0  # bytes of a sound, which is not copied
+        self._sound = b""  # its media type
         self._writer = answer.writer or OPENAI
         self._begins_with = b""  # what the writer sends before everything else in a stream
         self._pinging: asyncio.Task[None] | None = None
@@ -76,6 +78,8 @@ class Delivery:
         if self._pinging is not None and not self._pinging.done():
             self._pinging.cancel()
             await asyncio.wait({self._pinging})
+        if self.copy is not None and self._played:
+            self.copy.append(b"(%d bytes of %s)" % (self._played, self._sound))
 
     async def forward(self, data: bytes, *, last: bool) -> None:
         """Send a part of a stream. A folded stream is sent as one answer at its end."""
@@ -90,8 +94,8 @@ class Delivery:
             data = self._begins_with + data
         elif self.phase == Phase.HEAD:
             data = self._waited() + data
-        if self._copy is not None:
-            self._copy.append(data)
+        if self.copy is not None:
+            self.copy.append(data)
         self.phase = Phase.EVENTS
         if last:
             await self._answered()
@@ -110,6 +114,7 @@ class Delivery:
         if self.phase == Phase.NOTHING:
             await self._commit([(b"content-type", kind)])
         self.phase = Phase.EVENTS
+        self._played, self._sound = self._played + len(data), kind
         if last:
             await self._answered()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
@@ -118,8 +123,8 @@ class Delivery:
 
     async def reply(self, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
         """Send a whole blocking answer, whose header of its media type is `kind`."""
-        if self._copy is not None:
-            self._copy.append(body)
+        if self.copy is not None:
+            self.copy.append(body)
         await self._answered()
         count = self._answer.resumes
         resumes = [(names.RESUMES, b"%d" % count)] if count else []
@@ -146,7 +151,7 @@ class Delivery:
         """Send a stream with only the error that explains why there is no answer, and cut it."""
         await self._commit(sse.HEADERS)
         body = self._begins_with + self._writer.failed(error)
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self.copied(self._send)({"type": "http.response.body", "body": body, "more_body": True})
         await self.client.cut()
 
     async def farewell(self, error: StackError) -> None:
@@ -156,8 +161,20 @@ class Delivery:
             with suppress(TimeoutError):  # the client does not read, and the cut shows the failure
                 async with asyncio.timeout(FAREWELL):
                     body = waited + self._writer.failed(error)
-                    await self._send({"type": "http.response.body", "body": body, "more_body": True})
+                    await self.copied(self._send)({"type": "http.response.body", "body": body, "more_body": True})
         await self.client.cut()
+
+    def copied(self, send: Send) -> Send:
+        """Return a `send` that also copies the bodies, if they are copied at all."""
+        copy = self.copy
+        if copy is None:
+            return send
+
+        async def both(message: Message) -> None:
+            copy.append(message.get("body", b""))
+            await send(message)
+
+        return both
 
     def _whole(self, completion: dict[str, Any]) -> bytes:
         return orjson.dumps(self._writer.whole(completion))
