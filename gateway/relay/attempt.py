@@ -165,7 +165,7 @@ class Attempt:
         self._reader = reader
         self._watch.waits()
         with await self._post(exchange, stream=True, raw=raw) as reply:
-            if self._answer.fold is None and self._delivery.copy is None:
+            if self._answer.fold is None and not self._delivery.copies:
                 reply.pump(self._pump)
             try:
                 await self._pass_on(reply)

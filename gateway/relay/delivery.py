@@ -59,13 +59,18 @@ class Delivery:
         self._visit = visit
         self._standing = standing
         self._answered = answered
-        self.copy = copy
+        self._copy = copy
         self._played = 0  # bytes of a sound, which is not copied
         self._sound = b""  # its media type
         self._writer = answer.writer or OPENAI
         self._begins_with = b""  # what the writer sends before everything else in a stream
         self._pinging: asyncio.Task[None] | None = None
         self._told_wait = 0  # milliseconds in queues that the client was told
+
+    @property
+    def copies(self) -> bool:
+        """Whether a copy of the whole answer is kept, for a log or a capture."""
+        return self._copy is not None
 
     def open(self, client: Client, send: Send) -> None:
         """Set the client to which the answer goes."""
@@ -78,8 +83,8 @@ class Delivery:
         if self._pinging is not None and not self._pinging.done():
             self._pinging.cancel()
             await asyncio.wait({self._pinging})
-        if self.copy is not None and self._played:
-            self.copy.append(b"(%d bytes of %s)" % (self._played, self._sound))
+        if self._copy is not None and self._played:
+            self._copy.append(b"(%d bytes of %s)" % (self._played, self._sound))
 
     async def forward(self, data: bytes, *, last: bool) -> None:
         """Send a part of a stream. A folded stream is sent as one answer at its end."""
@@ -94,8 +99,8 @@ class Delivery:
             data = self._begins_with + data
         elif self.phase == Phase.HEAD:
             data = self._waited() + data
-        if self.copy is not None:
-            self.copy.append(data)
+        if self._copy is not None:
+            self._copy.append(data)
         self.phase = Phase.EVENTS
         if last:
             await self._answered()
@@ -123,8 +128,8 @@ class Delivery:
 
     async def reply(self, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
         """Send a whole blocking answer, whose header of its media type is `kind`."""
-        if self.copy is not None:
-            self.copy.append(body)
+        if self._copy is not None:
+            self._copy.append(body)
         await self._answered()
         count = self._answer.resumes
         resumes = [(names.RESUMES, b"%d" % count)] if count else []
@@ -166,7 +171,7 @@ class Delivery:
 
     def copied(self, send: Send) -> Send:
         """Return a `send` that also copies the bodies, if they are copied at all."""
-        copy = self.copy
+        copy = self._copy
         if copy is None:
             return send
 

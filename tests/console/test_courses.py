@@ -180,26 +180,6 @@ def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
     assert "Canary" not in page(ask(chosen["secret"], "Canary after"))
 
 
-def test_every_event_of_a_stream_is_captured(two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str) -> None:
-    with admin(two) as api:
-        key = api.post("/admin/keys", json={"name": "events"}).json()
-    where = f"/console/keys/{key['key']['id']}"
-    visit.send(where, f"{where}/capture", capture="yes")
-    gates = [f"{mark}-1", f"{mark}-2"]
-    script = [["role"], ["token", "one"], ["gate", gates[0]], ["token", " two"], ["gate", gates[1]], ["finish", "stop"]]
-    body = {"model": "one", "messages": MESSAGES, "stream": True, "script": [*script, ["usage"], ["done"], ["end"]]}
-    headers = {"authorization": f"Bearer {key['secret']}", "x-request-id": mark}
-    with httpx.stream("POST", two.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS) as answer:
-        lines, got = answer.iter_lines(), list[str]()
-        for word, gate in zip(("one", " two"), gates, strict=True):
-            while not any(word in line for line in got):
-                got.append(next(lines))
-            engine.release(gate)
-        got += lines
-    steps(visit, mark)
-    assert "\n".join(got).strip() in unescape(visit.get(f"/console/requests/{mark}").text)
-
-
 def test_a_request_that_runs_when_a_capture_is_stopped_leaves_no_body(
     two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str
 ) -> None:
