@@ -181,7 +181,8 @@ class Running:
     seconds: float  # since the request came
     generating: float | None  # seconds since its first token; None: there is none yet, or it cannot be seen
     tokens: int  # so far
-    position: int | None = None  # its position in the queue of its engine, from 1; None: it does not wait
+    position: int | None = None  # its position in the queue of its engine, from 1; None: it has none
+    waits: Literal["queue", "load", "outage", "pause"] | None = None  # what for (see Wait); None: it is being answered
 
 
 class Wait(NamedTuple):
@@ -295,7 +296,7 @@ class Ending:
             "api": it.api,
             "model": self.route,
             "engine": self.engine,
-            "tokens_in": self.usage.tokens_in if self.usage else None,
+            "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
         }
         if self.amount is not None:

@@ -50,6 +50,7 @@ class Visit:
     """Hold the place of one request: at most one, at one engine at a time."""
 
     __slots__ = (
+        "_outside",
         "_queue",
         "at",
         "engine",
@@ -73,6 +74,7 @@ class Visit:
         self.waited = 0.0  # seconds, in all queues so far
         self.waits: list[Wait] = []
         self.since: float | None = None  # when the present wait began; None: it does not wait
+        self._outside: Literal["outage", "pause"] | None = None  # what it waits for outside of the queues
         self.place = NOWHERE
         self.spot: Spot | None = None
         self.at = 0  # the number of the engine that it entered last
@@ -118,9 +120,11 @@ class Visit:
     def outside(self, what: Literal["outage", "pause"]) -> Iterator[None]:
         """Count the time in the block as a wait."""
         since = self.since = time.monotonic()
+        self._outside = what
         try:
             yield
         finally:
+            self._outside = None
             self.has_waited(what, "", since)
 
     def has_waited(self, what: Literal["queue", "outage", "pause"], engine: str, since: float) -> float:
@@ -144,6 +148,13 @@ class Visit:
     def position(self) -> int | None:
         """The position in the queue, counted from 1; None if the request does not wait."""
         return self._queue.position(self)
+
+    @property
+    def waits_for(self) -> Literal["queue", "load", "outage", "pause"] | None:
+        """What it waits for now: a slot, its model, an engine that is down, or the end of a pause. None: for none."""
+        if self.since is not None:
+            return self._outside or "queue"
+        return "load" if self.loads_since is not None else None
 
     @property
     def milliseconds(self) -> int:

@@ -33,6 +33,7 @@ class Maker:
         self._routes = routes
         self._request = self._begun = request
         self._scope = scope
+        self._trace = scope.get("stack.trace")
         self.setting = request.setting
 
     def refused(self) -> StackError | None:
@@ -49,11 +50,20 @@ class Maker:
         self._begun = await self._routes.pipeline.as_begun(self._request, setting)
         return Past(self._begun.exchange, self._begun.route, self._begun.writer)
 
+    def begins(self) -> None:
+        """See idempotency.maker.Maker.begins."""
+        if self._trace is not None:
+            self._trace.held = True
+
     async def run(self, client: Client, send: Send, trail: Trail) -> bool:
         """See idempotency.maker.Maker.run. If the answer is continued, its writer has already written the
         beginning."""
         request = self._begun if trail.past is not None and trail.past.started else self._request
-        return await self._routes.relay(request, self._scope, client, send, trail)
+        try:
+            return await self._routes.relay(request, self._scope, client, send, trail)
+        finally:
+            if self._trace is not None:
+                self._trace.release()
 
 
 class Dispatch:
@@ -157,6 +167,9 @@ class Dispatch:
             forget(exc)
             await self._refuse(request, scope, relay, exc, client, send)
             return False
+        finally:
+            if relay is not None:
+                relay.sent()
 
     async def _refuse(
         self, request: Request, scope: Scope, relay: Relay | None, error: StackError, client: Client, send: Send
@@ -170,4 +183,7 @@ class Dispatch:
             if relay is not None and face.fails_in_stream and request.exchange.stream and told.status >= 500:
                 await relay.fail(error)
                 return
-        await respond(scope, send, error, relay.standing if relay else (), client=client)
+        if relay is None:
+            await respond(scope, send, error, client=client)
+        else:
+            await respond(scope, relay.copied(send), error, relay.standing, client=client)

@@ -107,7 +107,7 @@ class RequestLog:
                 "elapsed_ms": round(seconds * 1000, 1),
             }
             logs.event("request", fields | code, level_of(told))
-        if self._traces is not None and (taken or scope["stack.trace"].about):
+        if self._traces is not None and (taken or scope["stack.trace"].about or scope["stack.trace"].held):
             route = path if path in BY_PATH else getattr(scope.get("route"), "path", None)
             why, trace = code.get("code", ""), scope["stack.trace"]
             self._traces.responded(trace, scope["method"], path, route, request_id, status, why)

@@ -186,7 +186,7 @@ def _running(running: list[Running], whose: dict[str, str]) -> Table:
         )
     for it, speed in zip(running, speeds, strict=True):
         words = it.key_id, whose.get(it.key_id, "-"), it.model, it.engine or "-", it.kind
-        place = "-" if it.position is None else str(it.position)
+        place = str(it.position or it.waits or "-")
         table.add_row(*words, place, f"{it.seconds:.0f}", str(it.tokens), f"{speed:.0f}" if it.generating else "-")
     return whole(table, "name", "model", "engine")
 

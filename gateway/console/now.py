@@ -39,6 +39,13 @@ _GPU: dict[GpuState, str] = {
     "asleep": "Another engine has the GPU.",
     "barred": "It did not wake, and its requests are rejected for some minutes.",
 }
+# What a request waits for, in words.
+WAITS = {
+    "queue": "for a slot",
+    "load": "for its model",
+    "outage": "for an engine that is down",
+    "pause": "to be queued again",
+}
 MINUTE, FIVE = 60, 300  # seconds
 
 
@@ -120,8 +127,8 @@ class NowPages:
 
     def _make(self) -> dict[str, Any]:
         found = running.look(self._home)
-        waiting = sorted((it for it in found if it.position is not None), key=lambda it: it.position or 0)
-        answered = [it for it in found if it.position is None]
+        waiting = sorted((it for it in found if it.waits), key=lambda it: it.position or 0)
+        answered = [it for it in found if not it.waits]
         shown = [*answered[:ROWS], *waiting[: max(ROWS // 2, ROWS - len(answered))]][:ROWS]
         called = self._called({it.key_id for it in shown})
         return {
@@ -173,4 +180,5 @@ def _row(it: Running, called: dict[str, tuple[str, str]]) -> dict[str, Any]:
         "tokens": it.tokens,
         "speed": round(_speed(it), 1),
         "position": it.position,
+        "waits": WAITS.get(it.waits or "", ""),
     }

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from gateway.console.ask import Ask
 from gateway.console.door import PATH
+from gateway.console.now import WAITS
 from gateway.console.pages import Pages, redirect
 from gateway.errors import GatewayBusy, StoreUnavailable
 from gateway.exchange import Running
@@ -65,13 +66,20 @@ class RequestPages:
         wanted = ask.path["request_id"][:ID]
         course = self._course(wanted)
         runs = None if course else next((it for it in running.look(self._home) if it.request_id == wanted), None)
-        row = self._usage.of_request(wanted)
+        capture, row, away = self._capture(wanted), None, False
+        try:
+            if course is None or course["row"]:
+                row = self._usage.of_request(wanted, course["row"] if course else None)
+        except StoreUnavailable:
+            if not (course or runs or capture):
+                raise
+            away = True
         key = course["key"] if course else runs.key_id if runs else row["key_id"] if row else None
         called = self._called([key] if key else [])
         status = 200 if course or runs or row else 404
         return self._pages.page(
             "request", ask.visitor, status, wanted=wanted, course=course, runs=runs, row=row, key=key, called=called,
-            facts=_facts(course, row, runs), steps=STEPS, capture=self._capture(wanted),
+            facts=_facts(course, row, runs), steps=STEPS, capture=capture, away=away, waits=WAITS,
         )  # fmt: skip
 
     def _latest(self) -> list[dict[str, Any]]:

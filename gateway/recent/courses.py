@@ -27,12 +27,13 @@ _HEAD = 8  # bytes of a digest, by which a request is found
 class Course:
     """Note the steps of one request. Times are in milliseconds since it came."""
 
-    __slots__ = ("_cut", "_exchange", "_steps")
+    __slots__ = ("_cut", "_exchange", "_steps", "row")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._steps: list[dict[str, Any]] = []
         self._cut = False  # steps were left out
+        self.row: str | None = None  # the id of its usage row
 
     def step(self, what: str, **more: str | int | None) -> None:
         """Note that this happens now."""
@@ -44,10 +45,11 @@ class Course:
 
     def told(self, ending: Ending) -> dict[str, Any]:
         """Return the whole course, once it is over."""
-        it, first, error = ending.exchange, ending.first_token_at, ending.error
+        it, first, error, now = ending.exchange, ending.first_token_at, ending.error, time.monotonic()
         return {
             "id": it.request_id,
-            "ended_at": time.time_ns() // 1_000_000,
+            "row": self.row,
+            "ended_at": time.time_ns() // 1_000_000 - round((now - ending.ended) * 1000),
             "key": it.key_id,
             "kind": it.kind,
             "api": it.api,
@@ -65,6 +67,7 @@ class Course:
             "queued_ms": ending.queued_ms,
             "ttft_ms": round((first - it.started) * 1000) if first is not None else None,
             "duration_ms": round((ending.ended - it.started) * 1000),
+            "sent_ms": round((now - it.started) * 1000),  # the client may have taken longer than the engine
             "attempts": ending.attempts,
             "resumes": ending.resumes,
             "steps": self._steps,

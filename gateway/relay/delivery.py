@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 import orjson
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from gateway import headers as names
 from gateway import sse
@@ -60,6 +60,8 @@ class Delivery:
         self._standing = standing
         self._answered = answered
         self._copy = copy
+        self._played = 0  # bytes of a sound, which is not copied
+        self._sound = b""  # its media type
         self._writer = answer.writer or OPENAI
         self._begins_with = b""  # what the writer sends before everything else in a stream
         self._pinging: asyncio.Task[None] | None = None
@@ -81,6 +83,8 @@ class Delivery:
         if self._pinging is not None and not self._pinging.done():
             self._pinging.cancel()
             await asyncio.wait({self._pinging})
+        if self._copy is not None and self._played:
+            self._copy.append(b"(%d bytes of %s)" % (self._played, self._sound))
 
     async def forward(self, data: bytes, *, last: bool) -> None:
         """Send a part of a stream. A folded stream is sent as one answer at its end."""
@@ -115,6 +119,7 @@ class Delivery:
         if self.phase == Phase.NOTHING:
             await self._commit([(b"content-type", kind)])
         self.phase = Phase.EVENTS
+        self._played, self._sound = self._played + len(data), kind
         if last:
             await self._answered()
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
@@ -151,7 +156,7 @@ class Delivery:
         """Send a stream with only the error that explains why there is no answer, and cut it."""
         await self._commit(sse.HEADERS)
         body = self._begins_with + self._writer.failed(error)
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self.copied(self._send)({"type": "http.response.body", "body": body, "more_body": True})
         await self.client.cut()
 
     async def farewell(self, error: StackError) -> None:
@@ -161,8 +166,20 @@ class Delivery:
             with suppress(TimeoutError):  # the client does not read, and the cut shows the failure
                 async with asyncio.timeout(FAREWELL):
                     body = waited + self._writer.failed(error)
-                    await self._send({"type": "http.response.body", "body": body, "more_body": True})
+                    await self.copied(self._send)({"type": "http.response.body", "body": body, "more_body": True})
         await self.client.cut()
+
+    def copied(self, send: Send) -> Send:
+        """Return a `send` that also copies the bodies, if they are copied at all."""
+        copy = self._copy
+        if copy is None:
+            return send
+
+        async def both(message: Message) -> None:
+            copy.append(message.get("body", b""))
+            await send(message)
+
+        return both
 
     def _whole(self, completion: dict[str, Any]) -> bytes:
         return orjson.dumps(self._writer.whole(completion))

@@ -54,7 +54,7 @@ class Record:
         self._trace = trace if trace is not None and trace.sampled else None
         self._told: Ending | None = None  # the ending that was written when the answer was complete
         self._capture = services.recent.captures.begins(self._exchange.key_id)
-        self.text: list[bytes] | None = None  # the bytes that the client has received
+        self.text: list[bytes] | None = None  # what the client has received
         if services.log_content or self._capture is not None:
             self.text = [] if services.log_content else Copy()
         self._ends: list[_Step] = [self._settle]  # the steps at the end, in reverse order
@@ -156,6 +156,17 @@ class Record:
             except Exception:
                 log.exception("a bug in the gateway: the end of an answer was not recorded completely")
 
+    def sent(self) -> None:
+        """Keep the bodies, if they are captured or logged. The answer is over, and the client has got its error too."""
+        if self.text is None:
+            return
+        it, text = self._exchange, b"".join(self.text)
+        if self._capture is not None:
+            body = _for_log(it.fields).encode()
+            self._services.recent.captures.keep(it.request_id, self._capture, body, text)
+        if self._services.log_content and self._row:
+            logs.content("output", {"request_id": it.request_id, "body": text.decode(errors="replace")})
+
     def running(self) -> Running:
         """Return the state of the exchange."""
         it, answer, now = self._exchange, self._answer, time.monotonic()
@@ -172,6 +183,7 @@ class Record:
             generating=now - first if first is not None else None,
             tokens=answer.reader.made if answer.reader else 0,
             position=self._visit.position,
+            waits=self._visit.waits_for,
         )
 
     # -- the steps at the end -----------------------------------------------------------------------------------------
@@ -186,9 +198,7 @@ class Record:
         self._services.estimates.learn(ending, self._lease.estimate)
 
     def _remember(self, ending: Ending) -> None:
-        if self._capture is not None and self.text is not None:
-            body = _for_log(self._exchange.fields).encode()
-            self._services.recent.captures.keep(self._exchange.request_id, self._capture, body, b"".join(self.text))
+        self._course.row = self._row.get("id")
         self._services.recent.ended(self._course, ending, keep=bool(self._row) or ending.queued_ms > 0)
 
     def _write_down(self, ending: Ending) -> None:
@@ -206,8 +216,6 @@ class Record:
         name = f"{it.kind}_finished_stream" if it.stream else f"{it.kind}_finished"
         if ending.error is not None or logs.sampled(it.request_id):
             logs.event(name, ending.fields(), ending.level)
-        if self._services.log_content and self.text is not None:
-            logs.content("output", {"request_id": it.request_id, "body": b"".join(self.text).decode(errors="replace")})
 
     # -- what the steps write -----------------------------------------------------------------------------------------
 

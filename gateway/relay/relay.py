@@ -156,6 +156,14 @@ class Relay:
         was sent."""
         await self._delivery.fail(error)
 
+    def copied(self, send: Send) -> Send:
+        """Return the way to send an error instead of an answer, so that it is captured as an answer is."""
+        return self._delivery.copied(send)
+
+    def sent(self) -> None:
+        """Note that everything is sent. `run` is over."""
+        self._record.sent()
+
     async def _try(self, client: Client, send: Send) -> StackError | None:
         """Answer the client. Returns why that failed, unless it is a bug before anything was sent."""
         try:

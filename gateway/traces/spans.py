@@ -7,6 +7,7 @@ request that is not sampled.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from gateway.exchange import Ending, Try
@@ -45,9 +46,12 @@ class Traces:
     def responded(
         self, trace: Trace, method: str, path: str, route: str | None, request_id: str, status: int, error: str
     ) -> None:
-        """Write the span of a request whose response is over. `route` is its path as one of a closed set. `error` is
-        the outcome of a refused request, otherwise empty."""
+        """Write the span of a request whose response is over, and whose answer is over too, or will be. `route` is its
+        path as one of a closed set. `error` is the outcome of a refused request, otherwise empty."""
         if not trace.sampled:
+            return
+        if trace.held:  # until then nobody knows its tokens and its outcome
+            trace.late = partial(self.responded, trace, method, path, route, request_id, status, error)
             return
         error = trace.error or error
         attributes = [

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway import headers
 
@@ -17,7 +17,7 @@ _SAMPLED = 1
 class Trace:
     """One request's. `about` and `error` are said of its span by whoever knows; what is not said is left out."""
 
-    __slots__ = ("about", "error", "id", "parent", "sampled", "span", "started", "state", "trace")
+    __slots__ = ("about", "error", "held", "id", "late", "parent", "sampled", "span", "started", "state", "trace")
 
     def __init__(self, trace: bytes, parent: bytes, state: str, *, sampled: bool, started: float) -> None:
         self.trace = trace  # 16 bytes
@@ -28,6 +28,15 @@ class Trace:
         self.started = started  # time.monotonic(), seconds
         self.about: list[bytes] = []  # attributes of its span
         self.error = ""  # why it has no whole answer, if its status does not say so
+        self.held = False  # its answer is made apart from its response, and may end later
+        self.late: Callable[[], None] | None = None  # writes its span, whose response was over before its answer
+
+    def release(self) -> None:
+        """Note that the answer is over for which it was held."""
+        self.held = False
+        late, self.late = self.late, None
+        if late is not None:
+            late()
 
     def lines(self, span: bytes) -> str:
         """Return the header lines that hand the trace on, for a request that `span` stands for."""

@@ -263,10 +263,11 @@ class UsageBook:
                 deleted = connection.execute(sa.delete(usage).where(usage.c.id.in_(oldest))).rowcount
             yield deleted
 
-    def of_request(self, request_id: str) -> dict[str, Any] | None:
+    def of_request(self, request_id: str, row_id: str | None = None) -> dict[str, Any] | None:
         """Return the newest row with this request id; None if there is none. Callers may use an id for several
-        requests."""
-        query = sa.select(usage).where(usage.c.request_id == request_id).order_by(usage.c.at.desc()).limit(1)
+        requests: with `row_id`, it is the row with that id."""
+        wanted = usage.c.request_id == request_id if row_id is None else usage.c.id == row_id
+        query = sa.select(usage).where(wanted).order_by(usage.c.at.desc()).limit(1)
         with self._store.read() as connection:
             row = connection.execute(query).mappings().first()
         return None if row is None else dict(row)

@@ -57,6 +57,9 @@ class Maker:
     async def form(self) -> Form:
         raise NotImplementedError
 
+    def begins(self) -> None:
+        pass
+
     async def past(self, setting: dict[str, Any]) -> Past:
         raise NotImplementedError
 

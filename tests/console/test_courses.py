@@ -1,9 +1,12 @@
 """The page of a request tells its wait in the queue, its fallback, and the engine that continued its answer."""
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from html import unescape
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,26 @@ import pytest
 
 from tests.support.console import Visit, console_gateway, visiting
 from tests.support.keys import CHAT, admin
-from tests.support.processes import AUTH, MESSAGES, NO_TLS, FakeEngine, GatewayProcess, fake_engine, wait_for
+from tests.support.processes import (
+    AUTH,
+    JSON,
+    MESSAGES,
+    NO_TLS,
+    FakeEngine,
+    GatewayProcess,
+    fake_engine,
+    free_port,
+    wait_for,
+)
 
 PIECES = ["Well", ",", " she", " says", "."]
 CONFIG = """
 engines:
   first: {{dialect: llamacpp, slots: 1, base_url: "{a}"}}
   second: {{dialect: llamacpp, slots: 8, base_url: "{b}"}}
+  gone: {{dialect: llamacpp, slots: 4, base_url: "http://127.0.0.1:{gone}"}}
 models:
+  away: {{targets: [{{engine: gone, model: fake-model}}]}}
   one: {{targets: [{{engine: first, model: fake-model}}]}}
   pair: {{targets: [{{engine: first, model: fake-model}}], fallbacks: [{{engine: second, model: fake-model}}]}}
   fall: {{targets: [{{engine: first, model: fake-model}}], fallbacks: [{{engine: second, model: "other/model:1b"}}]}}
@@ -40,7 +55,7 @@ def two(engine: FakeEngine, data: Path, tmp_path_factory: pytest.TempPathFactory
     """A gateway with an engine that has one slot, and another one."""
     directory = tmp_path_factory.mktemp("two")
     with fake_engine() as other:
-        (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url, b=other.url))
+        (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url, b=other.url, gone=free_port()))
         settings = {"STACK_CONFIG": str(directory / "stack.yaml"), "STACK_RESUME": "3", "STACK_DATA_DIR": str(data)}
         with console_gateway(directory / "log", engine.url, **settings) as gateway:
             yield gateway
@@ -84,11 +99,26 @@ def test_the_wait_in_the_queue(two: GatewayProcess, visit: Visit, engine: FakeEn
         assert [(it["name"], it["slots"], it["used"], it["waiting"]) for it in told["engines"]] == [
             ("first", 1, 1, 1),
             ("second", 8, 0, 0),
+            ("gone", 4, 0, 0),
         ]
         assert "position 1 in the queue" in visit.get(f"/console/requests/{mark}-2").text
         engine.release(mark)
         assert (first.result().status_code, second.result().status_code) == (200, 200)
     assert re.search(r"sent to the engine first after \S+ m?s in the queue", steps(visit, f"{mark}-2"))
+
+
+def test_the_wait_for_an_engine_that_is_down(two: GatewayProcess, visit: Visit, mark: str) -> None:
+    body = json.dumps({"model": "away", "messages": MESSAGES, "stream": True})
+    with closing(HTTPConnection("127.0.0.1", httpx.URL(two.url).port)) as connection:
+        connection.request("POST", CHAT, body, AUTH | JSON | {"x-request-id": mark})
+
+        def told() -> list[Any]:
+            it = visit.get("/console/now.json").json()
+            return [it["answered"], it["waiting"], *((row["id"], row["waits"]) for row in it["running"])]
+
+        wait_for(lambda: told() == [0, 1, (mark, "for an engine that is down")])
+        assert "waits for an engine that is down" in visit.get(f"/console/requests/{mark}").text
+    steps(visit, mark)
 
 
 def test_a_fallback(two: GatewayProcess, visit: Visit, mark: str) -> None:
@@ -192,3 +222,20 @@ def test_a_request_that_runs_when_a_capture_is_stopped_leaves_no_body(
     steps(visit, mark)
     assert "Canary" not in visit.get(f"/console/requests/{mark}").text
     assert "are captured for" in visit.get(pages[1]).text
+
+
+def test_the_steps_of_a_request_are_told_while_the_store_is_away(
+    two: GatewayProcess, visit: Visit, data: Path, mark: str
+) -> None:
+    assert send(two, mark).status_code == 200
+    steps(visit, mark)
+    stores = list(data.glob("stack.db*"))
+    for file in stores:
+        file.rename(file.with_name(f"away-{file.name}"))
+    try:
+        page = wait_for(lambda: it if "cannot be read" in (it := visit.get(f"/console/requests/{mark}")).text else None)
+        assert page
+        assert (page.status_code, "ended:" in page.text) == (200, True)
+    finally:
+        for file in stores:
+            file.with_name(f"away-{file.name}").rename(file)

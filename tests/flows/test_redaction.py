@@ -3,6 +3,7 @@ file. Bodies that an operator captures are on the page of their request alone, u
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from html import unescape
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -133,16 +134,20 @@ def watched(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
             yield Watched(gateway, metrics, collector, path / "data", operator)
 
 
-def send_all(watched: Watched, key: str) -> dict[str, str]:
-    """Send each of SENT, wait until everything about them was told, and return the requests' ids."""
+def send_all(watched: Watched, key: str) -> dict[str, httpx.Response]:
+    """Send each of SENT, wait until everything about them was told, and return the answers."""
     sent = {case: send(watched, *it, key) for case, it in SENT.items()}
-    for request_id in sent.values():
-        assert watched.collector.of(request_id)
-        watched.gateway.lines(request_id)
+    for answer in sent.values():
+        assert watched.collector.of(id_of(answer))
+        watched.gateway.lines(id_of(answer))
     return sent
 
 
-def send(watched: Watched, path: str, body: Any, key: str) -> str:
+def id_of(answer: httpx.Response) -> str:
+    return answer.headers["x-request-id"]
+
+
+def send(watched: Watched, path: str, body: Any, key: str) -> httpx.Response:
     headers = HEADERS | {"authorization": f"Bearer {key}"}
     content: dict[str, Any] = {"json": body}
     if isinstance(body, str):
@@ -150,12 +155,12 @@ def send(watched: Watched, path: str, body: Any, key: str) -> str:
     elif isinstance(body, tuple):
         content, headers = {"content": body[0]}, headers | body[1]
     with watched.gateway.client() as client:
-        return post(client, path, headers=headers, **content).headers["x-request-id"]
+        return post(client, path, headers=headers, **content)
 
 
 def test_what_is_said_is_nowhere_but_in_the_answer(watched: Watched) -> None:
     sent = send_all(watched, KEY)
-    pages = {f"requests/{request_id}": case for case, request_id in sent.items()}
+    pages = {f"requests/{id_of(answer)}": case for case, answer in sent.items()}
     assert watched.found(WORD, OTHER, pages=pages) == [], pages
 
 
@@ -164,12 +169,15 @@ def test_what_is_captured_is_on_the_page_of_its_request_alone(watched: Watched) 
         made = api.post("/admin/keys", json={"name": "captured"}).json()
     where, operator = f"/console/keys/{made['key']['id']}", watched.operator
     operator.send(where, f"{where}/capture", capture="yes")
-    sent = send_all(watched, made["secret"])
+    answers = send_all(watched, made["secret"])
+    sent = {case: id_of(answer) for case, answer in answers.items()}
     engaged = {case: it for case, it in sent.items() if any("outcome" in line for line in watched.gateway.lines(it))}
     assert engaged.keys() >= {"a chat", "a stream", "tools", "a broken stream", "a sound", "a response", "a message"}
     for case, request_id in engaged.items():
         page = watched.page(f"requests/{request_id}")
         assert (WORD.encode() in page, OTHER.encode() in page) == (True, False), case
+        got = "bytes of audio/" if case == "a speech" else answers[case].text.strip()
+        assert got in unescape(page.decode()), case  # also an error
     others = [f"requests/{it}" for case, it in sent.items() if case not in engaged]
     assert watched.found(WORD, OTHER, pages=[*PAGES, *others]) == []
     with visiting(watched.gateway, made["secret"]) as owner:

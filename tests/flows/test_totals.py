@@ -2,11 +2,14 @@
 and those whose client disconnects."""
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +20,8 @@ from tests.support.collector import Collector, collecting
 from tests.support.console import Visit, visiting
 from tests.support.keys import ADMIN
 from tests.support.processes import (
+    AUTH,
+    JSON,
     KEY,
     MESSAGES,
     NO_TLS,
@@ -47,21 +52,44 @@ retries: {{budget: 1, backoff: 0}}
 """
 START = [["role"], ["token", "one"], ["token", " two"]]
 CUT = {"dialect": "vllm", "pieces": ["one", " two", " three"], "cuts": [2]}
-LEFT = {"stream": True, "script": [*START, ["hang"]]}
+KEPT = {"stream": True, "script": [*START, ["gate", "left"], ["finish", "stop"], ["usage"], ["done"], ["end"]]}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A request, and whether its client leaves before the answer is complete. `kept`: it has an Idempotency-Key."""
+
+    body: dict[str, Any]
+    path: str = CHAT
+    leaves: bool = False
+    kept: bool = False
+    times: int = 1
+    engaged: bool = True  # an engine is asked
+
+
 # What is sent, by what it is.
-KINDS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "whole stream": {"stream": True},
-    "a fallback": {"model": "first-gone"},
-    "a resume": {"model": "resumed", "stream": True, "script": [["answer", CUT]]},
-    "a stream that breaks": {"stream": True, "script": [*START, ["close"]]},
-    "an error of the engine": {"script": [["json", [500, {}]]]},
-    "refused by the engine": {"script": [["json", [422, {}]]]},
-    "the client leaves": LEFT,
-    "a wrong field": {"messages": 3},
-    "an unknown model": {"model": "nobody-has-it"},
+KINDS: dict[str, Kind] = {
+    "whole": Kind({}),
+    "whole stream": Kind({"stream": True}),
+    "a fallback": Kind({"model": "first-gone"}),
+    "a resume": Kind({"model": "resumed", "stream": True, "script": [["answer", CUT]]}),
+    "a stream that breaks": Kind({"stream": True, "script": [*START, ["close"]]}),
+    "an error of the engine": Kind({"script": [["json", [500, {}]]]}),
+    "refused by the engine": Kind({"script": [["json", [422, {}]]]}),
+    "the client leaves": Kind({"stream": True, "script": [*START, ["hang"]]}, leaves=True),
+    "the client of a blocking answer leaves": Kind({"script": [["hang"]]}, leaves=True),
+    "an answer that goes on when its client has left": Kind(KEPT, leaves=True, kept=True),
+    "an answer that is replayed": Kind({}, kept=True, times=2),
+    "a response": Kind({"model": "fake-model", "input": "Hi"}, "/v1/responses"),
+    "a message": Kind({"model": "fake-model", "messages": MESSAGES, "max_tokens": 9}, "/v1/messages"),
+    "a wrong field": Kind({"messages": 3}, engaged=False),
+    "an unknown model": Kind({"model": "nobody-has-it"}, engaged=False),
 }
-REQUESTS = 1000
+ROUNDS = 70
+ASKED = ROUNDS * len(KINDS)
+REQUESTS = ROUNDS * sum(it.times for it in KINDS.values())  # replays included
+ROWS = ROUNDS * sum(it.engaged for it in KINDS.values())
+PATHS = {it.path for it in KINDS.values()}
 ENGAGED = {"finished", "engine_broken_stream", "engine_error", "engine_refused", "client_left"}
 
 
@@ -84,30 +112,42 @@ def told(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "STACK_METRICS_BIND": f"127.0.0.1:{metrics}",
             "STACK_ADMIN_KEYS": ADMIN,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "STACK_IDEMPOTENCY_LINGER": "600",
         }
         with running_gateway(path / "log", engine.url, **settings) as gateway:
-            send(gateway)
+            send(gateway, engine)
             rows = Rows(settings)
             yield Told(gateway, collector, metrics, rows)
             rows.close()
 
 
-def send(gateway: GatewayProcess) -> None:
-    names = list(KINDS)
+def send(gateway: GatewayProcess, engine: FakeEngine) -> None:
+    """Send all requests. Those answers that go on without their client end when the gateway knows that it has left."""
+    kinds, left = list(KINDS.values()), set()
 
     def one(number: int) -> None:
-        kind = names[number % len(names)]
-        body = {"messages": MESSAGES, "user": uuid4().hex} | KINDS[kind]
+        kind, mark = kinds[number % len(kinds)], uuid4().hex
+        body = {"messages": MESSAGES, "user": mark} | kind.body if kind.path == CHAT else kind.body
+        key = {"idempotency-key": mark} if kind.kept else {}
+        if kind.leaves and "stream" not in body:
+            with closing(HTTPConnection("127.0.0.1", httpx.URL(gateway.url).port)) as connection:
+                connection.request("POST", kind.path, json.dumps(body), AUTH | JSON)
+                engine.wait_seen(mark)
+            return
         with gateway.client() as client:
-            if body.get("script") != LEFT["script"]:
-                post(client, CHAT, json=body)
+            if kind.leaves:
+                with client.stream("POST", kind.path, json=body, headers=key) as answer:
+                    next(answer.iter_lines())
+                left.add(answer.headers["x-request-id"])
                 return
-            with client.stream("POST", CHAT, json=body) as answer:
-                next(answer.iter_lines())
+            for _ in range(kind.times):
+                post(client, kind.path, json=body, headers=key)
 
     with ThreadPoolExecutor(8) as pool:
-        for done in [pool.submit(one, number) for number in range(REQUESTS)]:
+        for done in [pool.submit(one, number) for number in range(ASKED)]:
             done.result()
+    wait_for(lambda: left <= {it["request_id"] for it in gateway.log() if it["msg"] == "request"})
+    engine.release("left")
 
 
 def finished(told: Told) -> list[dict[str, Any]]:
@@ -115,7 +155,7 @@ def finished(told: Told) -> list[dict[str, Any]]:
 
     def lines() -> list[dict[str, Any]]:
         found = [line for line in told.gateway.log() if line["msg"].startswith("chat_finished")]
-        return found if len(found) == REQUESTS * 8 // 10 else []
+        return found if len(found) == ROWS else []
 
     return wait_for(lines)
 
@@ -131,7 +171,7 @@ def spans(told: Told) -> list[dict[str, Any]]:
 
 
 def rows(told: Told) -> list[dict[str, Any]]:
-    return wait_for(lambda: it if len(it := told.rows.all()) == REQUESTS * 8 // 10 else [])
+    return wait_for(lambda: it if len(it := told.rows.all()) == ROWS else [])
 
 
 def samples(told: Told) -> Samples:
@@ -145,7 +185,7 @@ def test_each_request_has_the_same_outcome_everywhere(told: Told) -> None:
     assert Counter(row["outcome"] for row in rows(told)) == logged
     counted = samples(told).by("stack_requests_total", "outcome")
     assert {name: counted[name] for name in logged} == logged
-    assert sum(counted.values()) == REQUESTS
+    assert sum(counted.values()) == ASKED
     traced = Counter(it.get("error.type", "finished") for it in spans(told) if "gen_ai.operation.name" in it)
     assert traced == logged
 
@@ -160,12 +200,12 @@ def test_tokens_are_the_same_everywhere(told: Told) -> None:
         assert total > 0
         assert samples(told).total("stack_tokens_total", direction=direction) == total
         assert sum(it.get(attribute, 0) for it in own) == total
-    assert sum(line["tokens_out"] for line in finished(told)) == sum(row["tokens_out"] for row in of_rows)
+        assert sum(line[column] for line in finished(told)) == total
 
 
 def test_statuses_attempts_and_resumes_are_the_same_everywhere(told: Told) -> None:
     own = spans(told)
-    requests = [line for line in told.gateway.log() if line["msg"] == "request" and line["path"] == CHAT]
+    requests = [line for line in told.gateway.log() if line["msg"] == "request" and line["path"] in PATHS]
     assert Counter(line["status"] for line in requests) == Counter(it["http.response.status_code"] for it in own)
     by_class = samples(told).by("stack_http_requests_total", "status")
     assert sum(by_class.values()) == len(requests) == len(own) == REQUESTS
@@ -174,7 +214,7 @@ def test_statuses_attempts_and_resumes_are_the_same_everywhere(told: Told) -> No
     assert len(attempts) == sum(row["attempts"] for row in of_rows) == sum(line.get("attempts", 1) for line in logged)
     assert len(attempts) == samples(told).total("stack_engine_seconds_count")
     resumes = sum(row["resumes"] for row in of_rows)
-    assert resumes == REQUESTS // 10 == sum(line.get("resumes", 0) for line in logged)
+    assert resumes == ROUNDS == sum(line.get("resumes", 0) for line in logged)
     assert resumes == sum(it.name == "resume" and not it.failed for it in told.collector.spans)
     assert resumes == samples(told).total("stack_resumes_total", outcome="resumed")
 

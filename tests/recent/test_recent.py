@@ -65,6 +65,14 @@ def test_a_finished_request_is_found_by_its_id_with_its_steps() -> None:
     assert [it["id"] for it in courses.latest(3)] == ["r9", "r8", "r7"]
 
 
+def test_a_request_ended_when_its_answer_was_complete_and_not_when_its_client_had_it() -> None:
+    before, it = time.time_ns() // 1_000_000, exchange(started=time.monotonic() - 60.0)
+    found = Course(it).told(ending(exchange=it, ended=it.started + 2.0))
+    assert found["duration_ms"] == 2000
+    assert found["sent_ms"] >= 60_000
+    assert found["ended_at"] <= before - 30_000
+
+
 def test_the_oldest_request_is_dropped_when_the_memory_is_full() -> None:
     courses = Courses(4)
     for number in range(6):

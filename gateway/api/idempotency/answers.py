@@ -209,6 +209,7 @@ class Answers:
 
     def _have_made(self, making: Making, maker: Maker) -> None:
         self._making[making.path] = making
+        maker.begins()
         task = asyncio.create_task(self._make(making, maker))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -19,6 +19,9 @@ class Maker(Protocol):
 
     setting: dict[str, Any]  # JSON: what `past` needs to know of the request that an answer was begun for
 
+    def begins(self) -> None:
+        """Note that `run` will be called, perhaps when the request's response is over."""
+
     async def run(self, client: Client, send: Send, trail: Trail) -> bool:
         """Make the answer, or continue the part that `trail.past` holds. Returns whether the answer is complete."""
 

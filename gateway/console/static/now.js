@@ -39,7 +39,7 @@ function request(it) {
   link.href = "/console/requests/" + encodeURIComponent(it.id);
   id.append(link);
   const words = [it.name || it.key, it.owner, it.model, it.engine || "–"].map((text) => cell("td", text));
-  const numbers = [it.position ?? "–", it.seconds, it.tokens, it.speed].map((text) => cell("td", text, "n"));
+  const numbers = [it.position || it.waits || "–", it.seconds, it.tokens, it.speed].map((text) => cell("td", text, "n"));
   return row(id, ...words, ...numbers);
 }
 
