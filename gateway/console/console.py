@@ -21,7 +21,7 @@ from gateway.console.now import Engines
 from gateway.console.pages import HTML, Pages, answer, redirect
 from gateway.console.process import Client
 from gateway.console.sessions import network
-from gateway.errors import InvalidKey, StackError, StoreUnavailable
+from gateway.errors import BadRequest, InvalidKey, NotFound, StackError, StoreUnavailable
 from gateway.keys.known import Key
 from gateway.routing.routes import Routes
 
@@ -31,6 +31,7 @@ USUAL = 0.02  # seconds that a page usually costs in the console's process
 HELD = 1.0  # seconds for which a visitor who asked for too much waits for the answer that says so
 _HOME = {True: f"{PATH}/now", False: f"{PATH}/own"}  # by whether the visitor is an operator
 
+_ONCE = {"keys.create", "key.rotate", "prompts.set"}  # what a form that is sent twice would do twice
 Live = Callable[[Visitor], Awaitable[dict[str, Any]]]  # what only a worker knows
 _ANY = Key(id="")  # may use all models
 _FOR_OPERATORS = (
@@ -91,6 +92,7 @@ class Console:
             _get(f"{PATH}/own", owner("own")),
             _get(f"{PATH}/own.csv", owner("own.csv")),
             _get(f"{PATH}/try", self._anyone("try", self._models)),
+            _get(f"{PATH}/{{rest:path}}", self._nothing),
         ]
 
     # -- coming and going -----------------------------------------------------------------------------------------
@@ -107,7 +109,12 @@ class Console:
     async def _sign_in(self, request: Request) -> Response:
         async def sign_in() -> Response:
             form = await forms.read(request, forms.SMALL)
-            check_form(request, request.cookies.get(doors.BEFORE, ""), form.get("form_token", ""))
+            try:
+                check_form(request, request.cookies.get(doors.BEFORE, ""), form.get("form_token", ""))
+            except Refused:
+                if await self._door.visitor(request) is not None:
+                    return redirect(PATH)  # signed in meanwhile, in another tab
+                raise
             try:
                 token = await self._door.sign_in(request, form.get("key", ""))
             except (InvalidKey, TooOften) as exc:
@@ -136,11 +143,17 @@ class Console:
         doors.welcome(request, page, before)
         return page
 
+    async def _nothing(self, request: Request) -> Response:
+        async def show(_: Visitor) -> Response:
+            raise NotFound("The console has no such page.")
+
+        return await self._seen(request, show)
+
     # -- pages ----------------------------------------------------------------------------------------------------
 
     async def _static(self, request: Request) -> Response:
         found = self._pages.static(request.path_params["name"])
-        return found or self._failed(None, Refused("There is no such file.", code="not_found"))
+        return found or self._failed(None, NotFound("There is no such file."))
 
     async def _now_json(self, request: Request) -> Response:
         """The picture for the script. Errors have the API's shape, which the script reads."""
@@ -178,12 +191,18 @@ class Console:
             async def show(visitor: Visitor) -> Response:
                 if (why := refuse(visitor)) is not None:
                     raise Refused(why)
+                if any("\0" in it for it in request.query_params.values()):
+                    raise BadRequest("The address has a NUL character. Remove it.")  # PostgreSQL refuses it
                 form: forms.Form = {}
+                form_token = ""
                 if request.method == "POST":
                     form = await forms.read(request, forms.LARGE)
-                    check_form(request, visitor.token, form.pop("form_token", ""))
+                    form_token = form.pop("form_token", "")
+                    check_form(request, visitor.token, form_token)
                 known = {} if live is None else await live(visitor)
                 ask = Ask(visitor, dict(request.query_params), request.path_params, form, known)
+                if view in _ONCE:
+                    return await self._once(request, view, ask, form_token)
                 return await self._made(request, view, ask)
 
             return await self._seen(request, show)
@@ -233,6 +252,14 @@ class Console:
 
     def _failed(self, visitor: Visitor | None, error: StackError) -> Response:
         return self._pages.page("error", visitor, error.status, error=error)
+
+    async def _once(self, request: Request, view: str, ask: Ask, form_token: str) -> Response:
+        """Have the page of a form made that acts once. It may be sent again if it did nothing."""
+        self._door.use(form_token)
+        page = await self._made(request, view, ask)
+        if page.status_code >= BadRequest.status:
+            self._door.give_back(form_token)
+        return page
 
     async def _made(self, request: Request, view: str, ask: Ask) -> Response:
         """Have a page made, and charge its time."""

@@ -26,13 +26,24 @@ COOKIE = "stack_console"
 BEFORE = "stack_console_before"  # of a visitor who is not signed in yet: what the form's token is made from
 PATH = "/console"
 HOUR = 3600  # seconds
+_NUMBER = 16  # characters of a form's token that tell it from the session's other forms
 WRONG = "This is neither an admin key nor a valid API key of this gateway."
+SENT = (
+    "This form was sent already, and it acts only once. Look at the key or the prompt first. If a secret was made and "
+    "you did not see it, rotate that key. To send the form once more, load its page again."
+)
 
 
 class Refused(StackError):
     """Say that a form or a page is refused to this visitor."""
 
     status, type, code = 403, "invalid_request_error", "forbidden"
+
+
+class SentAlready(Refused):
+    """Say that a form that acts once was sent before."""
+
+    status = 409
 
 
 class TooOften(StackError):
@@ -59,8 +70,8 @@ class Visitor:
 
     @property
     def form_token(self) -> str:
-        """What each form of this session must hold."""
-        return form_token(self.token)
+        """What a form of this session must hold: another one for each form."""
+        return form_token(self.token, secrets.token_hex(_NUMBER // 2))
 
 
 class Door:
@@ -123,15 +134,24 @@ class Door:
             check_form(request, token, form_token)
             self._sessions.end(token)
 
+    def use(self, form_token: str) -> None:
+        """Use a form that acts once. Raises SentAlready, on all workers, or GatewayBusy."""
+        if not self._sessions.use(form_token):
+            raise SentAlready(SENT)
+
+    def give_back(self, form_token: str) -> None:
+        """Let a form be sent again, because nothing was done. Raises GatewayBusy."""
+        self._sessions.give_back(form_token)
+
     def remember(self, request: Request, response: Response, token: str) -> None:
         """Give the browser the cookie of a session. It is for TLS alone if the page came by TLS, which only the
         browser knows: a proxy in front may have ended it."""
         _set(response, COOKIE, token, self._seconds, secure=_by_tls(request))
 
 
-def form_token(token: str) -> str:
-    """Return the token of the forms of that session."""
-    return hashlib.sha256(b"form " + token.encode()).hexdigest()
+def form_token(token: str, number: str = "0" * _NUMBER) -> str:
+    """Return the token of a form of that session, which begins with the form's number."""
+    return number + hashlib.sha256(b"form " + number.encode() + token.encode()).hexdigest()
 
 
 def welcome(request: Request, response: Response, before: str) -> None:
@@ -153,7 +173,7 @@ def forget(response: Response) -> None:
 
 def check_form(request: Request, token: str, given: str) -> None:
     """Raises Refused unless the form holds that session's token and comes from a page of this host."""
-    if not token or not hmac.compare_digest(form_token(token).encode(), given.encode()):
+    if not token or not hmac.compare_digest(form_token(token, given[:_NUMBER]).encode(), given.encode()):
         raise Refused("This form is out of date. Go back, load the page again, and then send the form again.")
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
     if not origin or _host_of(origin) != host.lower():

@@ -18,6 +18,7 @@ OF_ONE_KEY = 16  # sessions of one key; beyond that, its own oldest one makes ro
 ADDRESSES = 4096  # cells in which wrong attempts are counted
 WRONG = 10  # attempts that an address may make in a row
 AGAIN = 6.0  # seconds for each further one
+FORMS = 1024  # forms that act once and were sent last, of all visitors
 
 _DIGEST = 32  # bytes of a SHA-256
 _LINE = 2 * _DIGEST
@@ -30,11 +31,13 @@ class Sessions:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._region = Region(8 * (SESSIONS + ADDRESSES) + SESSIONS * _LINE)
+        self._region = Region(8 * (SESSIONS + ADDRESSES) + SESSIONS * _LINE + 8 * (FORMS + 1))
         view = memoryview(self._region.memory)
         self._ends = view[: 8 * SESSIONS].cast("d")  # 0: the place is free; written last
         self._full = view[8 * SESSIONS : 8 * (SESSIONS + ADDRESSES)].cast("d")
-        self._lines = view[8 * (SESSIONS + ADDRESSES) :]
+        end = 8 * (SESSIONS + ADDRESSES) + SESSIONS * _LINE
+        self._lines = view[8 * (SESSIONS + ADDRESSES) : end]
+        self._sent = view[end:].cast("Q")  # 0: nothing; the last one counts them, and is written last
         self._salt = secrets.token_bytes(16)
 
     def begin(self, secret: bytes, seconds: float) -> str:
@@ -78,6 +81,24 @@ class Sessions:
         """Give back the charge of an attempt, because its key was right."""
         with self._locked():
             self._full[self._cell(address)] -= AGAIN
+
+    def use(self, form_token: str) -> bool:
+        """Note that a form with that token was sent. Returns whether it is the first time."""
+        number = _number(form_token)
+        with self._locked():
+            if number in self._sent[:FORMS].tolist():
+                return False
+            self._sent[self._sent[FORMS] % FORMS] = number
+            self._sent[FORMS] += 1
+            return True
+
+    def give_back(self, form_token: str) -> None:
+        """Forget that a form with that token was sent."""
+        number = _number(form_token)
+        with self._locked():
+            for place, it in enumerate(self._sent[:FORMS].tolist()):
+                if it == number:
+                    self._sent[place] = 0
 
     def _place(self, token: str) -> int | None:
         now = self._now()
@@ -123,6 +144,10 @@ def network(address: str) -> str:
     except ValueError:
         return address
     return str(it if it.version == 4 else ipaddress.ip_network((it, 64), strict=False))
+
+
+def _number(form_token: str) -> int:
+    return int.from_bytes(_digest(form_token)[:8], "little")
 
 
 def _digest(token: str) -> bytes:

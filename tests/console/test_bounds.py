@@ -7,7 +7,7 @@ import pytest
 
 from gateway.console.allowances import KEPT, LEAST, Allowance, Allowances
 from gateway.console.door import TooOften
-from gateway.console.sessions import OF_ONE_KEY, SESSIONS, Sessions
+from gateway.console.sessions import FORMS, OF_ONE_KEY, SESSIONS, Sessions
 from tests.support.clocks import Clock
 
 _fork = multiprocessing.get_context("fork")
@@ -129,6 +129,17 @@ def test_addresses_of_one_ipv6_network_count_together() -> None:
         assert sessions.try_in(f"2001:db8::{number:x}") == 0
     assert sessions.try_in("2001:db8::ffff") > 0
     assert sessions.try_in("2001:db8:0:1::1") == 0
+
+
+def test_a_form_is_remembered_until_so_many_others_were_sent() -> None:
+    sessions = Sessions()
+    assert [sessions.use("first"), sessions.use("first")] == [True, False]
+    sessions.give_back("first")
+    assert sessions.use("first")
+    assert all(sessions.use(str(number)) for number in range(FORMS - 2))
+    assert not sessions.use("first")
+    assert all(sessions.use(f"another {number}") for number in range(2))
+    assert sessions.use("first")
 
 
 def test_a_session_of_one_process_is_known_in_another() -> None:

@@ -197,6 +197,13 @@ def test_the_sign_in_form_needs_its_token_too(console: GatewayProcess, stranger:
     assert stranger.get("/console/now").status_code == 303
 
 
+def test_the_sign_in_form_of_another_tab_leads_in_once_somebody_is_signed_in(stranger: Visit) -> None:
+    token = stranger.token("/console/sign-in")
+    stranger.sign_in(ADMIN)
+    answer = stranger.post("/console/sign-in", {"form_token": token, "key": ADMIN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console")
+
+
 def test_the_sign_in_form_is_refused_if_its_origin_is_no_address(stranger: Visit) -> None:
     token = stranger.token("/console/sign-in")
     answer = stranger.post("/console/sign-in", {"form_token": token, "key": ADMIN}, origin="http://[")
@@ -216,11 +223,23 @@ def test_a_form_is_bounded_and_of_one_kind(operator: Visit, stranger: Visit) -> 
     assert answer.status_code == 415
 
 
-def test_other_methods_and_paths_have_the_apis_errors(operator: Visit) -> None:
+def test_other_methods_have_the_apis_errors(operator: Visit) -> None:
     assert operator.http.put("/console/keys").json()["error"]["code"] == "method_not_allowed"
-    assert operator.get("/console/nothing").json()["error"]["code"] == "not_found"
-    assert operator.get("/console/static/../console.py").status_code == 404
-    assert operator.get("/console/static/console.py").status_code in (403, 404)
+
+
+@pytest.mark.parametrize("path", ["nothing", "keys/", "static/console.py", "static/../console.py"])
+def test_a_mistyped_address_is_a_page_that_says_so(operator: Visit, path: str) -> None:
+    answer = operator.get(f"/console/{path}")
+    assert answer.status_code == 404
+    assert "This did not work" in answer.text
+
+
+def test_an_address_with_a_nul_is_refused(operator: Visit) -> None:
+    """PostgreSQL takes none in a text."""
+    for path in ("keys?q=a%00b", "requests?id=%00", "usage.csv?by=%00", "try?x=%00"):
+        answer = operator.get(f"/console/{path}")
+        assert answer.status_code == 400
+        assert "NUL" in answer.text
 
 
 def test_the_console_is_not_in_the_documented_api(console: GatewayProcess) -> None:

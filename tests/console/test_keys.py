@@ -143,3 +143,22 @@ def test_an_unknown_key_is_a_page_that_says_so(operator: Visit) -> None:
     assert page.status_code == 404
     assert page.headers["content-type"].startswith("text/html")
     assert "There is no key" in page.text
+
+
+def test_a_form_that_is_sent_twice_acts_once(console: GatewayProcess, operator: Visit) -> None:
+    """Each connection may be another worker's. After a mistake, the form may be sent again."""
+    key_id, _ = make(operator, "to be rotated")
+    for page, path, fields, mistake, status in (
+        ("keys/new", "keys", {"name": "made-once"}, {"name": ""}, 201),
+        (f"keys/{key_id}", f"keys/{key_id}/rotate", {"grace": "3600"}, {"grace": "x"}, 201),
+        ("prompts", "prompts", {"name": "once", "template": "x"}, {"template": "{% for %}"}, 303),
+    ):
+        form = {"form_token": operator.token(f"/console/{page}"), **fields}
+        assert operator.post(f"/console/{path}", form | mistake).status_code == 400
+        sent = [operator.post(f"/console/{path}", form, connection="close") for _ in range(4)]
+        assert [it.status_code for it in sent] == [status, 409, 409, 409]
+        assert "This form was sent already" in sent[1].text
+    with admin(console) as api:
+        assert api.get("/admin/keys").text.count("made-once") == 1
+        assert len(api.get(f"/admin/keys/{key_id}").json()["secrets"]) == 2
+        assert [it["version"] for it in api.get("/admin/prompts").json()["data"] if it["name"] == "once"] == [1]
