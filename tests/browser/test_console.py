@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from gateway.console.pages import seconds
 from tests.support.browser import PHONE, chromium, page, sign_in, visit
 from tests.support.console import console_gateway
-from tests.support.keys import ADMIN, admin
+from tests.support.keys import ADMIN, admin, ask
 from tests.support.processes import KEY, FakeEngine, GatewayProcess, wait_for
 
 
@@ -57,8 +58,14 @@ def test_now_says_so_when_the_gateway_is_away(operator: Page) -> None:
     visit(operator, "/console/now")
     operator.route("**/now.json", lambda route: route.abort())
     expect(operator.locator("#stale")).to_be_visible()
+    expect(operator.locator("#stale")).to_contain_text("The gateway does not answer")
     operator.unroute("**/now.json")
     expect(operator.locator("#stale")).to_be_hidden()
+    for status in (429, 503):
+        operator.route("**/now.json", lambda route, _, status=status: route.fulfill(status=status))
+        expect(operator.locator("#stale")).to_contain_text("the console is busy")
+        operator.unroute("**/now.json")
+        expect(operator.locator("#stale")).to_be_hidden()
 
 
 def test_now_can_be_paused_by_keyboard(operator: Page) -> None:
@@ -142,6 +149,27 @@ def test_the_keyboard_is_enough(browser: Browser, console: GatewayProcess) -> No
         made.keyboard.press("Enter")
         made.keyboard.press("Tab")
         expect(made.locator(":focus")).to_have_attribute("name", "name")
+
+
+def test_long_names_fit_on_a_phone_and_no_cell_is_one_letter_wide(
+    browser: Browser, engine: FakeEngine, tmp_path: Path
+) -> None:
+    with console_gateway(tmp_path / "log", engine.url, LLM_MODEL="M" * 200) as console:
+        keys = [make_key(console, name, owner="O" * 200) for name in ("W" * 200, "short")]
+        for made_key in keys:
+            assert ask(console, made_key["secret"], model="M" * 200).status_code == 200
+        with page(browser, console.url, size=PHONE) as made:
+            sign_in(made, ADMIN)
+            made.wait_for_url("**/now")
+            wait_for(lambda: made.request.get("/console/usage.csv?by=key").text().count("\n") == 3)
+            for where in ("now", "keys", "requests", *(f"usage?by={by}" for by in ("key", "owner", "model"))):
+                visit(made, f"/console/{where}")
+                assert made.evaluate("document.documentElement.scrollWidth") <= PHONE[0], where
+                narrow = made.evaluate(
+                    """[...document.querySelectorAll("tbody th, tbody td:not(.n)")].filter((it) => it.checkVisibility()
+                        && it.getBoundingClientRect().width < 64).map((it) => it.outerHTML)"""
+                )
+                assert narrow == [], where
 
 
 def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(browser: Browser, console: GatewayProcess) -> None:

@@ -3,6 +3,8 @@
 "use strict";
 const EVERY = 2000; // milliseconds
 const KEPT = 120; // values of the small plot
+const AWAY = "The gateway does not answer. The page shows the last known state.";
+const BUSY = "This page was asked for too often, or the console is busy. The page shows the last known state, and tries again.";
 const speeds = [];
 const byId = (id) => document.getElementById(id);
 
@@ -105,14 +107,17 @@ pause.addEventListener("click", () => pause.setAttribute("aria-pressed", String(
 
 async function look() {
   if (!document.hidden && !paused()) {
+    let why = AWAY;
     try {
       const answer = await fetch("/console/now.json", { headers: { accept: "application/json" } });
       if (answer.status === 401) return location.assign("/console/sign-in");
+      if (answer.status === 429 || answer.status === 503) why = BUSY;
       if (!answer.ok) throw new Error(answer.status);
       const picture = await answer.json();
       if (!paused()) show(picture);
       byId("stale").hidden = true;
     } catch {
+      say("stale", why);
       byId("stale").hidden = false;
     }
   }
