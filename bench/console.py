@@ -48,6 +48,7 @@ PAGES = (
     ),
     *("requests/req_777", "try", "usage?by=all&span=year", "usage?by=model&span=month", "usage?by=engine&span=7d"),
     *("usage?by=key&span=24h", "usage?by=key&span=7d", "usage?by=key&span=month", "usage?by=key&span=last"),
+    *("usage.csv?by=key&span=month", "usage.csv?by=key&span=7d", "usage.csv?by=key&span=7d&over=time"),
     *("usage?by=owner&span=24h", "usage?by=owner&span=month", "usage?by=owner&span=year"),
 )
 

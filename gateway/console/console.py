@@ -52,7 +52,7 @@ class Console:
         self._routes = routes
         self._pages = pages
         self._process = process
-        self._operators = Allowance(*OPERATORS)
+        self._operators = Allowances(*OPERATORS)  # by session: several people may have one admin key
         self._owners, self._strangers = Allowances(*OWNERS), Allowances(*STRANGERS)
         # Made once: whoever asks for too many pages costs no more than any wrong request.
         self._too_often = bytes(self._failed(None, TooOften(TOO_OFTEN, 1.0)).body)
@@ -248,7 +248,7 @@ class Console:
     def _allowance(self, request: Request, visitor: Visitor | None) -> Allowance:
         if visitor is None:
             return self._strangers.of(network(request.client.host if request.client else ""))
-        return self._operators if visitor.key is None else self._owners.of(visitor.key.id)
+        return self._operators.of(visitor.token) if visitor.key is None else self._owners.of(visitor.key.id)
 
     def _failed(self, visitor: Visitor | None, error: StackError) -> Response:
         return self._pages.page("error", visitor, error.status, error=error)

@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -22,11 +23,12 @@ from gateway.usage.rows import LISTED, UsageBook, inert
 from gateway.usage.sums import BYS, DAY, HOUR, By, Span, Sums, Total, begins
 
 TABLE = 100  # rows of the page's table
-FILE = 100_000  # rows of its CSV
+FILE = 10_000  # rows of its CSV, which takes less than a second
 ALL = "all requests"
 WORDS = {"24h": "24 hours", "7d": "7 days", "month": "this month", "last": "last month", "year": "12 months"}
 NOT_OF_KEYS = ("year",)  # there may be 100,000 keys or users, each with its sums
 COLUMNS = "requests", "finished", "failed", "tokens_in", "tokens_out", "mean_ms", "longest_ms", "mean_ttft_ms"
+_values = attrgetter(*COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class UsagePages:
         lines = csv.writer(text, lineterminator="\n")
 
         def write(label: str, total: Total, name: str, *begins: str) -> None:
-            lines.writerow([*begins, inert(name), inert(label), *(_number(getattr(total, each)) for each in COLUMNS)])
+            lines.writerow([*begins, inert(name), inert(label), *map(_whole, _values(total))])
 
         lines.writerow([*(["begins"] if it.over_time else []), it.by, "name", *COLUMNS])
         if not it.over_time:
@@ -195,5 +197,5 @@ def _begins(at: int, span: Span) -> str:
     return moment(at)[:16] if span.part < DAY else moment(at)[:10]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

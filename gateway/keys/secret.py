@@ -16,8 +16,8 @@ from gateway import headers as names
 
 # Base 62, because a double click selects the whole key
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_ID, _BITS, _SUM = 10, 43, 6  # digits; 62^43 > 2^256, 62^6 > 2^32
-_FORM = re.compile(rb"sk-stack-([0-9A-Za-z]{%d})-[0-9A-Za-z]{%d}" % (_ID, _BITS + _SUM))
+ID, _BITS, _SUM = 10, 43, 6  # digits; 62^43 > 2^256, 62^6 > 2^32
+_FORM = re.compile(rb"sk-stack-([0-9A-Za-z]{%d})-[0-9A-Za-z]{%d}" % (ID, _BITS + _SUM))
 
 
 def presented(headers: Mapping[bytes, bytes]) -> list[bytes]:
@@ -28,7 +28,7 @@ def presented(headers: Mapping[bytes, bytes]) -> list[bytes]:
 
 
 def new_id() -> str:
-    return "".join(secrets.choice(_DIGITS) for _ in range(_ID))
+    return "".join(secrets.choice(_DIGITS) for _ in range(ID))
 
 
 def new_secret(key_id: str) -> str:

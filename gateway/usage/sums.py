@@ -7,18 +7,18 @@ row. An owner is the one that the key had when the request came. Times are milli
 import datetime as dt
 import operator
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 
+from gateway.keys import secret
 from gateway.keys.tables import deleted_keys, keys
 from gateway.store.revisions import metadata
 from gateway.store.store import Store
 
 HOUR, DAY = 3_600_000, 86_400_000  # milliseconds
-FEW = 1000  # names that may stand in one query
 KEY_HOURS = 3 * DAY  # for how long the hours of single keys and users are kept; their days are kept like all others
 Step = Literal["hour", "day", "month"]
 By = Literal["all", "key", "owner", "model", "engine", "user"]
@@ -60,6 +60,15 @@ _UPSERT = (
 )
 
 
+def _added(name: str) -> sa.ColumnElement[int]:
+    """That count of all rows together. PostgreSQL's sums would be decimals."""
+    added = sa.func.max(sums.c[name]) if name == "longest_ms" else sa.func.sum(sums.c[name])
+    return sa.cast(added, sa.BigInteger).label(name)
+
+
+_COLUMNS = [_added(it) for it in _COUNTS]
+
+
 def begins(step: Step, at: int) -> int:
     """Return when the hour, day or month of that moment began."""
     if step == "month":
@@ -73,21 +82,20 @@ def _month(day: int) -> int:
     return int(first.timestamp()) * 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+class Total(NamedTuple):
     """The usage of one name, or of all, in a span of time. Durations are in milliseconds."""
 
     name: str
     label: str = ""  # what a person calls it
-    requests: int = 0
+    requests: int = 0  # from here on in the order of _COUNTS
     finished: int = 0
     failed: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     duration_ms: int = 0
-    longest_ms: int = 0
     ttfts: int = 0
     ttft_ms: int = 0
+    longest_ms: int = 0
 
     @property
     def mean_ms(self) -> float | None:
@@ -206,25 +214,25 @@ class Sums:
         """Return the totals of that span by name: at most `most`, the one with the most requests first. With `only`,
         return only that name."""
         where = _within(by, span)
-        if only is not None:
-            where.append(sums.c.name == only)
+        # To rank 100,000 names by one number takes a third of the time.
+        which = sums.c.name == only if only is not None else sums.c.name.in_(_first(where, most, len(span.begins) == 1))
+        query = sa.select(sums.c.name, *_COLUMNS).where(*where, which)
+        query = query.group_by(sums.c.name).order_by(sa.desc("requests"), sums.c.name)
         with self._store.read() as connection:
-            if only is None and most <= FEW:  # to rank 100,000 names by one number takes a third of the time
-                where.append(sums.c.name.in_(_first(connection, where, most, alone=len(span.begins) == 1)))
-            query = sa.select(sums.c.name, *(_added(it).label(it) for it in _COUNTS)).where(*where)
-            query = query.group_by(sums.c.name).order_by(sa.desc("requests"), sums.c.name).limit(most)
-            found = [_total(row) for row in connection.execute(query).mappings()]
-            return _labelled(connection, found) if by in ("key", "user") else found
+            if by in ("key", "user"):
+                named = connection.execute(_named(query))
+                return [Total(name, _label(name, called), *counts) for name, *counts, called in named]
+            return [Total(name, name, *counts) for name, *counts in connection.execute(query)]
 
     def over_time(self, by: By, span: Span, names: Collection[str]) -> dict[str, dict[int, Total]]:
         """Return the totals of each part of the span that has any, by name and by the part's beginning."""
         part = (sums.c.at // sa.literal_column(str(span.part), sa.BigInteger)).label("part")
-        query = sa.select(sums.c.name, part, *(_added(it).label(it) for it in _COUNTS))
+        query = sa.select(sums.c.name, part, *_COLUMNS)
         query = query.where(*_within(by, span), sums.c.name.in_(names)).group_by(sums.c.name, part)
         found: dict[str, dict[int, Total]] = {it: {} for it in names}
         with self._store.read() as connection:
-            for row in connection.execute(query).mappings():
-                found[row["name"]][int(row["part"]) * span.part] = _total(row)
+            for name, at, *counts in connection.execute(query):
+                found[name][int(at) * span.part] = Total(name, name, *counts)
         return found
 
 
@@ -232,32 +240,24 @@ def _within(by: By, span: Span) -> list[sa.ColumnElement[bool]]:
     return [sums.c.step == span.step, sums.c.by == by, sums.c.at.in_(span.begins)]
 
 
-def _first(connection: sa.Connection, where: list[sa.ColumnElement[bool]], most: int, *, alone: bool) -> list[str]:
+def _first(where: list[sa.ColumnElement[bool]], most: int, alone: bool) -> sa.Select[str]:
     """The names with the most requests. `alone`: each has one row."""
     query = sa.select(sums.c.name).where(*where).limit(most)
     if alone:
-        query = query.order_by(sums.c.requests.desc(), sums.c.name)
-    else:
-        query = query.group_by(sums.c.name).order_by(sa.func.sum(sums.c.requests).desc(), sums.c.name)
-    return list(connection.execute(query).scalars())
+        return query.order_by(sums.c.requests.desc(), sums.c.name)
+    return query.group_by(sums.c.name).order_by(sa.func.sum(sums.c.requests).desc(), sums.c.name)
 
 
-def _added(name: str) -> sa.ColumnElement[Any]:
-    return sa.func.max(sums.c[name]) if name == "longest_ms" else sa.func.sum(sums.c[name])
+def _named(query: sa.Select[Any]) -> sa.Select[Any]:
+    """The same rows, each with the name of its key, or NULL. The key's id is the beginning of the row's name."""
+    found = query.subquery()
+    key = sa.func.substr(found.c.name, 1, secret.ID)
+    named = found.outerjoin(keys, keys.c.id == key).outerjoin(deleted_keys, deleted_keys.c.id == key)
+    called = sa.func.coalesce(keys.c.name, deleted_keys.c.name)
+    return sa.select(found, called).select_from(named).order_by(found.c.requests.desc(), found.c.name)
 
 
-def _total(row: Mapping[Any, Any]) -> Total:
-    counts = {it: int(row[it] or 0) for it in _COUNTS}  # PostgreSQL's sums are decimals
-    return Total(name=row["name"], label=row["name"], **counts)
-
-
-def _labelled(connection: sa.Connection, found: list[Total]) -> list[Total]:
-    """The same with the names of the keys. A user is called by the key's name and the pseudonym."""
-    called: dict[str, str] = {}
-    for start in range(0, len(found), FEW):
-        ids = {it.name.partition("/")[0] for it in found[start : start + FEW]}
-        for table in (deleted_keys, keys):
-            rows = connection.execute(sa.select(table.c.id, table.c.name).where(table.c.id.in_(ids)))
-            called |= {it.id: it.name for it in rows}
-    names = ((it, *it.name.partition("/")) for it in found)
-    return [replace(it, label=(called.get(key) or (user and key)) + slash + user) for it, key, slash, user in names]
+def _label(name: str, called: str | None) -> str:
+    """Return what a person calls a key or user. A user is called by the key's name and the pseudonym."""
+    key, slash, user = name.partition("/")
+    return (called or (user and key)) + slash + user

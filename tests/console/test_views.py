@@ -107,6 +107,19 @@ def test_usage_is_plotted_and_summed_by_everything(
         assert operator.get(f"/console/usage?{wrong}").status_code == 400
 
 
+def test_an_operator_who_asks_for_too_many_pages_leaves_other_operators_their_part(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    with (
+        console_gateway(tmp_path / "log", engine.url, STACK_WORKERS="1") as gateway,
+        visiting(gateway) as greedy,
+        visiting(gateway) as modest,
+    ):
+        while (answer := greedy.get("/console/try")).status_code != 429:
+            assert answer.status_code == 200
+        assert modest.get("/console/try").status_code == 200
+
+
 def test_markup_in_names_is_text_everywhere(console: GatewayProcess, operator: Visit, made: dict[str, Any]) -> None:
     answer = chat(console, made["secret"])
     request_id, key_id = answer.headers["x-request-id"], made["key"]["id"]
