@@ -27,7 +27,7 @@ from gateway.keys.tables import keys, secrets
 from gateway.store.store import SqliteStore, Store
 from gateway.usage.rows import UsageBook
 
-AIM_MS = 200.0  # for the median of a page
+AIM_MS, CSV_AIM_MS = 200.0, 500.0  # for the median of a page, and of a CSV of up to 10,000 rows
 LOADS = 5  # of each page
 ROUNDS, ANSWERS = 5, 1000  # how often latencies are measured, with and without visitors in turn; answers each time
 VISITORS = 4  # that ask for pages without a pause
@@ -148,7 +148,7 @@ def pages(port: int) -> tuple[bool, str]:
             if status != http.HTTPStatus.OK:
                 raise service.BenchError(f"/console/{page} answered {status}")
         median = statistics.median(times)
-        good = good and median <= AIM_MS
+        good = good and median <= (CSV_AIM_MS if ".csv" in page else AIM_MS)
         print(f"{'/console/' + page:42} median {median:7.1f} ms   worst {max(times):7.1f} ms")
     return good, visitor.cookie
 
