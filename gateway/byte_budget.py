@@ -49,11 +49,11 @@ class Budget:
         return self._fits(key_id, own, more) or (self._tidies() and self._fits(key_id, own, more))
 
     def may_be_answered(self, key_id: str, own: int, more: int) -> bool:
-        """Return whether a request that holds `own` bytes may hold `more` of an engine's answer. A key with several
-        requests leaves as many bytes free for others as it holds, here of OVERDRAFT times the budget."""
-        free = OVERDRAFT * self.limit - self.held - more
+        """Return whether a request that holds `own` bytes may hold `more` of an engine's answer. The requests of one
+        key may hold the budget together, which is a part of OVERDRAFT times the budget; a single one may hold all."""
         of_key = self._by_key.get(key_id, 0)
-        return free >= 0 and (of_key == own or of_key + more <= free)
+        fits = self.held + more <= OVERDRAFT * self.limit
+        return fits and (of_key == own or of_key + more <= self.limit)
 
     def _tidies(self) -> bool:
         """Run the garbage collector, at most once a second: errors and frames that refer to each other hold requests

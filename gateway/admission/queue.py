@@ -76,6 +76,7 @@ class Admission:
         self._upstreams = list(upstreams.values())
         learning = [it for it in self._upstreams if it.dialect.learns_slots and not self._set[it.name]]
         self._most = {it.name: it.dialect.slots for it in learning}  # the most slots that may be learned
+        self._asking: list[asyncio.Task[None]] = []
         self._held = dict.fromkeys(upstreams, 0)
         self._queued = dict.fromkeys(upstreams, 0)
 

@@ -64,14 +64,17 @@ class Loads:
         told = {name: getattr(self, name) for name in ("scarce", "exclusive", "last", "since", "before", "begun")}
         for name in ("costs", "ends", "barred"):
             told[name] = {str(model): round(value, 3) for model, value in getattr(self, name).items()}
+        if not self.barred:
+            del told["barred"]  # gateways of an older version do not know it
         return orjson.dumps({"loaded": sorted(self.loaded), **told})
 
     @classmethod
     def parse(cls, told: dict[str, Any]) -> "Loads":
         """Return what `dump` wrote."""
-        for name in ("costs", "ends", "barred"):  # gateways of an older version do not tell the last one
-            told[name] = {int(model): float(value) for model, value in told.get(name, {}).items()}
-        return cls(**{**told, "loaded": frozenset(told["loaded"])})
+        known = {name: told[name] for name in told.keys() & cls.__dataclass_fields__.keys()}  # of any version
+        for name in ("costs", "ends", "barred"):
+            known[name] = {int(model): float(value) for model, value in known.get(name, {}).items()}
+        return cls(**{**known, "loaded": frozenset(told["loaded"])})
 
     def moved(self, seconds: float) -> "Loads":
         """Return the same by a clock that is that far ahead."""

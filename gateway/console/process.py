@@ -82,21 +82,24 @@ class Client:
 class Server:
     """Make pages, in the process."""
 
-    def __init__(self, listener: socket.socket, retired: Flag, views: Views, longest: float = LONGEST) -> None:
+    def __init__(
+        self, listener: socket.socket, retired: Flag, views: Views, parent: int, longest: float = LONGEST
+    ) -> None:
+        """`parent` is the process that forked this one. It may be dead already."""
         self._listener = listener
         self._retired = retired
         self._views = views
+        self._parent = parent
         self._longest = longest
         self._free = Semaphore(THREADS)
         self._begun: dict[int, float] = {}  # by thread, when its page began
 
     def run(self) -> None:
         """Make pages until this process is retired, or its parent ends. Pages that have begun are finished."""
-        parent = os.getppid()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # see _check
         self._listener.settimeout(TICK)
         with ThreadPoolExecutor(THREADS, "console") as threads:
-            while not self._retired and os.getppid() == parent:
+            while not self._retired and os.getppid() == self._parent:
                 self._check()
                 if not self._free.acquire(timeout=TICK):
                     continue

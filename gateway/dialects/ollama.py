@@ -85,23 +85,25 @@ async def _ask(engine: Engine, path: str, body: dict[str, Any] | None = None, *,
 
 
 async def _window(engine: Engine, prompt: Prompt) -> Window:
-    limit, loads = await _loaded(engine, prompt.model), False
-    if limit is None:  # the size is decided when the model is loaded, which the request needs anyway
+    (listed, limit), loads = await _loaded(engine, prompt.model), False
+    if not listed:  # the size is decided when the model is loaded, which the request needs anyway
         loads = await _load(engine, prompt.kind, prompt.model, None)
-        limit = await _loaded(engine, prompt.model)
+        listed, limit = await _loaded(engine, prompt.model)
     shown = as_object(await _ask(engine, "/api/show", {"model": prompt.model}))
     if prompt.endpoint.counted == "inputs" and limit is not None:
         limit = min(limit, EMBEDDED_AT_ONCE)
     own = sum(len(orjson.dumps(shown.get(name) or "")) for name in ("system", "messages"))
-    return Window(limit, own, unloaded=limit is None and loads)
+    elsewhere = bool(shown.get("remote_host"))  # a model of Ollama's cloud, which is never listed (read in its source)
+    return Window(limit, own, unloaded=loads and not listed and not elsewhere)
 
 
-async def _loaded(engine: Engine, model: str) -> int | None:
+async def _loaded(engine: Engine, model: str) -> tuple[bool, int | None]:
+    """Whether the model is in memory, and its context window, as far as it is told."""
     wanted = _spelling(model)
     for entry in as_list(await _ask(engine, "/api/ps"), "models"):
         if _spelling(str(entry.get("model") or entry.get("name"))) == wanted:
-            return as_count(entry.get("context_length"))
-    return None
+            return True, as_count(entry.get("context_length"))
+    return False, None
 
 
 async def _in_memory(engine: Engine) -> Mapping[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
 from jsonschema_rs import ReferencingError, ValidationError, Validator
@@ -30,13 +31,13 @@ class Tool:
 
     def check(self) -> None:
         """Raise BadRequest if the schema is malformed, or has a reference by which the steps of a check cannot be
-        counted. Patterns are not compiled."""
+        counted. Patterns are not compiled, unless a reference points into them."""
         if (reference := self._unfollowed()) is not None:
             raise self._refused(
                 f"refers to {reference[:64]!r}. Only JSON pointers to parts of it, such as '#/$defs/name', are"
                 " followed, and none if a part has an '$id'."
             )
-        self._validator(self._bare())
+        self._validator(chain(self._bare(), self._patterned()))
 
     @cached_property
     def validator(self) -> Validator:

@@ -25,9 +25,12 @@ from gateway.shared_memory import Flag
 log = logging.getLogger("stack")
 
 NAME = "stack-console"  # of the process, in `ps` and `top`
-NICE = 19  # the lowest priority: workers come first
+# Workers come first. With 19, other programs that keep the cores busy would stop the process for a quarter of a second
+# while it holds the lock of memory that it shares with the workers, and they would wait for it.
+NICE = 5
 FIRST_KILLED = 500  # its oom_score_adj: a page is a smaller loss than a worker's answers
 AGAIN = 1.0  # seconds between two starts
+AGAIN_FAILED = 60.0  # and after one that was not possible
 
 
 class ConsoleProcess:
@@ -49,13 +52,14 @@ class ConsoleProcess:
         try:
             if self._listener is None:
                 self._listener = listen(self._directory)
-            self._retired = Flag()
+            self._retired, parent = Flag(), os.getpid()
             pid = os.fork()
-        except OSError as exc:
+        except OSError as exc:  # among other reasons, the path of the socket may be too long
             log.error("the console's process cannot be started: %s", exc)  # noqa: TRY400  no bug of ours
+            self._next_try += AGAIN_FAILED
             return
         if pid == 0:
-            _become(self._listener, self._retired, make, unwanted)
+            _become(self._listener, self._retired, make, unwanted, parent)
         self._pid = pid
         log.info("console", extra={"pid": pid})
 
@@ -86,7 +90,9 @@ class ConsoleProcess:
         return False
 
 
-def _become(listener: socket.socket, retired: Flag, make: Callable[[], Views], unwanted: Iterable[Any]) -> NoReturn:
+def _become(
+    listener: socket.socket, retired: Flag, make: Callable[[], Views], unwanted: Iterable[Any], parent: int
+) -> NoReturn:
     """Be the process. Never returns, because the caller goes on as the master."""
     status = 1
     try:
@@ -100,7 +106,7 @@ def _become(listener: socket.socket, retired: Flag, make: Callable[[], Views], u
         for each in unwanted:
             each.close()
         gc.freeze()
-        Server(listener, retired, make()).run()
+        Server(listener, retired, make(), parent).run()
         status = 0
     except Exception:
         log.exception("the console's process cannot run")

@@ -162,11 +162,17 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def handle_term(self) -> None:
         """Make /readyz answer 503 for the drain delay while the port still accepts connections. Any further signal ends
-        the delay."""
-        delay = self.app.drain()
-        deadline = time.monotonic() + delay
-        while time.monotonic() < deadline and self.SIG_QUEUE.empty():
-            time.sleep(0.05)
+        the delay, and so does the death of the last worker, because none is started any more."""
+        deadline, further = time.monotonic() + self.app.drain(), None
+        while time.monotonic() < deadline and self.WORKERS and further is None:
+            for sig in self.wait_for_signals(timeout=0.05):
+                if sig == signal.SIGCHLD:
+                    self.handle_chld()
+                else:
+                    further = sig
+            self.app.keep_console(self.LISTENERS)
+        if further is not None:
+            self.SIG_QUEUE.put_nowait(further)  # gunicorn looks at it while it waits for the workers
         super().handle_term()
 
     def handle_hup(self) -> None:

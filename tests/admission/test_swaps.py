@@ -207,6 +207,9 @@ def test_what_is_kept_fits_its_space_and_is_read_as_it_was() -> None:
         loads = loads.ended(number(f"large {it}"), [], [model], moment, 123.456, failed=True)
     assert len(loads.dump()) < 4096
     assert Loads.parse(orjson.loads(loads.dump())) == loads
+    # Gateways of another version may read it: an older one knows no `barred`, and a later one may tell more.
+    assert b"barred" not in Loads().dump()
+    assert Loads.parse(orjson.loads(loads.dump()) | {"later": 1}) == loads
 
 
 def test_a_model_that_could_not_be_loaded_is_barred_for_a_while_and_its_load_counts() -> None:

@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from starlette.responses import Response
 
@@ -113,8 +115,22 @@ def test_a_page_comes_while_another_waits_for_the_store(console: GatewayProcess,
         assert made.result().status_code == 201
 
 
+def test_a_death_during_the_drain_delay_does_not_end_it(engine: FakeEngine, tmp_path: Path) -> None:
+    """A load balancer would not have seen yet that the gateway is about to stop."""
+    with console_gateway(tmp_path / "log", engine.url, STACK_DRAIN_DELAY="60", STACK_WORKERS="2") as gateway:
+        pid, worker = only(gateway), gateway.workers()[0]
+        gateway.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: gateway.told("draining"))
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: worker not in gateway.workers())
+        os.kill(pid, signal.SIGKILL)
+        only(gateway, but=pid)  # which is started during the delay, by whoever has buried the two
+        assert httpx.get(gateway.url + "/livez").status_code == 200
+        assert gateway.stop() == 0  # a second signal ends it
+
+
 def test_workers_come_before_the_process(console: GatewayProcess) -> None:
-    """The process has the lowest priority, is the first that is killed when memory is short, and has no socket that
+    """The process has a lower priority, is the first that is killed when memory is short, and has no socket that
     clients connect to."""
     pid = only(console)
     own, workers = os.getpriority(os.PRIO_PROCESS, pid), console.workers()
@@ -191,9 +207,12 @@ def connected(directory: Path) -> socket.socket:
 
 
 @contextmanager
-def serving(listener: socket.socket, views: Scripted, longest: float = 60.0) -> Iterator[tuple[BaseProcess, Flag]]:
+def serving(
+    listener: socket.socket, views: Scripted, longest: float = 60.0, parent: int = 0
+) -> Iterator[tuple[BaseProcess, Flag]]:
     flag = Flag()
-    process = _fork.Process(target=Server(listener, flag, views, longest).run, daemon=True)  # type: ignore[arg-type]
+    fake: Any = views
+    process = _fork.Process(target=Server(listener, flag, fake, parent or os.getpid(), longest).run, daemon=True)
     process.start()
     try:
         yield process, flag
@@ -209,6 +228,12 @@ def test_a_page_has_the_status_headers_and_body_of_its_view(tmp_path: Path) -> N
     assert (page.status_code, page.headers["x-made"], seconds > 0) == (201, "n", True)
     assert bytes(page.body).startswith(b"own Limits(")
     assert b"concurrent=7" in bytes(page.body)
+
+
+def test_a_process_whose_parent_is_dead_before_it_begins_ends(tmp_path: Path) -> None:
+    with listen(tmp_path) as listener, serving(listener, Scripted(), parent=1 << 30) as (process, _):
+        process.join(30)
+        assert process.exitcode == 0
 
 
 def test_pages_that_have_begun_are_finished_before_the_process_ends(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -223,6 +222,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
         required=["name"],
     ),
     "a text of any length": text(maxLength=100_000),
+    "a schema as text with a large number": {"guided_json": '{"type":"integer","maximum":18446744073709551616}'},
     "a schema as text": {"json_schema": json.dumps(properties(20, pattern="^[a-z]+$")), "structural_tag": ""},
     "a schema of some depth": schema(**nested(30)),
     "windows as long as a context": {"dry_penalty_last_n": 131_072, "repeat_last_n": -1},
@@ -280,20 +280,11 @@ def takes_long(number: int) -> dict[str, Any]:
     return {"tools": [tool({"properties": {"a": {"pattern": f"^\\w{{1,{1000 + number}}}a$"}}})]}
 
 
-def large(number: int) -> dict[str, Any]:
-    """Thousands of properties."""
-    return {"tools": [tool(properties(400, pattern=f"^{number}$"))] * 40}
-
-
-@pytest.mark.parametrize("fields", [takes_long, large], ids=lambda it: it.__name__)
-def test_others_are_served_while_bodies_are_checked(
-    before_all: GatewayProcess, fields: Callable[[int], dict[str, Any]]
-) -> None:
-    bodies = [{"model": "llamacpp", "messages": MESSAGES} | fields(number) for number in range(3)]
+def test_others_are_served_while_bodies_are_checked(before_all: GatewayProcess) -> None:
+    bodies = [{"model": "llamacpp", "messages": MESSAGES} | takes_long(number) for number in range(3)]
     with before_all.client() as client, ThreadPoolExecutor(len(bodies)) as pool:
         answers = [pool.submit(client.post, PATHS["chat"], json=it) for it in bodies]
         wait(answers, return_when=FIRST_COMPLETED)
-        for _ in range(5):
-            assert client.get("/livez").status_code == 200
+        assert client.get("/livez").status_code == 200
         assert not all(it.done() for it in answers), "the loop stood still for each of them"
         assert {it.result().status_code for it in answers} <= {200, 400}

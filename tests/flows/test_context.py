@@ -229,6 +229,18 @@ def test_a_model_that_is_not_loaded_is_loaded_for_the_check(http: httpx.Client, 
     assert [it["body"] for it in fakes["ollama"].asked("/api/chat")] == [{"model": "unloaded", "stream": False}]
 
 
+@pytest.mark.parametrize("state", [{"sizes": False}, {"remote": True}])
+def test_a_window_that_nobody_tells_is_no_reason_to_read_a_prompt_twice(tmp_path: Path, state: dict[str, Any]) -> None:
+    with (
+        fake_engine(dialect="ollama") as engine,
+        running_gateway(tmp_path / "log", engine.url, LLM_BACKEND="ollama") as gateway,
+        gateway.client() as http,
+    ):
+        engine.set(**state)
+        assert too_long(http, "fake-model", 30).status_code == 200
+        assert not any("messages" in it["body"] for it in engine.asked("/api/chat"))
+
+
 def test_a_context_that_has_become_smaller_is_noticed(http: httpx.Client, fakes: dict[str, FakeEngine]) -> None:
     """An engine is restarted with other settings. The gateway notices within seconds, although the prompt is short."""
     assert too_long(http, "small", 230).status_code == 200

@@ -216,6 +216,7 @@ RARE = {
     ("engine_killer_suspected", "warning"),
     ("response_not_stored", "warning"),
     ("model_loaded", "info"),
+    ("model_load_failed", "warning"),
     ("engine_swap_failed", "warning"),
 }
 LEVELS = """

@@ -101,6 +101,18 @@ def test_a_parameter_that_is_called_pattern_is_checked_where_patterns_are_not() 
     assert not validator.is_valid({"all": [{"pattern": "x"}]})
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"patternProperties": {"x": {"type": "string"}}, "properties": {"a": {"$ref": "#/patternProperties/x"}}},
+        {"properties": {"pattern": True, "a": {"$ref": "#/properties/pattern"}}},
+    ],
+)
+def test_a_reference_may_point_to_what_has_the_name_of_a_pattern(more: dict[str, Any]) -> None:
+    function = {"name": "f", "strict": True, "parameters": {"type": "object"} | more}
+    check({"tools": [{"type": "function", "function": function}]})
+
+
 def test_a_bound_of_more_than_64_bits_is_checked_and_goes_on_as_it_was_written() -> None:
     most = orjson.Fragment(b"340282366920938463463374607431768211455")  # as a request's body is read
     schema = {"properties": {"a": {"type": "integer", "maximum": most}}}

@@ -209,6 +209,8 @@ class Ollama(Dialect):
         self.models = [self.model, "small:latest", "own-system:latest", "unloaded:latest"]
         self.loaded = True
         self.stays = True  # whether a model stays in memory after its request
+        self.sizes = True  # whether it tells the windows of the models in memory
+        self.remote = False  # whether its models are in Ollama's cloud
         self.fails: dict[str, Answer] = {}  # what it says to a `load`, or to a `count` with cutting forbidden
         self.system = ""
         self.capabilities = ["completion", "tools", "thinking"]
@@ -251,13 +253,15 @@ class Ollama(Dialect):
                 told = {"loads": it.loads, "failed": it.failed, "given_up": it.given_up, "loading": it.loading}
                 return 200, {"models": [loaded(name, self.context) for name in it.models], **told}
             case "/api/ps":
-                return 200, {"models": [loaded(it, self.context) for it in self.models] if self.loaded else []}
+                there = self.models if self.loaded and not self.remote else []
+                return 200, {"models": [loaded(it, self.context if self.sizes else None) for it in there]}
             case "/api/tags":
                 return 200, {"models": [tag(it) | {"capabilities": self.capabilities} for it in self.models]}
             case "/api/show" if not self.has(body["model"]):
                 return 404, {"error": f"model '{body['model']}' not found"}
             case "/api/show":
-                return 200, shown(self.system, self.context)
+                where = {"remote_host": "https://ollama.com:443"} if self.remote else {}
+                return 200, shown(self.system, self.context) | where
             case "/api/chat" | "/api/generate" | "/api/embed":
                 return self.generate(body)
         return None
