@@ -14,10 +14,11 @@ import orjson
 from gateway import caller_schemas
 from gateway.errors import EngineDisobeyed
 from gateway.forced_tools.demand import Tool
-from gateway.forced_tools.reading import CallReader, Extent, MalformedError
+from gateway.forced_tools.reading import SPACE, CallReader, Extent, MalformedError
 
 _MISSING = "The model did not make the tool call that the request demands: {} Try again, or use a larger model."
 _WRONG = "The model's tool calls do not obey the request: {} Try again, or use a larger model."
+_NOT_JSON = "The arguments of the call are not valid JSON."
 _CUT = ("length", "content_filter")  # the caller's limit or the engine's filter has cut the answer
 
 
@@ -147,6 +148,8 @@ class _Choice:
         call = self._calls.get(key)
         if call is None or not isinstance(text, str) or not text:
             return
+        if call.closed and call.name in self._terms.checked and text.strip(SPACE):
+            raise _WrongError(_NOT_JSON, call.name)  # more than one value
         ends = not call.closed and any(call.extent.take(char) == "last" for char in text)
         self._more(key, text)
         if ends:
@@ -183,7 +186,7 @@ class _Choice:
         try:
             arguments = orjson.loads("".join(call.parts))
         except orjson.JSONDecodeError:
-            raise _WrongError("The arguments of the call are not valid JSON.", call.name) from None
+            raise _WrongError(_NOT_JSON, call.name) from None
         if not caller_schemas.bounded(tool.parameters, arguments):
             raise _WrongError(
                 "The arguments of the call need too many steps to be checked against the schema.", call.name

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import orjson
 
-_SPACE = " \t\r\n"
+SPACE = " \t\r\n"  # what JSON has between values
 
 
 class Piece(NamedTuple):
@@ -47,9 +47,9 @@ class Extent:
                 return "behind"
             self._depth -= 1
             return "inside" if self._depth else "last"
-        elif not self._depth and self._begun and (char == "," or char in _SPACE):
+        elif not self._depth and self._begun and (char == "," or char in SPACE):
             return "behind"
-        elif char not in _SPACE:
+        elif char not in SPACE:
             self._begun = True
         return "inside"
 
@@ -101,7 +101,7 @@ class CallReader:
                     self._key, self._state = str(_json(self._text)), "colon"
             case "before":
                 self._seek(char)
-            case _ if char in _SPACE:
+            case _ if char in SPACE:
                 pass
             case "named":
                 yield from self._in_named(char)
@@ -153,15 +153,15 @@ class CallReader:
     def _in_value(self, char: str) -> Iterator[Piece]:
         where = self._extent.take(char)
         if where != "behind":
-            if self._key == "arguments" and not self._text and char not in _SPACE:
+            if self._key == "arguments" and not self._text and char not in SPACE:
                 self._expect(char, "{")
-            if self._text or char not in _SPACE:
+            if self._text or char not in SPACE:
                 self._text.append(char)
         if where == "inside":
             return
         yield from self._value_ended()
         if where == "behind" and self._state == "open":
-            yield from self._in_call(char) if char not in _SPACE else ()
+            yield from self._in_call(char) if char not in SPACE else ()
 
     def _value_ended(self) -> Iterator[Piece]:
         self._state = "open"

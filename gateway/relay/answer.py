@@ -21,6 +21,7 @@ from gateway.relay.resume.seam import Seam
 from gateway.relay.resume.search import Search, part_of, possible
 from gateway.relay.round_writer import plain_writer
 from gateway.relay.rounds import Rounds, begun, rounds, unfinished
+from gateway.relay.shape import settle_all
 from gateway.relay.sounds import heard
 from gateway.relay.tally import Tally, count, counting
 from gateway.relay.tap import Tap
@@ -228,10 +229,13 @@ class Answer:
 
     def takes_whole(self, target: Target, answer: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """Take the blocking answer of this target. Returns the answer for the client, and whether it was changed,
-        because of its rounds or to report the usage of all choices. Raises EngineDisobeyed."""
+        because of its rounds or to report the usage of all choices. Raises EngineError if it is malformed,
+        and EngineDisobeyed."""
         if self.exchange.endpoint.unit == "seconds":
             self.amount = heard(self.exchange, answer)
             return answer, False
+        if self.exchange.endpoint.generates:
+            settle_all(answer)
         if self.exchange.origin is not None and target.upstream.dialect.repeats:
             remove_beginning(answer, self._asked.fields["messages"])
         one, ways = self._counts_one(target), self.rounds

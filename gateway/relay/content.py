@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
+from gateway.relay.shape import settle
 from gateway.relay.tool_calls import ToolCalls
 
 _NOT_MADE = ("id", "type")  # fields of a tool call that no model makes
@@ -99,19 +100,14 @@ class Content:
 
     def add(self, choice: dict[str, Any]) -> bool:
         """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index or repeated
-        its role."""
-        mended = False
-        index = choice.get("index")
-        if type(index) is not int:
-            index = choice["index"] = 0
-            mended = True
-        reason = choice.get("finish_reason")
-        if reason and type(reason) is str:
-            self._open.discard(index)
-            self._ended[index] = reason[:MAX_REASON]
-        elif index not in self._ended:
-            self._open.add(index)
-        delta, other = choice.get("delta"), False
+        its role. Raises EngineError for a malformed choice that was not settled before."""
+        mended, other = False, False
+        index, delta = choice.get("index"), choice.get("delta")
+        made = delta.get("content") if type(delta) is dict else choice.get("text")
+        # A usual choice is not settled here, because that takes half as long as all the rest
+        if type(index) is not int or (type(made) is not str and (made is not None or type(delta) is not dict)):
+            mended = settle(choice)
+            index = choice["index"]
         if type(delta) is dict:
             if "role" in delta:
                 if index in self._roles:
@@ -119,28 +115,31 @@ class Content:
                     mended = True
                 else:
                     self._roles.add(index)
-            made = delta.get("content")
             # Anything other than the role: a tool call, reasoning, a refusal.
             if len(delta) > 1 or not made:
                 for name, value in delta.items():
                     if value and name != "role" and name != "content":  # noqa: PLR1714  twice as fast
+                        if name == "tool_calls":
+                            mended = settle(choice) or self.calls.number(choice) or mended
                         self.plain = False
                         other = True
-                        if name == "tool_calls":
-                            mended = self.calls.number(choice) or mended
                         self._keep(name, value)
-        else:
-            made = choice.get("text")
         if made:
             self.any = True
             self.tokens += 1
-            if self._room > 0 and type(made) is str:
+            if self._room > 0:
                 self._room -= self.text.write(made)
             else:
                 self.plain = self.kept = False
         elif other:
             self.any = True
             self.tokens += 1
+        reason = choice.get("finish_reason")
+        if reason and type(reason) is str:
+            self._open.discard(index)
+            self._ended[index] = reason[:MAX_REASON]
+        elif index not in self._open and index not in self._ended:
+            self._open.add(index)
         return mended
 
     def _keep(self, name: str, value: object) -> None:

@@ -35,10 +35,12 @@ class Fold:
         one."""
         if self.note is not None:
             self.note(chunk)
-        for choice in chunk.get("choices") or ():
-            if isinstance(choice, dict):
-                self._add_choice(choice)
-        self._answer |= {name: value for name, value in chunk.items() if name != "choices" and value is not None}
+        for name, value in chunk.items():
+            if name == "choices":
+                for choice in value:
+                    self._add_choice(choice)
+            elif value is not None:
+                self._answer[name] = value
 
     def answer(self, usage: Usage | None) -> dict[str, Any]:
         """Return the whole answer, with the choices in order. If there are several, `usage` is the usage of all,
@@ -46,7 +48,8 @@ class Fold:
         kind = self._answer.get("object")
         choices = [self._choices[index] for index in sorted(self._choices)]
         for message in (choice["message"] for choice in choices if "message" in choice):
-            calls = message.get("tool_calls")
+            if (calls := message.get("tool_calls")) is not None:
+                calls = message["tool_calls"] = list(calls.values())
             if self.exact:
                 message["content"] = message["content"] or ""
                 if calls:
@@ -64,7 +67,7 @@ class Fold:
         whole = self._choices.setdefault(index, {"finish_reason": None, "index": index})
         for name, value in choice.items():
             if name == "delta" and isinstance(value, dict):
-                _continue(whole.setdefault("message", {"role": "assistant", "content": None}), value)
+                _add_delta(whole.setdefault("message", {"role": "assistant", "content": None}), value)
             elif name == "text":
                 whole["text"] = whole.get("text", "") + (value or "")
             elif name == "logprobs" and isinstance(value, dict):
@@ -118,9 +121,21 @@ def _beginning(messages: list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _continue(whole: dict[str, Any], delta: dict[str, Any]) -> None:
-    """Add a delta: texts are continued, lists extended, and objects with an index merged by it."""
-    for name, value in delta.items():
+def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    """Add a delta. Tool calls come in pieces that carry their call's index, and are kept by it until the end."""
+    pieces = delta.get("tool_calls")
+    if isinstance(pieces, list):
+        calls = message["tool_calls"] = message.get("tool_calls") or {}
+        for piece in pieces:
+            rest = {name: value for name, value in piece.items() if name != "index"}
+            _continue(calls.setdefault(piece["index"], {}), rest)
+        delta = {name: value for name, value in delta.items() if name != "tool_calls"}
+    _continue(message, delta)
+
+
+def _continue(whole: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add to an object: its texts are continued, its lists extended, and so are its objects."""
+    for name, value in more.items():
         there = whole.get(name)
         if value is None:
             whole.setdefault(name, None)
@@ -129,19 +144,7 @@ def _continue(whole: dict[str, Any], delta: dict[str, Any]) -> None:
         elif isinstance(value, dict) and isinstance(there, dict):
             _continue(there, value)
         elif isinstance(value, list):
-            whole[name] = _extend(there if isinstance(there, list) else [], value)
+            whole[name] = there if isinstance(there, list) else []
+            whole[name] += value
         else:
             whole[name] = value
-
-
-def _extend(there: list[Any], more: list[Any]) -> list[Any]:
-    """Tool calls come in pieces that carry their call's index; anything else (logprobs) is appended."""
-    for piece in more:
-        if isinstance(piece, dict) and isinstance(index := piece.get("index"), int) and 0 <= index <= len(there):
-            rest = {name: value for name, value in piece.items() if name != "index"}
-            if index == len(there):
-                there.append({})
-            _continue(there[index], rest)
-        else:
-            there.append(piece)
-    return there

@@ -21,6 +21,7 @@ from gateway.errors import EngineEnded, EngineError
 from gateway.exchange import Usage
 from gateway.relay.content import Content, content_of
 from gateway.relay.event_syntax import BOM, end_of_comments, end_of_event, fields, is_usual
+from gateway.relay.shape import settle
 from gateway.relay.tally import Tally
 from gateway.relay.tool_calls import ToolCalls
 from gateway.relay.writer import OPENAI
@@ -246,7 +247,7 @@ class Tap:
                 return b""
             cut = bool(choices) and not self._every_usage
         for choice in choices:
-            if type(choice) is dict and self.content.add(choice):
+            if self.content.add(choice) if type(choice) is dict else settle(choice):
                 self._mended = True
         if cut:
             del chunk["usage"]
@@ -268,7 +269,9 @@ class Tap:
 
     def _have_edited(self, edit: Callable[[dict[str, Any]], None], chunk: dict[str, Any], choices: list[Any]) -> None:
         for choice in choices:
-            if type(choice) is dict and self._calls.number(choice):
+            if settle(choice):
+                self._mended = True
+            if "tool_calls" in choice.get("delta", ()) and self._calls.number(choice):
                 self._mended = True
         edit(chunk)
 

@@ -18,8 +18,13 @@ class ToolCalls:
         pieces = delta.get("tool_calls") if type(delta) is dict else None
         if type(pieces) is not list:
             return False
-        calls = self._calls.setdefault(str(choice.get("index")), _Calls())
-        return sum(calls.number(piece) for piece in pieces if type(piece) is dict) > 0
+        index = str(choice.get("index"))
+        if (calls := self._calls.get(index)) is None:
+            calls = self._calls[index] = _Calls()
+        changed = False
+        for piece in pieces:
+            changed = calls.number(piece) or changed
+        return changed
 
     def forget(self, choice: int | None) -> None:
         """Forget the calls of a choice (None: of every choice), because it is made again."""

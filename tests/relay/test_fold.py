@@ -66,6 +66,19 @@ def test_a_tool_calls_pieces_are_one_call_and_an_answer_of_calls_has_no_content(
     ]
 
 
+def test_a_calls_index_is_its_name_and_no_position() -> None:
+    def piece(index: int, arguments: str, **more: Any) -> dict[str, Any]:
+        return delta(tool_calls=[{"index": index, "function": {"arguments": arguments} | more}])
+
+    answer = folded(
+        chunk(piece(7, '{"x"', name="f")), chunk(piece(0, "{}", name="g")), chunk(piece(7, ":1}")), chunk(delta())
+    )
+    assert answer["choices"][0]["message"]["tool_calls"] == [
+        {"function": {"name": "f", "arguments": '{"x":1}'}},
+        {"function": {"name": "g", "arguments": "{}"}},
+    ]
+
+
 def test_choices_come_in_their_order_and_the_usage_is_that_of_all() -> None:
     parts = chunk(delta(1, content="b")), chunk(delta(0, content="a")), chunk(usage={"prompt_tokens": 1}, timings={})
     answer = folded(*parts, usage=Usage(3, 4))

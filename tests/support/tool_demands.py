@@ -59,6 +59,11 @@ WRONG: dict[str, dict[str, Any]] = {
     "arguments not by the schema": {"say": ['{"name": "get_weather", "arg', 'uments": {"city": 5}}']},
     "an engine's call not by the schema": {"calls": [["get_time", {"zone": "Mars"}]], "finish": "tool_calls"},
     "an engine's call of broken JSON": {"calls": [["get_weather", '{"city": ']], "finish": "tool_calls"},
+    # A stream has its last brace alone, in a piece of 7 characters or less
+    "an engine's call with a brace too many": {
+        "calls": [["get_weather", '{"city":"Osl"}}']],
+        "finish": "tool_calls",
+    },
 }
 
 

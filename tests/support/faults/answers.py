@@ -5,12 +5,14 @@ from tests.support.faults.outcome import BROKEN, FAILED, OVERLOADED, REFUSED, WH
 from tests.support.faults.row import Fault, both
 from tests.support.faults.scripts import (
     ANSWER,
+    CHOICE,
     EMPTY,
     ENDLESS,
     FINISH,
     LAST,
     LOADING,
     ODD,
+    PARTS,
     START,
     fault,
     http,
@@ -68,6 +70,14 @@ FAULTS = [
         blocking=(error(502, FAILED), [http('{"choices": [')]),
     ),
     Fault(16, "malformed first frame", streaming=(error(502, BROKEN), [["text", "data: {]\n\n"], ["hang"]])),
+    Fault(
+        16,
+        "a content that is a list",
+        streaming=(cut(BROKEN), [*START, PARTS, ["hang"]]),
+        blocking=(error(502, BROKEN), says(200, {"choices": [CHOICE | {"message": {"content": [{"text": "hi"}]}}]})),
+    ),
+    Fault(16, "a content that is a list; folded", blocking=(error(502, BROKEN), [PARTS, *FINISH]), model="folded"),
+    Fault(16, "a content that is a list, another is there", streaming=(WHOLE, [PARTS]), model="spare", by="spare"),
     Fault(16, "a frame cut in half", streaming=(cut(BROKEN), [*START, ["text", 'data: {"choices"'], ["close"]])),
     Fault(
         16,

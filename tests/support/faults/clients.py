@@ -47,7 +47,7 @@ FAULTS = [
         streaming=(LEFT, [["role"], ["tokens", [10_000, 60_000]], *FINISH, ["end"]]),
         blocking=(
             Outcome(499),
-            [EMPTY, ["text", '{"x":"'], ["flood", 20_000_000], ["text", '"}'], ["end"]],
+            [EMPTY, ["text", '{"choices":[],"x":"'], ["flood", 20_000_000], ["text", '"}'], ["end"]],
         ),  # finished for the engine, but not taken
         caller=never_reads,
         bounded=True,

@@ -12,6 +12,7 @@ FINISH: Script = [["finish", "stop"], ["usage"], ["done"]]
 EMPTY: list[Any] = ["head", [200, {}]]
 HALF: Script = [EMPTY, ["text", ANSWER[:50]]]  # of a blocking answer
 VOID: list[Any] = ["event", {"choices": [{"index": 0, "delta": {}}]}]
+PARTS: list[Any] = ["event", {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": "hi"}]}}]}]
 SECOND: list[Any] = ["event", {"choices": [{"index": 1, "delta": {}}]}]
 ENDLESS: Script = [*START, ["text", 'data: {"x": "'], ["flood", 100_000_000], ["hang"]]
 
