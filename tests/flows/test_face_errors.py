@@ -185,9 +185,10 @@ def test_a_stream_whose_engine_is_lost_goes_on_at_another(faced: Setting, api: A
 
 
 @BOTH
-def test_an_answer_that_the_api_cannot_express_is_a_failure(faced: Setting, api: Api) -> None:
-    nameless = {"choices": [{"index": 0, "delta": {"content": 5}, "finish_reason": None}]}
-    told = faced.stream(api, script(["role"], ["token", "one"], ["event", nameless], ["hang"]))
+def test_an_answer_with_a_malformed_choice_is_a_failure(faced: Setting, api: Api) -> None:
+    number = {"choices": [{"index": 0, "delta": {"content": 5}, "finish_reason": None}]}
+    body = api.body(script(["role"], ["token", "one"], ["event", number], ["hang"]), stream=True)
+    told = post(faced.client, api.path, json=body, headers={"x-stack-resume": "off"})
     assert was_cut(told)
     assert events(told.text)[-1]["type"] == api.failed
 
