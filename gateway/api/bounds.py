@@ -5,15 +5,14 @@ and raise a BadRequest that names the field. The measurement beside each bound i
 SmolLM2-135M). Most bounds hold for every engine, because a request means the same wherever it is routed.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from gateway.api import branching
+from gateway.api import optional
 from gateway.api.body import parse
+from gateway.api.schema_bounds import MAX_NODES_IN_ALL, check_schema
+from gateway.api.text_bounds import MAX_TEXT, MOST_REPEATS, check_text
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.grammars import ambiguity
@@ -42,17 +41,6 @@ LISTS = {  # the largest numbers of entries, and of characters of one entry
     "guided_choice": (1000, 4096),
     "tools": (1024, 0),  # OpenAI's own limit is 128
 }
-MAX_TEXT = 64 * 1024  # characters of a grammar or a regular expression
-MAX_DEPTH = 64  # of brackets in one, and of a schema; 60,000 parentheses overflowed the parser's stack
-MAX_OPTIONS = 64  # of ? * + { in one rule: 100 in a row took 11 s for two tokens, 200 more than 40 s
-MAX_ALTERNATIVES = 1000  # 5000 took 12 s for each token
-MAX_PROPERTIES = 500  # of one object of a schema: 2000 optional ones took more than 40 s
-MAX_VALUES = 1000  # of all its enums: OpenAI's own limit; 5000 took more than 40 s
-MAX_NODES = 20_000  # of a schema: values of every kind
-MOST_REPEATS = 100_000  # with any engine; some take fewer (gateway.dialects)
-
-_BRANCHES = "'{where}' has a rule that can begin in more than " + f"{branching.MOST} ways. Simplify it."
-
 _GBNF = ("grammar", "response_format.grammar")  # which llama.cpp reads
 _GRAMMARS = ("grammar", "guided_grammar", "guided_regex", "guided_whitespace_pattern")
 _REGEXES = ("regex", "pattern")  # the ends of the names of those that are regular expressions
@@ -60,19 +48,6 @@ _SCHEMAS = ("json_schema", "guided_json")
 _WATCHED = frozenset(
     (*NUMBERS, *LISTS, *_GRAMMARS, *_SCHEMAS, "response_format", "structured_outputs", "structural_tag")
 )
-_PAIRS = (
-    ("minLength", "maxLength"),
-    ("minItems", "maxItems"),
-    ("minimum", "maximum"),
-    ("minProperties", "maxProperties"),
-)
-_NEEDED = ("minLength", "minItems")  # keywords that demand repetitions
-_REPEAT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
-# Text in quotes, in brackets, in a comment or behind a backslash is not an operator. Without a closing quote or
-# bracket, it extends to the end, so each character is read once. A class ends at its first bracket, as llama.cpp reads
-# it.
-_TEXTS = re.compile(r'#[^\n]*|//[^\n]*|\\.|"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|\s+', re.DOTALL)
-_CLASSES = re.compile(r"\\.|\[\^?(?:[^\]\\]|\\.)*\]?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +93,26 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> Sequence[Search]:
     each_way = any(it.follows_each_way for it in dialects)
     searches = []
     for where, text in _texts(body):
-        _check_text(text, where, repeats, regex=where.endswith(_REGEXES))
+        check_text(text, where, repeats, regex=where.endswith(_REGEXES))
         if each_way and where in _GBNF:
             searches.append(Search({text: where}, ambiguity.of_grammar(text)))
     patterns: dict[str, str] = {}  # and where they are
     names: dict[str, str] = {}  # that are patterns
+    nodes = squares = 0
     for where, schema in _schemas(body):
-        _check_schema(schema, where, repeats, patterns, names)
+        found = check_schema(schema, where, repeats)
+        for it in found.patterns:
+            patterns.setdefault(it, where)
+        names.update(dict.fromkeys(found.names, where))
+        nodes, squares = nodes + found.nodes, squares + found.squares
+        if nodes > MAX_NODES_IN_ALL or squares > optional.MOST:
+            raise BadRequest(
+                f"The schemas up to '{where}' have too many optional properties, or more than {MAX_NODES_IN_ALL} values"
+                " in all. Make properties 'required', or send fewer tools or smaller schemas.",
+                param=where,
+            )
     for text, where in (names | patterns).items():
-        _check_text(text, where, repeats, regex=True)
+        check_text(text, where, repeats, regex=True)
     if each_way and patterns:
         if sum(map(len, patterns)) > MAX_TEXT:
             where = patterns[max(patterns, key=len)]
@@ -189,91 +175,3 @@ def _opened(value: Any, where: str) -> Any:
         f"'{where}' must be an object, or the JSON of one in which no name appears twice and not too many values.",
         param=where,
     )
-
-
-def _check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
-    """Check a grammar, or a regular expression."""
-    if len(text) > MAX_TEXT:
-        raise BadRequest(f"'{where}' is longer than {MAX_TEXT} characters.", param=where)
-    bare = (_CLASSES if regex else _TEXTS).sub("", text)
-    depth = deepest = 0
-    for sign in re.findall(r"[()]", bare):
-        depth += 1 if sign == "(" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise BadRequest(f"'{where}' is nested more than {MAX_DEPTH} levels deep.", param=where)
-    if max(sum(map(rule.count, "?*+{")) for rule in bare.split("::=")) > MAX_OPTIONS:
-        raise BadRequest(
-            f"'{where}' has more than {MAX_OPTIONS} optional or repeated parts in one rule.",
-            param=where,
-        )
-    if bare.count("|") > MAX_ALTERNATIVES:
-        raise BadRequest(f"'{where}' has more than {MAX_ALTERNATIVES} alternatives.", param=where)
-    if not regex and branching.of_grammar(text) > branching.MOST:
-        raise BadRequest(_BRANCHES.format(where=where), param=where)
-    for least, between, most in _REPEAT.findall(bare):
-        low, high = _whole(least), _whole(most)
-        if max(low, high) > repeats:
-            raise BadRequest(f"'{where}' has a repetition of more than {repeats} times.", param=where)
-        if between and most and low > high:  # llama.cpp counts down from there, for gigabytes
-            raise BadRequest(
-                f"'{where}' has a repetition of at least {low} and at most {high} times, which is impossible.",
-                param=where,
-            )
-
-
-def _whole(digits: str) -> int:
-    return int(digits.lstrip("0")[:20] or "0")
-
-
-def _check_schema(schema: Any, where: str, repeats: int, patterns: dict[str, str], names: dict[str, str]) -> None:
-    """Check a schema without its patterns. Adds these, and the names that are patterns."""
-    nodes, values = 0, 0
-    level: list[Any] = [schema]
-    for _ in range(MAX_DEPTH * 2):  # a level of a schema is two of JSON: an object's properties, and one of them
-        found: list[Any] = []
-        for node in level:
-            if isinstance(node, dict):
-                _check_object(node, where, repeats)
-                if isinstance(it := node.get("pattern"), str):
-                    patterns.setdefault(it, where)
-                if isinstance(them := node.get("patternProperties"), dict):
-                    names.update(dict.fromkeys(them, where))
-                values += len(node["enum"]) if isinstance(node.get("enum"), list) else 0
-                found += node.values()
-            elif isinstance(node, list):
-                found += node
-        nodes += len(found)
-        if nodes > MAX_NODES:
-            raise BadRequest(f"'{where}' is too large: it has more than {MAX_NODES} values.", param=where)
-        if values > MAX_VALUES:
-            raise BadRequest(f"'{where}' has more than {MAX_VALUES} values in its enums.", param=where)
-        level = [it for it in found if isinstance(it, dict | list)]
-        if not level:
-            if branching.of_schema(schema) > branching.MOST:
-                raise BadRequest(_BRANCHES.format(where=where), param=where)
-            return
-    raise BadRequest(f"'{where}' is nested more than {MAX_DEPTH} levels deep.", param=where)
-
-
-def _check_object(node: dict[str, Any], where: str, repeats: int) -> None:
-    """Check one object of a schema: its own keywords."""
-    properties = node.get("properties")
-    if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
-        raise BadRequest(f"'{where}' has more than {MAX_PROPERTIES} properties in one object.", param=where)
-    for least, most in _PAIRS:
-        low, high = _number(node.get(least)), _number(node.get(most))
-        if low is not None and high is not None and low > high:  # llama.cpp counts down from there, for gigabytes
-            raise BadRequest(f"'{where}' has a {least} above its {most}, which no value can satisfy.", param=where)
-    for name in _NEEDED:
-        if (low := _number(node.get(name))) is not None and low > repeats:
-            raise BadRequest(f"'{where}' has a {name} above {repeats}.", param=where)
-    if node.get("type") == "grammar" and isinstance(grammar := node.get("grammar"), str):  # in a structural tag
-        _check_text(grammar, where, repeats, regex=False)
-
-
-def _number(value: Any) -> float | None:
-    """Return a number; None for anything else. The body has a whole number beyond 64 bits as an orjson.Fragment."""
-    if isinstance(value, orjson.Fragment):
-        return float(orjson.dumps(value))
-    return value if type(value) in (int, float) else None

@@ -6,7 +6,7 @@ An engine follows all of them before each token. With 20 short rules, each of wh
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -58,12 +58,7 @@ def of_grammar(text: str) -> int:
 def of_schema(schema: Any) -> int:
     """Return the largest number of ways in which a value of the schema, or of one within it, can begin. The schema may
     be in a wrapper. More than MOST if one of them begins with itself, because its number has no bound."""
-    roots = list(islice(_roots(schema), _WRAPPERS))
-
-    @cache
-    def pointed(reference: str) -> Any:
-        return next((found for it in roots if isinstance(found := target(it, reference), dict)), None)
-
+    pointed = pointing(schema)
     rules: dict[Hashable, tuple[int, Iterable[Hashable]]] = {}
     level: list[Any] = [schema] if isinstance(schema, dict | list) else []
     while level:
@@ -77,6 +72,18 @@ def of_schema(schema: Any) -> int:
         level = [it for node in level for it in (node.values() if isinstance(node, dict) else node)]
         level = [it for it in level if isinstance(it, dict | list)]
     return _most(rules, endless=MOST + 1)
+
+
+def pointing(schema: Any) -> Callable[[str], Any]:
+    """Return what finds the schema to which a reference in this one points; None if there is none. The schema may be in
+    a wrapper."""
+    roots = list(islice(_roots(schema), _WRAPPERS))
+
+    @cache
+    def pointed(reference: str) -> Any:
+        return next((found for it in roots if isinstance(found := target(it, reference), dict)), None)
+
+    return pointed
 
 
 def _most(rules: _Rules, endless: int = 0) -> int:

@@ -1,0 +1,56 @@
+"""Text bounds: limit a grammar or a regular expression, as gateway.api.bounds limits other fields."""
+
+import re
+
+from gateway.api import branching
+from gateway.errors import BadRequest
+
+MAX_TEXT = 64 * 1024  # characters of a grammar or a regular expression
+MAX_DEPTH = 64  # of brackets in one, and of a schema; 60,000 parentheses overflowed the parser's stack
+MAX_OPTIONS = 64  # of ? * + { in one rule: 100 in a row took 11 s for two tokens, 200 more than 40 s
+MAX_ALTERNATIVES = 1000  # 5000 took 12 s for each token
+MOST_REPEATS = 100_000  # with any engine; some take fewer (gateway.dialects)
+
+BRANCHES = "'{where}' has a rule that can begin in more than " + f"{branching.MOST} ways. Simplify it."
+
+_REPEAT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
+# Text in quotes, in brackets, in a comment or behind a backslash is not an operator. Without a closing quote or
+# bracket, it extends to the end, so each character is read once. A class ends at its first bracket, as llama.cpp reads
+# it.
+_TEXTS = re.compile(r'#[^\n]*|//[^\n]*|\\.|"(?:[^"\\]|\\.)*"?|\[(?:[^\]\\]|\\.)*\]?|\s+', re.DOTALL)
+_CLASSES = re.compile(r"\\.|\[\^?(?:[^\]\\]|\\.)*\]?", re.DOTALL)
+
+
+def check_text(text: str, where: str, repeats: int, *, regex: bool) -> None:
+    """Check a grammar, or a regular expression."""
+    if len(text) > MAX_TEXT:
+        raise BadRequest(f"'{where}' is longer than {MAX_TEXT} characters.", param=where)
+    bare = (_CLASSES if regex else _TEXTS).sub("", text)
+    depth = deepest = 0
+    for sign in re.findall(r"[()]", bare):
+        depth += 1 if sign == "(" else -1
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise BadRequest(f"'{where}' is nested more than {MAX_DEPTH} levels deep.", param=where)
+    if max(sum(map(rule.count, "?*+{")) for rule in bare.split("::=")) > MAX_OPTIONS:
+        raise BadRequest(
+            f"'{where}' has more than {MAX_OPTIONS} optional or repeated parts in one rule.",
+            param=where,
+        )
+    if bare.count("|") > MAX_ALTERNATIVES:
+        raise BadRequest(f"'{where}' has more than {MAX_ALTERNATIVES} alternatives.", param=where)
+    if not regex and branching.of_grammar(text) > branching.MOST:
+        raise BadRequest(BRANCHES.format(where=where), param=where)
+    for least, between, most in _REPEAT.findall(bare):
+        low, high = _whole(least), _whole(most)
+        if max(low, high) > repeats:
+            raise BadRequest(f"'{where}' has a repetition of more than {repeats} times.", param=where)
+        if between and most and low > high:  # llama.cpp counts down from there, for gigabytes
+            raise BadRequest(
+                f"'{where}' has a repetition of at least {low} and at most {high} times, which is impossible.",
+                param=where,
+            )
+
+
+def _whole(digits: str) -> int:
+    return int(digits.lstrip("0")[:20] or "0")
