@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -242,7 +243,12 @@ def _traces(settings: Settings, config: Config, metrics: Metrics) -> "Traces | N
     from gateway.traces.export import Exporter  # noqa: PLC0415
     from gateway.traces.spans import Traces  # noqa: PLC0415
 
-    resource = settings.otel_resource_attributes | {
+    # Docker's command adds attributes of its own to this variable, which Compose would pass on from there.
+    resource = {
+        name: unquote(value)
+        for name, value in settings.otel_resource_attributes.items()
+        if not name.startswith("docker.cli.")
+    } | {
         names.SERVICE: settings.otel_service_name,
         names.VERSION: __version__,
         names.INSTANCE: f"{socket.gethostname()}-{os.getpid()}",

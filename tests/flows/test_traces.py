@@ -74,7 +74,7 @@ def own(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "STACK_METRICS_BIND": f"127.0.0.1:{metrics}",
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20abc, x-team=blue",
-            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test%201,docker.cli.cobra.command_path=docker",
         }
         with running_gateway(path / "log", engine.url, **settings) as gateway:
             yield Setting(gateway, engine, collector, metrics, gone)
@@ -176,7 +176,8 @@ def test_the_collector_knows_whose_spans_they_are(own: Setting, sent: dict[str, 
     (headers, resource) = own.collector.headers[-1], own.collector.resources[-1]
     assert headers["content-type"] == "application/x-protobuf"
     assert (headers["authorization"], headers["x-team"]) == ("Basic abc", "blue")
-    assert (resource["service.name"], resource["deployment.environment.name"]) == ("stack", "test")
+    assert (resource["service.name"], resource["deployment.environment.name"]) == ("stack", "test 1")
+    assert not any("docker" in it for it in resource)  # by Docker's command, which adds this
     assert {"service.version", "service.instance.id"} <= set(resource)
 
 
