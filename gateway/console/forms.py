@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from gateway import validation
-from gateway.errors import BadRequest, TooLarge, UnsupportedMediaType
+from gateway.errors import BadRequest, ClientLeft, TooLarge, UnsupportedMediaType
 from gateway.keys.entries import Entry
 from gateway.keys.limit_fields import LimitFields
 
@@ -22,22 +22,36 @@ Fields = TypeVar("Fields", bound=BaseModel)
 
 
 async def read(request: Request, most: int) -> Form:
-    """Return the fields of a form. Raises TooLarge, UnsupportedMediaType, BadRequest."""
+    """Return the fields of a form. Raises TooLarge, UnsupportedMediaType, BadRequest, and what `_body` raises."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("Send the form as application/x-www-form-urlencoded.")
-    raw = b""
-    async for piece in request.stream():
-        raw += piece
-        if len(raw) > most:
-            raise TooLarge(f"The form is larger than {most} bytes.")
+    text = await _body(request, most)
     try:
         pairs = parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS, encoding="utf-8", errors="strict"
+            text.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS, encoding="utf-8", errors="strict"
         )
     except ValueError:  # of any kind: UnicodeDecodeError is one
         raise BadRequest("The form cannot be read.") from None
     return dict(pairs)
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """Return the whole body of a form. Raises TooLarge, ClientLeft if the client disconnects, and the protocol's
+    rejection of a body that never came whole: a part of a form is never taken for all of it."""
+    raw = bytearray()
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft("The client disconnected.")
+        raw += message.get("body", b"")
+        if len(raw) > most:
+            raise TooLarge(f"The form is larger than {most} bytes.")
+        more = message.get("more_body", False)
+    if "refusal" in request.scope:  # the rest of the body did not come, or was malformed (server/protocol.py)
+        raise request.scope["refusal"]
+    return bytes(raw)
 
 
 def understood(values: dict[str, Any], model: type[Fields]) -> Fields:
