@@ -65,6 +65,14 @@ class Version(BaseModel):
     created_at: Moment
 
 
+class Newest(BaseModel):
+    """The newest version of a stored prompt, without its text."""
+
+    name: Name
+    version: Number
+    created_at: Moment
+
+
 class Kept(Version):
     """A stored version whose template is valid."""
 
@@ -124,7 +132,30 @@ class Promptbook:
 
     def newest(self) -> list[Version]:
         """Return the newest version of each prompt."""
-        return list({it.name: it for it in self._versions()}.values())
+        return self._versions(_is_newest())
+
+    def page(self, after: str, most: int) -> tuple[list[Newest], bool]:
+        """Return one page of the prompts by name, and whether there are more. A page has at most `most` prompts.
+        `after` is the last name of the previous page."""
+        of_page = sa.select(versions.c.name, sa.func.max(versions.c.version).label("version"))
+        of_page = of_page.where(versions.c.name > after).group_by(versions.c.name)
+        it = of_page.order_by(versions.c.name).limit(most + 1).subquery()
+        query = sa.select(versions.c.name, versions.c.version, versions.c.created_at).order_by(versions.c.name)
+        query = query.join(it, sa.and_(versions.c.name == it.c.name, versions.c.version == it.c.version))
+        with self._store.read() as connection:
+            found = [Newest.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+        return found[:most], len(found) > most
+
+    def names(self, most: int) -> list[str]:
+        """Return the first names of prompts, at most so many."""
+        query = sa.select(versions.c.name).distinct().order_by(versions.c.name).limit(most)
+        with self._store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def latest(self, name: str) -> Version | None:
+        """Return the newest version of that prompt; None if there is no such prompt."""
+        found = self._versions(versions.c.name == name, _is_newest())
+        return found[0] if found else None
 
     def show(self, name: str) -> list[Version]:
         """Return all versions of a prompt, the oldest first."""
@@ -199,6 +230,12 @@ class Promptbook:
         with self._store.read() as connection:
             query = sa.select(versions).where(*where).order_by(versions.c.name, versions.c.version)
             return [Version.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _is_newest() -> sa.ColumnElement[bool]:
+    other = versions.alias()
+    newest = sa.select(sa.func.max(other.c.version)).where(other.c.name == versions.c.name)
+    return versions.c.version == newest.scalar_subquery()
 
 
 def _unknown(name: str) -> NotFound:
