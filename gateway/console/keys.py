@@ -29,7 +29,7 @@ PAGE = 50  # keys or prompts on a page
 CHOICES = 200  # prompts in the list from which a key's prompt is chosen; if there are more, the name is typed
 DAY = 86_400  # seconds
 GRACES = {"0": "at once", "3600": "after an hour", "86400": "after a day", "604800": "after a week"}
-_CURSOR = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,16})")
+_CURSOR = re.compile(r"(-?[0-9]{1,18})\.([0-9A-Za-z]{1,16})")  # any time, because a damaged key may have it
 
 
 class KeyPages:
@@ -56,10 +56,10 @@ class KeyPages:
         search, cursor = ask.query.get("q", "").strip()[:200], ask.query.get("before", "")
         match = _CURSOR.fullmatch(cursor)
         before = (int(match[1]), match[2]) if match else None
-        found, more = self._book.page(search, before, PAGE)
-        last = found[-1] if more else None
-        following = last and f"{PATH}/keys?{urlencode({'q': search, 'before': f'{last.created_at}.{last.id}'})}"
-        return self._pages.page("keys", ask.visitor, keys=found, search=search, following=following, first=not cursor)
+        found = self._book.page(search, before, PAGE)
+        last = found.last and "{}.{}".format(*found.last)
+        following = last and f"{PATH}/keys?{urlencode({'q': search, 'before': last})}"
+        return self._pages.page("keys", ask.visitor, found=found, search=search, following=following, first=not cursor)
 
     def new(self, ask: Ask) -> Response:
         """Return the form for a new key."""
@@ -105,11 +105,12 @@ class KeyPages:
         return self._pages.page("secret", ask.visitor, 201, entry=entry, secret=text, rotated=GRACES[grace])
 
     def delete(self, ask: Ask) -> Response:
-        """Delete a key for good, if its id was typed in."""
-        entry = self._book.show(ask.path["key_id"])
-        if ask.form.get("typed", "").strip() != entry.id:
-            return self._show(ask, BadRequest(f"To delete this key, type its id: {entry.id}"))
-        self._book.delete(entry.id)
+        """Delete a key for good, if its id was typed in. It may be damaged."""
+        key_id = ask.path["key_id"]
+        self._book.name(key_id)  # there is such a key
+        if ask.form.get("typed", "").strip() != key_id:
+            return self._show(ask, BadRequest(f"To delete this key, type its id: {key_id}"))
+        self._book.delete(key_id)
         return redirect(f"{PATH}/keys")
 
     def use_prompt(self, ask: Ask) -> Response:
@@ -192,7 +193,12 @@ class KeyPages:
         return self._pages.page("new_key", ask.visitor, status, values=values, names=forms.LIMITS, error=error)
 
     def _show(self, ask: Ask, error: StackError | None = None, typed: Form | None = None) -> Response:
-        entry = self._book.show(ask.path["key_id"])
+        try:
+            entry = self._book.show(ask.path["key_id"])
+        except BadRequest as exc:  # its row is damaged, so it can only be deleted
+            return self._pages.page(
+                "damaged_key", ask.visitor, exc.status, key_id=ask.path["key_id"], why=exc, error=error
+            )
         values = typed if typed is not None else _values(entry)
         uses, names = self._prompts.used_by("key", entry.id), self._prompts.names(CHOICES + 1)
         in_force = asdict(entry.limits.over(self._book.defaults().over(defaults(self._settings))))
