@@ -63,18 +63,37 @@ def understood(values: dict[str, Any], model: type[Fields]) -> Fields:
         raise BadRequest(f"{(field or 'The form').replace('_', ' ').replace('.', ': ')}: {why}.", param=field) from None
 
 
-def key_fields(form: Form, there: Entry | None = None) -> dict[str, Any]:
-    """Return the fields of a key in a form, for KeyFields. An unchanged expiry is left out. Raises BadRequest."""
-    values: dict[str, Any] = {
-        "name": form.get("name", "").strip(),
-        "owner": form.get("owner", "").strip(),
-        "models": [it.strip() for it in re.split(r"[,\r\n]+", form.get("models", "")) if it.strip()] or None,
-        "priority": 1 if (priority := number(form, "priority")) is None else priority,
-        "limits": limits(form),
+def shown(entry: Entry) -> Form:
+    """Return what the form of a key shows."""
+    limits = {name: "" if value is None else str(value) for name, value in entry.limits.model_dump().items()}
+    return {
+        "name": entry.name,
+        "owner": entry.owner,
+        "models": ", ".join(entry.models or ()),
+        "expires": day(entry.expires_at),
+        "priority": str(entry.priority),
+        **limits,
     }
-    typed = form.get("expires", "").strip()
-    if there is None or typed != day(there.expires_at):
+
+
+def key_fields(form: Form, there: Entry | None = None) -> dict[str, Any]:
+    """Return the fields of a key in a form, for KeyFields. Those that are as the key `there` is shown are left out,
+    because a form cannot show all that a key may have: names with commas or spaces, and hours. Raises BadRequest."""
+    same = {} if there is None else {name: it for name, it in shown(there).items() if form.get(name, "") == it}
+    values: dict[str, Any] = {}
+    if "name" not in same:
+        values["name"] = form.get("name", "").strip()
+    if "owner" not in same:
+        values["owner"] = form.get("owner", "").strip()
+    if "models" not in same:
+        models = re.split(r"[,\r\n]+", form.get("models", ""))
+        values["models"] = [it.strip() for it in models if it.strip()] or None
+    if "priority" not in same:
+        values["priority"] = 1 if (priority := number(form, "priority")) is None else priority
+    if "expires" not in same:
+        typed = form.get("expires", "").strip()
         values["expires_at"] = _moment(typed) if typed else None
+    values["limits"] = {name: number(form, name) for name in LIMITS if name not in same}
     return values
 
 

@@ -199,7 +199,7 @@ class KeyPages:
             return self._pages.page(
                 "damaged_key", ask.visitor, exc.status, key_id=ask.path["key_id"], why=exc, error=error
             )
-        values = typed if typed is not None else _values(entry)
+        values = typed if typed is not None else forms.shown(entry)
         uses, names = self._prompts.used_by("key", entry.id), self._prompts.names(CHOICES + 1)
         in_force = asdict(entry.limits.over(self._book.defaults().over(defaults(self._settings))))
         return self._pages.page(
@@ -208,19 +208,6 @@ class KeyPages:
             prompts=names if len(names) <= CHOICES else None, graces=GRACES, error=error,
             captured=self._captures.left(entry.id), done=ask.query.get("done"),
         )  # fmt: skip
-
-
-def _values(entry: Entry) -> Form:
-    """What the form of a key shows."""
-    limits = {name: "" if value is None else str(value) for name, value in entry.limits.model_dump().items()}
-    return {
-        "name": entry.name,
-        "owner": entry.owner,
-        "models": ", ".join(entry.models or ()),
-        "expires": forms.day(entry.expires_at),
-        "priority": str(entry.priority),
-        **limits,
-    }
 
 
 def _to_key(entry: Entry, done: str) -> Response:

@@ -1,6 +1,7 @@
 """Keys by the console: made, found, changed, rotated, disabled and deleted, as an operator does it."""
 
 import re
+from html import unescape
 
 import pytest
 
@@ -162,3 +163,28 @@ def test_a_form_that_is_sent_twice_acts_once(console: GatewayProcess, operator: 
         assert api.get("/admin/keys").text.count("made-once") == 1
         assert len(api.get(f"/admin/keys/{key_id}").json()["secrets"]) == 2
         assert [it["version"] for it in api.get("/admin/prompts").json()["data"] if it["name"] == "once"] == [1]
+
+
+def test_a_change_leaves_fields_that_were_not_typed_in_as_they_are(console: GatewayProcess, operator: Visit) -> None:
+    """The API takes what the form cannot show without loss: models with commas, and spaces around names."""
+    fields = {"name": " spaced ", "owner": " Ann ", "models": ["a,b", " c"], "limits": {"tokens_per_day": 10**15}}
+    with admin(console) as api:
+        key_id = api.post("/admin/keys", json=fields).json()["key"]["id"]
+        page = operator.get(f"/console/keys/{key_id}").text
+        form = {
+            name: unescape(value)
+            for name, value in re.findall(r'<input id="([a-z_]+)" name="[a-z_]+" type="\w+" value="([^"]*)"', page)
+        }
+        assert form["models"] == "a,b,  c"
+        change(operator, key_id, **form | {"priority": "7"})
+        it = api.get(f"/admin/keys/{key_id}").json()
+        assert {name: it[name] for name in ("name", "owner", "models", "priority")} == {
+            "name": " spaced ",
+            "owner": " Ann ",
+            "models": ["a,b", " c"],
+            "priority": 7,
+        }
+        change(operator, key_id, **form | {"models": "a, b", "owner": " Bob ", "tokens_per_day": ""})
+        it = api.get(f"/admin/keys/{key_id}").json()
+        assert (it["owner"], it["models"], it["priority"]) == ("Bob", ["a", "b"], 1)
+        assert it["limits"]["tokens_per_day"] is None
