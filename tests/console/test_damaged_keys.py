@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.console.test_keys import make, names
-from tests.support.console import Visit, console_gateway
+from tests.support.console import Visit, console_gateway, make_key, names_of
 from tests.support.keys import admin
 from tests.support.processes import FakeEngine, GatewayProcess
 
@@ -39,10 +38,10 @@ def damage(data: Path, change: str, where: str, value: str) -> None:
 def test_a_damaged_key_is_named_in_the_list_and_deleted_on_its_page(
     operator: Visit, data: Path, mark: str, change: str
 ) -> None:
-    key_id, _ = make(operator, "whole", owner=mark)
+    key_id, _ = make_key(operator, "whole", owner=mark)
     damage(data, change, "id =", key_id)
     page = operator.get("/console/keys", params={"q": mark}).text
-    assert names(page) == []
+    assert names_of(page) == []
     assert f'<a href="/console/keys/{key_id}"><code>{key_id}</code></a>' in page
     where = f"/console/keys/{key_id}"
     page = operator.get(where)
@@ -73,7 +72,7 @@ def test_a_page_of_damaged_keys_leads_to_the_next_page(
         page = operator.get(where)
         assert page.status_code == 200
         seen += re.findall(r'<a href="/console/keys/(\w{10})"><code>', page.text)
-        found += names(page.text)
+        found += names_of(page.text)
         match = re.search(r'href="(/console/keys\?[^"]+)" rel="next"', page.text)
         where = match[1].replace("&amp;", "&") if match else None
     assert len(seen) == len(set(seen)) == 60

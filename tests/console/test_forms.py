@@ -6,9 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.console.test_keys import make
 from tests.support.attacks import answer, connect, rest, send
-from tests.support.console import Visit, console_gateway
+from tests.support.console import Visit, console_gateway, make_key
 from tests.support.keys import admin
 from tests.support.processes import FakeEngine, GatewayProcess
 
@@ -60,7 +59,7 @@ def stored(gateway: GatewayProcess) -> list[object]:
 def test_a_form_of_which_only_a_part_arrives_changes_nothing(
     console: GatewayProcess, operator: Visit, mark: str, page: str, how: str
 ) -> None:
-    key_id, _ = make(operator, "whole", owner="Ann", models="fake-model", concurrent="3", expires="2099-01-31")
+    key_id, _ = make_key(operator, "whole", owner="Ann", models="fake-model", concurrent="3", expires="2099-01-31")
     before = stored(console)
     path, fields = (it.format(key_id) for it in FORMS[page])
     part = f"form_token={operator.token(page.format(key_id))}&{fields}"

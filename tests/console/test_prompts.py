@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.console.test_keys import change, make
-from tests.support.console import Visit, console_gateway
+from tests.support.console import Visit, change_key, console_gateway, make_key
 from tests.support.keys import admin
 from tests.support.processes import FakeEngine, GatewayProcess
 
@@ -84,9 +83,9 @@ def test_the_newest_version_of_the_chosen_prompt_is_shown(operator: Visit, data:
 def test_a_key_uses_one_of_more_prompts_than_its_page_lists(
     console: GatewayProcess, operator: Visit, data: Path
 ) -> None:
-    key_id, _ = make(operator, "prompted")
+    key_id, _ = make_key(operator, "prompted")
     fill(data, 300, 1, 10)
-    page = change(operator, key_id, "/prompt", prompt=" p0299 ")
+    page = change_key(operator, key_id, "/prompt", prompt=" p0299 ")
     assert re.search(r'<input id="prompt" name="prompt" [^>]*value="p0299"', page)
     assert 'value="p0300"' not in page
     with admin(console) as api:
@@ -94,7 +93,7 @@ def test_a_key_uses_one_of_more_prompts_than_its_page_lists(
     wrong = operator.send(f"/console/keys/{key_id}", f"/console/keys/{key_id}/prompt", prompt="p0301")
     assert wrong.status_code == 404
     assert "There is no prompt &#39;p0301&#39;" in wrong.text
-    change(operator, key_id, "/prompt", prompt="")
+    change_key(operator, key_id, "/prompt", prompt="")
     with admin(console) as api:
         assert api.get("/admin/prompts").json()["uses"] == []
 
@@ -102,7 +101,7 @@ def test_a_key_uses_one_of_more_prompts_than_its_page_lists(
 def test_pages_do_not_read_the_texts_that_they_do_not_show(
     console: GatewayProcess, operator: Visit, data: Path
 ) -> None:
-    key_id, _ = make(operator, "watched")
+    key_id, _ = make_key(operator, "watched")
     pages = [f"/console/keys/{key_id}", "/console/prompts", "/console/prompts?name=p0002"]
     for page in pages:
         operator.get(page)
