@@ -132,7 +132,7 @@ class Promptbook:
 
     def newest(self) -> list[Version]:
         """Return the newest version of each prompt."""
-        return self._versions(_is_newest())
+        return self._versions(versions.c.version == _newest(versions.c.name))
 
     def page(self, after: str, most: int) -> tuple[list[Newest], bool]:
         """Return one page of the prompts by name, and whether there are more. A page has at most `most` prompts.
@@ -154,7 +154,7 @@ class Promptbook:
 
     def latest(self, name: str) -> Version | None:
         """Return the newest version of that prompt; None if there is no such prompt."""
-        found = self._versions(versions.c.name == name, _is_newest())
+        found = self._versions(versions.c.name == name, versions.c.version == _newest(versions.c.name))
         return found[0] if found else None
 
     def show(self, name: str) -> list[Version]:
@@ -213,9 +213,12 @@ class Promptbook:
                 raise NotFound(f"The {of} '{target[:200]}' uses no prompt.")
 
     def in_force(self) -> InForce:
-        """Return what workers hold in memory."""
+        """Return what workers hold in memory. Versions that nobody uses are not read."""
+        used = sa.select(uses.c.name, uses.c.version).distinct().subquery()
+        version = sa.func.coalesce(used.c.version, _newest(used.c.name))
+        query = sa.select(versions).join(used, sa.and_(versions.c.name == used.c.name, versions.c.version == version))
         with self._store.read() as connection:
-            rows = connection.execute(sa.select(versions).order_by(versions.c.version))
+            rows = connection.execute(query.order_by(versions.c.version))
             there = {(it.name, it.version): Prompt(it.name, it.version, it.template) for it in rows}
             newest = {name: prompt for (name, _), prompt in there.items()}
             found: dict[str, dict[str, Prompt]] = {"key": {}, "model": {}}
@@ -232,10 +235,10 @@ class Promptbook:
             return [Version.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
 
-def _is_newest() -> sa.ColumnElement[bool]:
+def _newest(name: sa.ColumnElement[str]) -> sa.ScalarSelect[int]:
+    """The number of the newest version of the prompt of an enclosing query's row."""
     other = versions.alias()
-    newest = sa.select(sa.func.max(other.c.version)).where(other.c.name == versions.c.name)
-    return versions.c.version == newest.scalar_subquery()
+    return sa.select(sa.func.max(other.c.version)).where(other.c.name == name).scalar_subquery()
 
 
 def _unknown(name: str) -> NotFound:

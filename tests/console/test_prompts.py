@@ -3,14 +3,15 @@
 import re
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support.console import Visit, change_key, console_gateway, make_key
-from tests.support.keys import admin
-from tests.support.processes import FakeEngine, GatewayProcess
+from tests.support.keys import admin, ask
+from tests.support.processes import FakeEngine, GatewayProcess, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,8 @@ def following(page: str) -> str | None:
     return found[1].replace("&amp;", "&") if found else None
 
 
-def peak(console: GatewayProcess) -> int:
-    """The most memory that the console's process has had, in kB."""
-    (pid,) = console.consoles()
+def peak(pid: int) -> int:
+    """The most memory that a process has had, in kB."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
@@ -106,7 +106,25 @@ def test_pages_do_not_read_the_texts_that_they_do_not_show(
     for page in pages:
         operator.get(page)
     fill(data, 2, 400, 60_000)
-    before = peak(console)
+    (pid,) = console.consoles()
+    before = peak(pid)
     for page in pages:
         assert operator.get(page).status_code == 200
-    assert peak(console) - before < 20_000
+    assert peak(pid) - before < 20_000
+
+
+def test_workers_read_only_the_prompts_that_are_used(console: GatewayProcess, operator: Visit, data: Path) -> None:
+    key_id, secret = make_key(operator, "watched")
+    fill(data, 2, 400, 60_000)
+    before = [peak(it) for it in console.workers()]
+    change_key(operator, key_id, "/prompt", prompt="p0002")  # from now on, each worker holds its newest version
+
+    def applied() -> bool:
+        with ThreadPoolExecutor(10) as pool:  # each worker takes some
+            answers = list(pool.map(lambda _: ask(console, secret), range(10)))
+        lines = [console.lines(it.headers["x-request-id"])[0] for it in answers]
+        return [it.get("prompt") for it in lines] == ["p0002@400"] * 10
+
+    wait_for(applied)
+    grown = [now - then for now, then in zip(map(peak, console.workers()), before, strict=True)]
+    assert max(grown) < 20_000
