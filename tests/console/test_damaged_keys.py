@@ -40,9 +40,9 @@ def test_a_damaged_key_is_named_in_the_list_and_deleted_on_its_page(
 ) -> None:
     key_id, _ = make_key(operator, "whole", owner=mark)
     damage(data, change, "id =", key_id)
-    page = operator.get("/console/keys", params={"q": mark}).text
-    assert names_of(page) == []
-    assert f'<a href="/console/keys/{key_id}"><code>{key_id}</code></a>' in page
+    listed = operator.get("/console/keys", params={"q": mark}).text
+    assert names_of(listed) == []
+    assert f'<a href="/console/keys/{key_id}"><code>{key_id}</code></a>' in listed
     where = f"/console/keys/{key_id}"
     page = operator.get(where)
     assert page.status_code == 400
