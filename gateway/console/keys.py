@@ -1,6 +1,7 @@
 """Keys: the pages on which an operator finds, makes, changes, rotates and disables keys, and manages prompts."""
 
 import re
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlencode
@@ -24,10 +25,11 @@ from gateway.settings import Settings
 from gateway.shared_memory import BusyError
 from gateway.usage.rows import UsageBook
 
-PAGE = 50  # keys on a page
+PAGE = 50  # keys or prompts on a page
+CHOICES = 200  # prompts in the list from which a key's prompt is chosen; if there are more, the name is typed
 DAY = 86_400  # seconds
 GRACES = {"0": "at once", "3600": "after an hour", "86400": "after a day", "604800": "after a week"}
-_CURSOR = re.compile(r"([0-9]{1,12})\.([0-9A-Za-z]{1,16})")
+_CURSOR = re.compile(r"(-?[0-9]{1,18})\.([0-9A-Za-z]{1,16})")  # any time, because a damaged key may have it
 
 
 class KeyPages:
@@ -54,10 +56,10 @@ class KeyPages:
         search, cursor = ask.query.get("q", "").strip()[:200], ask.query.get("before", "")
         match = _CURSOR.fullmatch(cursor)
         before = (int(match[1]), match[2]) if match else None
-        found, more = self._book.page(search, before, PAGE)
-        last = found[-1] if more else None
-        following = last and f"{PATH}/keys?{urlencode({'q': search, 'before': f'{last.created_at}.{last.id}'})}"
-        return self._pages.page("keys", ask.visitor, keys=found, search=search, following=following, first=not cursor)
+        found = self._book.page(search, before, PAGE)
+        last = found.last and "{}.{}".format(*found.last)
+        following = last and f"{PATH}/keys?{urlencode({'q': search, 'before': last})}"
+        return self._pages.page("keys", ask.visitor, found=found, search=search, following=following, first=not cursor)
 
     def new(self, ask: Ask) -> Response:
         """Return the form for a new key."""
@@ -103,25 +105,24 @@ class KeyPages:
         return self._pages.page("secret", ask.visitor, 201, entry=entry, secret=text, rotated=GRACES[grace])
 
     def delete(self, ask: Ask) -> Response:
-        """Delete a key for good, if its id was typed in."""
-        entry = self._book.show(ask.path["key_id"])
-        if ask.form.get("typed", "").strip() != entry.id:
-            return self._show(ask, BadRequest(f"To delete this key, type its id: {entry.id}"))
-        self._book.delete(entry.id)
+        """Delete a key for good, if its id was typed in. It may be damaged."""
+        key_id = ask.path["key_id"]
+        self._book.name(key_id)  # there is such a key
+        if ask.form.get("typed", "").strip() != key_id:
+            return self._show(ask, BadRequest(f"To delete this key, type its id: {key_id}"))
+        self._book.delete(key_id)
         return redirect(f"{PATH}/keys")
 
     def use_prompt(self, ask: Ask) -> Response:
         """Have a key use a prompt, or none."""
-        entry, name = self._book.show(ask.path["key_id"]), ask.form.get("prompt", "")
+        entry, name = self._book.show(ask.path["key_id"]), ask.form.get("prompt", "").strip()
         try:
             if name:
                 self._prompts.use("key", entry.id, forms.understood({"name": name}, Use))
             else:
-                self._prompts.stop("key", entry.id)
-        except NotFound:
-            if name:
-                raise
-        except BadRequest as exc:
+                with suppress(NotFound):  # it uses none
+                    self._prompts.stop("key", entry.id)
+        except (BadRequest, NotFound) as exc:
             return self._show(ask, exc)
         return _to_key(entry, "changed")
 
@@ -159,7 +160,7 @@ class KeyPages:
     # -- prompts --------------------------------------------------------------------------------------------------
 
     def prompts(self, ask: Ask) -> Response:
-        """Return all prompts, and the form for a new version."""
+        """Return a page of prompts by name, and the form for a new version."""
         return self._prompt_page(ask, {"name": ask.query.get("name", "")[:64]})
 
     def set_prompt(self, ask: Ask) -> Response:
@@ -173,13 +174,17 @@ class KeyPages:
         return redirect(f"{PATH}/prompts?" + urlencode({"name": named.name, "done": "set"}))
 
     def _prompt_page(self, ask: Ask, values: dict[str, Any], error: StackError | None = None) -> Response:
-        newest = self._prompts.newest()
-        shown = next((it for it in newest if it.name == values.get("name")), None)
+        after = ask.query.get("after", "")[:64]
+        found, more = self._prompts.page(after, PAGE)
         if "template" not in values:
+            shown = self._prompts.latest(values.get("name", ""))
             values = {**values, "template": shown.template if shown else ""}
         status = error.status if error else 200
-        done = ask.query.get("done")
-        return self._pages.page("prompts", ask.visitor, status, prompts=newest, values=values, error=error, done=done)
+        following = f"{PATH}/prompts?{urlencode({'after': found[-1].name})}" if more else None
+        return self._pages.page(
+            "prompts", ask.visitor, status, prompts=found, values=values, error=error, done=ask.query.get("done"),
+            following=following, first=not after,
+        )  # fmt: skip
 
     # -- what the pages of one key have in common -----------------------------------------------------------------
 
@@ -188,29 +193,21 @@ class KeyPages:
         return self._pages.page("new_key", ask.visitor, status, values=values, names=forms.LIMITS, error=error)
 
     def _show(self, ask: Ask, error: StackError | None = None, typed: Form | None = None) -> Response:
-        entry = self._book.show(ask.path["key_id"])
-        values = typed if typed is not None else _values(entry)
-        uses = self._prompts.used_by("key", entry.id)
+        try:
+            entry = self._book.show(ask.path["key_id"])
+        except BadRequest as exc:  # its row is damaged, so it can only be deleted
+            return self._pages.page(
+                "damaged_key", ask.visitor, exc.status, key_id=ask.path["key_id"], why=exc, error=error
+            )
+        values = typed if typed is not None else forms.shown(entry)
+        uses, names = self._prompts.used_by("key", entry.id), self._prompts.names(CHOICES + 1)
         in_force = asdict(entry.limits.over(self._book.defaults().over(defaults(self._settings))))
         return self._pages.page(
             "key", ask.visitor, error.status if error else 200, entry=entry, values=values, names=forms.LIMITS,
             in_force=in_force, used=quotas_used(self._usage, entry.id), uses=uses,
-            prompts=[it.name for it in self._prompts.newest()], graces=GRACES, error=error,
+            prompts=names if len(names) <= CHOICES else None, graces=GRACES, error=error,
             captured=self._captures.left(entry.id), done=ask.query.get("done"),
         )  # fmt: skip
-
-
-def _values(entry: Entry) -> Form:
-    """What the form of a key shows."""
-    limits = {name: "" if value is None else str(value) for name, value in entry.limits.model_dump().items()}
-    return {
-        "name": entry.name,
-        "owner": entry.owner,
-        "models": ", ".join(entry.models or ()),
-        "expires": forms.day(entry.expires_at),
-        "priority": str(entry.priority),
-        **limits,
-    }
 
 
 def _to_key(entry: Entry, done: str) -> Response:

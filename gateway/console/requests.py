@@ -66,15 +66,16 @@ class RequestPages:
         wanted = ask.path["request_id"][:ID]
         course = self._course(wanted)
         runs = None if course else next((it for it in running.look(self._home) if it.request_id == wanted), None)
-        capture, row, away = self._capture(wanted), None, False
+        row, away = None, False
         try:
             if course is None or course["row"]:
                 row = self._usage.of_request(wanted, course["row"] if course else None)
         except StoreUnavailable:
-            if not (course or runs or capture):
+            if not (course or runs or self._capture(wanted, None)):
                 raise
             away = True
         key = course["key"] if course else runs.key_id if runs else row["key_id"] if row else None
+        capture = self._capture(wanted, key)
         called = self._called([key] if key else [])
         status = 200 if course or runs or row else 404
         return self._pages.page(
@@ -94,9 +95,9 @@ class RequestPages:
         except BusyError as exc:
             raise GatewayBusy("The gateway is too busy. Try again shortly.") from exc
 
-    def _capture(self, wanted: str) -> Capture | None:
+    def _capture(self, wanted: str, key: str | None) -> Capture | None:
         try:
-            return self._recent.captures.of(wanted)
+            return self._recent.captures.of(wanted, key)
         except BusyError as exc:
             raise GatewayBusy("The gateway is too busy. Try again shortly.") from exc
 

@@ -6,7 +6,7 @@ rotation), only digests are stored.
 
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,6 +18,15 @@ from gateway.keys.tables import default_limits, deleted_keys, keys, secrets
 from gateway.responses.tables import forget
 from gateway.store import revisions
 from gateway.store.store import Store
+
+
+class Page(NamedTuple):
+    """One page of keys, and the ids of those on it whose rows are damaged. `last`: if there are more keys, the creation
+    time and id of the page's last one."""
+
+    keys: list[Entry]
+    damaged: list[str]
+    last: tuple[int, str] | None
 
 
 class Keybook:
@@ -46,22 +55,25 @@ class Keybook:
             connection.execute(secrets.insert().values(_secret_row(key_id, text, now)))
         return self.show(key_id), text
 
-    def page(self, search: str, before: tuple[int, str] | None, most: int) -> tuple[list[Entry], bool]:
-        """Return one page of the keys that match `search`, the newest first, and whether there are more.
+    def page(self, search: str, before: tuple[int, str] | None, most: int) -> Page:
+        """Return one page of the keys that match `search`, the newest first.
 
         A key matches if its id begins with `search`, or if its name or owner contains it, in capital or small letters.
-        A page has at most `most` keys. `before` is the creation time and id of the last key of the previous page."""
+        A page has at most `most` keys. `before` is `last` of the previous page."""
         where: list[sa.ColumnElement[bool]] = []
         if search:
             contains = (self._store.contains(it, search) for it in (keys.c.name, keys.c.owner))
             where.append(sa.or_(keys.c.id.startswith(search, autoescape=True), *contains))
         if before is not None:
             where.append(sa.tuple_(keys.c.created_at, keys.c.id) < sa.tuple_(*map(sa.literal, before)))
-        query = sa.select(keys.c.id).where(*where).order_by(keys.c.created_at.desc(), keys.c.id.desc()).limit(most + 1)
+        query = sa.select(keys.c.created_at, keys.c.id).where(*where)
+        query = query.order_by(keys.c.created_at.desc(), keys.c.id.desc()).limit(most + 1)
         with self._store.read() as connection:
-            ids = list(connection.execute(query).scalars())
-            found = rows.read_keys(connection, keys.c.id.in_(ids[:most]))[0]
-        return found[::-1], len(ids) > most
+            read = [(at, key_id) for at, key_id in connection.execute(query)]
+            ids = [key_id for _, key_id in read[:most]]
+            found = rows.read_keys(connection, keys.c.id.in_(ids))[0]
+        sound = {it.id for it in found}
+        return Page(found[::-1], [it for it in ids if it not in sound], read[most - 1] if len(read) > most else None)
 
     def called(self, ids: Collection[str]) -> dict[str, tuple[str, str]]:
         """Return the name and owner of each of those keys that is in the store, by id."""

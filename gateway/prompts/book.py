@@ -65,6 +65,14 @@ class Version(BaseModel):
     created_at: Moment
 
 
+class Newest(BaseModel):
+    """The newest version of a stored prompt, without its text."""
+
+    name: Name
+    version: Number
+    created_at: Moment
+
+
 class Kept(Version):
     """A stored version whose template is valid."""
 
@@ -124,7 +132,30 @@ class Promptbook:
 
     def newest(self) -> list[Version]:
         """Return the newest version of each prompt."""
-        return list({it.name: it for it in self._versions()}.values())
+        return self._versions(versions.c.version == _newest(versions.c.name))
+
+    def page(self, after: str, most: int) -> tuple[list[Newest], bool]:
+        """Return one page of the prompts by name, and whether there are more. A page has at most `most` prompts.
+        `after` is the last name of the previous page."""
+        of_page = sa.select(versions.c.name, sa.func.max(versions.c.version).label("version"))
+        of_page = of_page.where(versions.c.name > after).group_by(versions.c.name)
+        it = of_page.order_by(versions.c.name).limit(most + 1).subquery()
+        query = sa.select(versions.c.name, versions.c.version, versions.c.created_at).order_by(versions.c.name)
+        query = query.join(it, sa.and_(versions.c.name == it.c.name, versions.c.version == it.c.version))
+        with self._store.read() as connection:
+            found = [Newest.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+        return found[:most], len(found) > most
+
+    def names(self, most: int) -> list[str]:
+        """Return the first names of prompts, at most so many."""
+        query = sa.select(versions.c.name).distinct().order_by(versions.c.name).limit(most)
+        with self._store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def latest(self, name: str) -> Version | None:
+        """Return the newest version of that prompt; None if there is no such prompt."""
+        found = self._versions(versions.c.name == name, versions.c.version == _newest(versions.c.name))
+        return found[0] if found else None
 
     def show(self, name: str) -> list[Version]:
         """Return all versions of a prompt, the oldest first."""
@@ -182,9 +213,12 @@ class Promptbook:
                 raise NotFound(f"The {of} '{target[:200]}' uses no prompt.")
 
     def in_force(self) -> InForce:
-        """Return what workers hold in memory."""
+        """Return what workers hold in memory. Versions that nobody uses are not read."""
+        used = sa.select(uses.c.name, uses.c.version).distinct().subquery()
+        version = sa.func.coalesce(used.c.version, _newest(used.c.name))
+        query = sa.select(versions).join(used, sa.and_(versions.c.name == used.c.name, versions.c.version == version))
         with self._store.read() as connection:
-            rows = connection.execute(sa.select(versions).order_by(versions.c.version))
+            rows = connection.execute(query.order_by(versions.c.version))
             there = {(it.name, it.version): Prompt(it.name, it.version, it.template) for it in rows}
             newest = {name: prompt for (name, _), prompt in there.items()}
             found: dict[str, dict[str, Prompt]] = {"key": {}, "model": {}}
@@ -199,6 +233,12 @@ class Promptbook:
         with self._store.read() as connection:
             query = sa.select(versions).where(*where).order_by(versions.c.name, versions.c.version)
             return [Version.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _newest(name: sa.ColumnElement[str]) -> sa.ScalarSelect[int]:
+    """The number of the newest version of the prompt of an enclosing query's row."""
+    other = versions.alias()
+    return sa.select(sa.func.max(other.c.version)).where(other.c.name == name).scalar_subquery()
 
 
 def _unknown(name: str) -> NotFound:

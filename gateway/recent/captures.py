@@ -18,7 +18,7 @@ SECONDS = 900  # for which a key's requests are captured
 
 _FRONT = 24  # bytes before the keys
 _WATCHED = 16  # bytes of a key's line: its digest, and until when
-_HEAD = 16  # bytes of a capture's line before the bodies: the digest of its id, and the sizes of the bodies
+_HEAD = 24  # bytes of a capture's line before the bodies: the digests of its id and key, and the sizes of the bodies
 _LINE = _HEAD + 2 * BODY
 
 
@@ -91,9 +91,9 @@ class Captures:
         number = int(self._stops[0])  # read first, so that it is too old after a stop in between
         return number if self.left(key_id) > 0 else None
 
-    def keep(self, request_id: str, number: int, request: bytes, answer: bytes) -> None:
-        """Keep the bodies of a request. They are left out if a capture was stopped since `begins` returned that number,
-        and while the memory is locked for too long."""
+    def keep(self, request_id: str, key_id: str, number: int, request: bytes, answer: bytes) -> None:
+        """Keep the bodies of a request of that key. They are left out if a capture was stopped since `begins` returned
+        that number, and while the memory is locked for too long."""
         parts = request[: BODY + 1], answer[: BODY + 1]
         sizes = [len(it) for it in parts]
         kept = [it[:BODY] for it in parts]
@@ -105,24 +105,26 @@ class Captures:
                 self._lines[at : at + 8] = bytes(8)
                 self._lines[at + _HEAD : at + _HEAD + len(kept[0])] = kept[0]
                 self._lines[at + _HEAD + BODY : at + _HEAD + BODY + len(kept[1])] = kept[1]
-                self._lines[at + 8 : at + _HEAD] = b"".join(it.to_bytes(4, "little") for it in sizes)
+                self._lines[at + 16 : at + _HEAD] = b"".join(it.to_bytes(4, "little") for it in sizes)
+                self._lines[at + 8 : at + 16] = _digest(key_id).to_bytes(8, "little")
                 self._lines[at : at + 8] = _digest(request_id).to_bytes(8, "little")
                 self._count[0] += 1
         except BusyError:
             return
 
-    def of(self, request_id: str) -> Capture | None:
-        """Return the newest bodies of a request with that id. Raises BusyError."""
-        wanted = _digest(request_id).to_bytes(8, "little")
+    def of(self, request_id: str, key_id: str | None) -> Capture | None:
+        """Return the newest bodies of a request of that key with that id; callers choose ids, and two keys may have the
+        same one. None: of any key. Raises BusyError."""
+        wanted = b"".join(_digest(it).to_bytes(8, "little") for it in (request_id, key_id) if it is not None)
         with self._region.lock:
             for back in range(1, RING + 1):
                 at = (self._count[0] - back) % RING * _LINE
-                if self._lines[at : at + 8] == wanted:
+                if self._lines[at : at + len(wanted)] == wanted:
                     line = bytes(self._lines[at : at + _LINE])
                     break
             else:
                 return None
-        sizes = [int.from_bytes(line[at : at + 4], "little") for at in (8, 12)]
+        sizes = [int.from_bytes(line[at : at + 4], "little") for at in (16, 20)]
         request, answer = line[_HEAD : _HEAD + min(BODY, sizes[0])], line[_HEAD + BODY :][: min(BODY, sizes[1])]
         return Capture(request.decode(errors="replace"), answer.decode(errors="replace"), max(sizes) <= BODY)
 

@@ -163,7 +163,7 @@ class Record:
         it, text = self._exchange, b"".join(self.text)
         if self._capture is not None:
             body = _for_log(it.fields).encode()
-            self._services.recent.captures.keep(it.request_id, self._capture, body, text)
+            self._services.recent.captures.keep(it.request_id, it.key_id, self._capture, body, text)
         if self._services.log_content and self._row:
             logs.content("output", {"request_id": it.request_id, "body": text.decode(errors="replace")})
 

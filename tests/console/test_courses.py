@@ -180,6 +180,28 @@ def test_bodies_are_captured_of_a_chosen_key_alone_and_never_on_disk(
     assert "Canary" not in page(ask(chosen["secret"], "Canary after"))
 
 
+def test_a_page_shows_no_captured_body_of_another_key_with_the_same_request_id(
+    two: GatewayProcess, visit: Visit, mark: str
+) -> None:
+    with admin(two) as api:
+        made = {name: api.post("/admin/keys", json={"name": name}).json() for name in ("captured key", "plain key")}
+    where = f"/console/keys/{made['captured key']['key']['id']}"
+    visit.send(where, f"{where}/capture", capture="yes")
+
+    def page(name: str, words: str) -> str:
+        """The page of the key's request, once it has these words."""
+        messages = [{"role": "user", "content": f"Canary of the {name}"}]
+        headers = {"authorization": f"Bearer {made[name]['secret']}"}
+        assert send(two, mark, headers, messages=messages).status_code == 200
+        found = wait_for(lambda: words in (it := visit.get(f"/console/requests/{mark}").text) and it)
+        assert found
+        return found
+
+    page("captured key", "Canary of the captured key")
+    assert "Canary" not in page("plain key", ">plain key<")
+    visit.send(where, f"{where}/capture", capture="no")
+
+
 def test_a_captured_stream_has_its_middle(two: GatewayProcess, visit: Visit, engine: FakeEngine, mark: str) -> None:
     with admin(two) as api:
         key = api.post("/admin/keys", json={"name": "middle"}).json()

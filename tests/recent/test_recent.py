@@ -159,16 +159,28 @@ def test_beyond_the_most_keys_the_one_that_ends_first_makes_room() -> None:
 def test_captured_bodies_are_bounded_in_size_and_number() -> None:
     captures = Captures()
     for number in range(RING + 1):
-        captures.keep(f"r{number}", 0, b"asked %d" % number, b"x" * (BODY + number - 1))
-    assert captures.of("r0") is None
-    first = captures.of("r1")
+        captures.keep(f"r{number}", "key", 0, b"asked %d" % number, b"x" * (BODY + number - 1))
+    assert captures.of("r0", "key") is None
+    first = captures.of("r1", "key")
     assert first
     assert (first.request, len(first.answer), first.whole) == ("asked 1", BODY, True)
-    last = captures.of(f"r{RING}")
+    last = captures.of(f"r{RING}", "key")
     assert last
     assert (len(last.answer), last.whole) == (BODY, False)
     captures.stop("key")
-    assert captures.of("r1") is None
+    assert captures.of("r1", "key") is None
+
+
+def test_captured_bodies_are_told_apart_by_their_key_too() -> None:
+    captures = Captures()
+    for key in ("a", "b"):
+        captures.keep("same", key, 0, b"asked by " + key.encode(), b"")
+    assert [it and it.request for it in (captures.of("same", key) for key in ("a", "b", "c", None))] == [
+        "asked by a",
+        "asked by b",
+        None,
+        "asked by b",
+    ]
 
 
 def test_the_copy_of_a_long_answer_stays_small() -> None:

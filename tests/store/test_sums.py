@@ -100,12 +100,13 @@ def test_the_migration_adds_up_what_is_there(store: Store) -> None:
 
 def test_keys_are_paged_and_found_and_a_request_by_its_id(store: Store) -> None:
     ids, book = fill(store), Keybook(store)
-    first, more = book.page("", None, 3)
-    second, last = book.page("", (first[-1].created_at, first[-1].id), 3)
-    assert (len(first), more, len(second), last) == (3, True, 2, False)
+    first, _, last = book.page("", None, 3)
+    assert last == (first[-1].created_at, first[-1].id)
+    second, _, following = book.page("", last, 3)
+    assert (len(first), len(second), following) == (3, 2, None)
     assert {it.id for it in first + second} == set(ids)
     assert [it.name for it in book.page("n3%", None, 9)[0]] == ["N3%"]
-    assert book.page("nobody", None, 9) == ([], False)
+    assert book.page("nobody", None, 9) == ([], [], None)
     assert book.called(ids[:1]) == {ids[0]: ("N0%", "Ann")}
     row = UsageBook(store).of_request("q7")
     assert row

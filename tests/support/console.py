@@ -60,6 +60,25 @@ def key_id_of(page: httpx.Response) -> str:
     return found[1]
 
 
+def names_of(page: str) -> list[str]:
+    """The names of the keys in the list of keys."""
+    return re.findall(r'<th scope="row"><a href="/console/keys/[^"]+">([^<]+)</a>', page)
+
+
+def make_key(operator: Visit, name: str, **fields: str) -> tuple[str, str]:
+    """A new key's id and secret."""
+    page = operator.send("/console/keys/new", "/console/keys", name=name, **fields)
+    assert page.status_code == 201, page.text
+    return key_id_of(page), secret_of(page)
+
+
+def change_key(operator: Visit, key_id: str, action: str = "", **form: str) -> str:
+    """Send a form of a key's page, and return the page that follows."""
+    answer = operator.send(f"/console/keys/{key_id}", f"/console/keys/{key_id}{action}", **form)
+    assert answer.status_code == 303, answer.text
+    return operator.get(answer.headers["location"]).text
+
+
 @contextmanager
 def visiting(gateway: GatewayProcess, key: str | None = ADMIN) -> Iterator[Visit]:
     """A browser that is signed in with that key, if it has one."""
