@@ -295,7 +295,7 @@ def test_ordinary_grammars_schemas_and_lists_pass(
 
 @pytest.mark.parametrize("keywords", [{"pattern": "^a{5000}$"}, {"minLength": 5000}])
 def test_repetitions_are_counted_as_the_engine_does(before_all: GatewayProcess, keywords: dict[str, Any]) -> None:
-    """llama.cpp and Ollama refuse such a grammar, and vLLM takes it, also if the schema was seen with another engine."""
+    """llama.cpp and Ollama refuse such a grammar, and vLLM takes it, whichever was asked for it first."""
     fields = {"messages": MESSAGES} | text(**keywords)
     with before_all.client() as client:
         for _ in range(2 * 2):  # so that each worker gets some of them
