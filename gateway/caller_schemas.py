@@ -144,23 +144,38 @@ def is_based(root: Any, node: dict[str, Any]) -> bool:
 def bounded(schema: Any, value: Any) -> bool:
     """Return whether checking a value takes at most MOST steps, as far as can be told before. It also does not for a
     schema with a reference to a name or an address, because their number is not known then."""
+    return Budget().allows(schema, value)
+
+
+class Budget:
+    """The steps that several checks may still take together, at first MOST."""
+
+    def __init__(self) -> None:
+        self._left = MOST
+
+    def allows(self, schema: Any, value: Any) -> bool:
+        """Return whether checking a value takes no more steps than are left, and take them away."""
+        self._left -= _steps(schema, value, self._left)
+        return self._left >= 0
+
+
+def _steps(schema: Any, value: Any, most: int) -> int:
+    """Return how many steps it takes to check a value; a number above `most` if there are more, or nobody can tell."""
     walk = _Walk(schema)
     steps, waiting = 1, [(schema, value)]
     try:
-        while waiting:
+        while waiting and steps <= most:
             node, it = waiting.pop()
             if not isinstance(node, dict) or _WATCHED.isdisjoint(node):
                 continue
             before = len(waiting)
             steps += _tries(node, it)
-            if steps <= MOST:
+            if steps <= most:
                 _add(waiting, walk, node, it)
             steps += len(waiting) - before
-            if steps > MOST:
-                return False
     except _UnknownError:
-        return False
-    return True
+        return most + 1
+    return steps
 
 
 def _tries(node: dict[str, Any], value: Any) -> int:
