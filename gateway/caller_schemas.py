@@ -1,30 +1,18 @@
-"""Caller schemas: check values by the JSON Schemas that callers write, in a bounded number of steps.
+"""Caller schemas: follow the JSON Schemas that callers write, and count the steps of checking a value by one.
 
 Schemas are tried in full by jsonschema_rs, in one go that nothing can interrupt. In 40 short definitions, each of which
-applies the next one twice to the same value, there are 2^40 steps. Patterns are compiled in one go, too: `^.{1,5000}0$`
-takes 46 ms and 10 MB. All functions are pure.
+applies the next one twice to the same value, there are 2^40 steps. All functions are pure.
 """
 
-import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
-from jsonschema_rs import RegexOptions, ValidationError, Validator, validator_for
+from jsonschema_rs import RegexOptions, ValidationError, validator_for
 
 MOST = 20_000  # steps; counting them takes 0.25 s at most, and a list of a thousand objects with ten fields has 11,000
 
-# A schema's patterns take 0.1 s at most to compile. The compiled pattern of a date and time has 5 kB, and `^.{1,47}0$`
-# has 64 kB.
-_COMPILED = 4 << 20  # bytes of all patterns, compiled
-_LARGEST = 64 << 10  # bytes of one of them; such a one takes up to 10 µs for each character that it is tried on
-_WRITTEN = 32 << 10  # characters of all patterns
-_NAMED = 200  # characters of which one class such as \p{L} takes the time
-_FOLDED = 1600  # and almost any class if the case is ignored: (?i)\p{Any} takes 4 ms
-_FOLDS = re.compile(r"\(\?[a-zA-Z-]*[ix]")  # may ignore the case; with x, there may be spaces in what says so
-_PLAIN = re.compile(r"(?:[^\[\\]|\\[^pP]|\[\^?(?:[\w .:/@+]|\\[dws.+-]|-(?!-))+\])*", re.ASCII | re.DOTALL)  # is quick
 _TRIED = 4  # characters that one pattern is tried on in a step
 _SMALL = 4 << 10  # bytes of a compiled pattern that takes 5 ns for a character, as a rule, and 0.6 µs at most
 _TRIED_SMALL = 64  # characters that one of those is tried on in a step
@@ -53,52 +41,6 @@ class _Walk:
         self.root = root
         self.targets: dict[str, Any] = {}
         self.based = False
-
-
-def validator(schema: Any) -> Validator:
-    """Return a validator of what orjson reads, by a caller's JSON Schema. It fetches nothing.
-
-    Whole numbers beyond 64 bits, which the schema of a request has as orjson's Fragments, become floats: orjson rounds
-    them in the same way where it reads what is validated. Raises ValidationError and ReferencingError of jsonschema_rs,
-    and ValueError, also for patterns that are too large.
-    """
-    try:
-        raw = orjson.dumps(schema)
-    except orjson.JSONEncodeError:
-        raise ValueError("it is nested too deeply") from None
-    read = orjson.loads(raw)
-    most = _each_pattern(read) if b'"pattern' in raw else _LARGEST
-    # Patterns are matched in linear time, because callers write them.
-    return validator_for(read, pattern_options=RegexOptions(size_limit=most), offline=True)
-
-
-def _each_pattern(schema: Any) -> int:
-    """Return how many bytes each pattern of the schema may have when it is compiled. Raises ValueError if the patterns
-    are too long."""
-    number = written = 0
-    waiting = [schema]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            waiting += node.values()
-            names = node.get("patternProperties")
-            for it in (node.get("pattern"), *(names if isinstance(names, dict) else ())):
-                if isinstance(it, str):
-                    number += 1
-                    written += _length(it)
-        elif isinstance(node, list):
-            waiting += node
-    if written > _WRITTEN:
-        raise ValueError("its patterns are too long")
-    return min(_LARGEST, _COMPILED // max(1, number))
-
-
-def _length(pattern: str) -> int:
-    """Return the number of characters, of which classes that take long count as many."""
-    named = pattern.count("\\p") + pattern.count("\\P")
-    if _FOLDS.search(pattern) and not _PLAIN.fullmatch(pattern):
-        return len(pattern) + _FOLDED * (named + pattern.count("["))
-    return len(pattern) + _NAMED * named
 
 
 def in_place(node: dict[str, Any]) -> Iterator[Any]:
@@ -144,23 +86,38 @@ def is_based(root: Any, node: dict[str, Any]) -> bool:
 def bounded(schema: Any, value: Any) -> bool:
     """Return whether checking a value takes at most MOST steps, as far as can be told before. It also does not for a
     schema with a reference to a name or an address, because their number is not known then."""
+    return Budget().allows(schema, value)
+
+
+class Budget:
+    """The steps that several checks may still take together, at first MOST."""
+
+    def __init__(self) -> None:
+        self._left = MOST
+
+    def allows(self, schema: Any, value: Any) -> bool:
+        """Return whether checking a value takes no more steps than are left, and take them away."""
+        self._left -= _steps(schema, value, self._left)
+        return self._left >= 0
+
+
+def _steps(schema: Any, value: Any, most: int) -> int:
+    """Return how many steps it takes to check a value; a number above `most` if there are more, or nobody can tell."""
     walk = _Walk(schema)
     steps, waiting = 1, [(schema, value)]
     try:
-        while waiting:
+        while waiting and steps <= most:
             node, it = waiting.pop()
             if not isinstance(node, dict) or _WATCHED.isdisjoint(node):
                 continue
             before = len(waiting)
             steps += _tries(node, it)
-            if steps <= MOST:
+            if steps <= most:
                 _add(waiting, walk, node, it)
             steps += len(waiting) - before
-            if steps > MOST:
-                return False
     except _UnknownError:
-        return False
-    return True
+        return most + 1
+    return steps
 
 
 def _tries(node: dict[str, Any], value: Any) -> int:

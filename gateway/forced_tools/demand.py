@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jsonschema_rs import ReferencingError, ValidationError, Validator
 
-from gateway import caller_schemas
+from gateway import caller_schemas, schema_validators
 from gateway.errors import BadRequest
 from gateway.forced_tools import keywords
 
@@ -29,14 +29,19 @@ class Tool:
     entry: dict[str, Any]  # the tool as the request has it
     where: str
 
-    def check(self) -> None:
-        """Raise BadRequest if the schema is malformed, or has a reference by which the steps of a check cannot be
-        counted. Patterns are not compiled, unless a reference points into them."""
+    def check(self, budget: schema_validators.Budget) -> None:
+        """Raise BadRequest if the schema is malformed, takes more time to compile than is left to all tools, or has a
+        reference by which the steps of a check cannot be counted. Patterns are not compiled, unless a reference points
+        into them."""
         if (reference := self._unfollowed()) is not None:
             raise self._refused(
                 f"refers to {reference[:64]!r}. Only JSON pointers to parts of it, such as '#/$defs/name', are"
                 " followed, and none if a part has an '$id'."
             )
+        try:
+            schema_validators.count(self.parameters, budget)
+        except ValueError as exc:
+            raise self._refused(f"cannot be checked: {exc}.") from None
         self._validator(chain(self._bare(), self._patterned()))
 
     @cached_property
@@ -61,7 +66,7 @@ class Tool:
         reason = ""
         for schema in schemas:
             try:
-                return caller_schemas.validator(schema)
+                return schema_validators.validator(schema)
             except (ValidationError, ReferencingError, ValueError) as exc:
                 reason = str(getattr(exc, "message", exc))[:200]
         raise self._refused(f"is not a valid JSON Schema: {reason}")
@@ -126,9 +131,9 @@ def read(fields: dict[str, Any]) -> Demand | None:
 def check(fields: dict[str, Any]) -> None:
     """Refuse a demand that no engine could meet. Raises BadRequest that names the field."""
     if "tools" in fields or "tool_choice" in fields:
-        demand = read(fields)
+        demand, budget = read(fields), schema_validators.Budget()
         for tool in demand.checked if demand else ():
-            tool.check()
+            tool.check(budget)
 
 
 def _any_strict(entries: Any) -> bool:

@@ -47,13 +47,16 @@ class Guard:
         self.sent = False
         self._terms = terms
         self._choices: dict[Any, _Choice] = {}
+        self._budget = caller_schemas.Budget()  # one for all calls, because a blocking answer has them all at once
 
     def edit(self, chunk: dict[str, Any]) -> None:
         """Replace a chunk's choices by the parts of them that pass."""
         for choice in chunk.get("choices") or ():
             if isinstance(choice, dict) and isinstance(choice.get("delta"), dict):
                 index = choice.get("index")
-                state = self._choices.setdefault(index if isinstance(index, int) else 0, _Choice(self._terms))
+                state = self._choices.setdefault(
+                    index if isinstance(index, int) else 0, _Choice(self._terms, self._budget)
+                )
                 try:
                     state.edit(choice)
                 except _WrongError as exc:
@@ -88,8 +91,9 @@ class _Call:
 class _Choice:
     """The calls of one choice."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, budget: caller_schemas.Budget) -> None:
         self._terms = terms
+        self._budget = budget
         self._reader = CallReader(terms.only) if terms.reads else None
         self._calls: dict[int, _Call] = {}  # by the engine's own indices
         self._role: str | None = None  # sent with the first part that passes
@@ -187,9 +191,9 @@ class _Choice:
             arguments = orjson.loads("".join(call.parts))
         except orjson.JSONDecodeError:
             raise _WrongError(_NOT_JSON, call.name) from None
-        if not caller_schemas.bounded(tool.parameters, arguments):
+        if not self._budget.allows(tool.parameters, arguments):
             raise _WrongError(
-                "The arguments of the call need too many steps to be checked against the schema.", call.name
+                "The arguments of the calls need too many steps to be checked against the schema.", call.name
             )
         for error in tool.validator.iter_errors(arguments):
             where = "".join(f"[{it!r}]" for it in error.instance_path)

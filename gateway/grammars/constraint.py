@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from jsonschema_rs import ReferencingError, ValidationError, Validator
 
-from gateway import caller_schemas
+from gateway import caller_schemas, schema_validators
 from gateway.dialects.dialect import JsonStyle
 from gateway.grammars.grammar import Grammar, UnsupportedError, literal, read, write
 from gateway.grammars.json_schema import compiled
@@ -48,7 +48,7 @@ class Constraint:
     @cached_property
     def _validator(self) -> Validator | None:
         try:
-            return caller_schemas.validator(self.schema) if self.schema is not None else None
+            return schema_validators.validator(self.schema) if self.schema is not None else None
         except (ValidationError, ReferencingError, ValueError):
             return None
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fakes.dialects import ENGINES
 from tests.support.long import LONG
-from tests.support.processes import AUTH, JSON, GatewayProcess
+from tests.support.processes import AUTH, JSON, MESSAGES, GatewayProcess
 from tests.support.tool_apis import TOOL_APIS, ToolApi
 from tests.support.tool_demands import BEGINS_AS_ARGUMENTS, DEMANDS, GOOD, NAMED, NOTHING_PASSED, RIGHT, WRONG
 
@@ -79,3 +79,44 @@ def test_of_many_demands_none_is_missed_in_silence(before_all: GatewayProcess, e
     for api in TOOL_APIS:
         for stream in (False, True):
             assert counts[api, stream, "called"] > counts[api, stream, "failed"] > 0
+
+
+def again(levels: int) -> dict[str, Any]:
+    """Definitions that each apply the next one twice, and tell which members of a value are evaluated."""
+    more = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(levels)}
+    parts = {name: it | {"unevaluatedProperties": False} for name, it in more.items()}
+    return {"properties": {"x": {"$ref": "#/$defs/a0"}}, "$defs": parts | {f"a{levels}": {"type": "object"}}}
+
+
+def chain(length: int) -> dict[str, Any]:
+    parts = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(length)}
+    return {"unevaluatedItems": False, "$ref": "#/$defs/a0", "$defs": parts | {f"a{length}": {}}}
+
+
+HOSTILE: dict[str, list[dict[str, Any]]] = {
+    "compiled again and again": [again(13)],
+    "below a name that is a pattern": [
+        {"patternProperties": {"^x": {"$ref": "#/$defs/a0"}}, "$defs": again(13)["$defs"]}
+    ],
+    "a long chain of references": [chain(900)],
+    "more of it than the stack has": [chain(4000)],
+    "a long name above many parts": [{"properties": {"a" * 100_000: {"allOf": [{}] * 4000}}}],
+    "many tools": [again(7) for _ in range(100)],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_schema_that_takes_too_long_to_compile_is_refused(
+    before_all: GatewayProcess, name: str, strict: bool
+) -> None:
+    """A schema of 1.4 kB stopped a worker for 19 s, and one of 250 kB killed it."""
+    functions = [{"name": f"f{n}", "parameters": it, "strict": strict} for n, it in enumerate(HOSTILE[name])]
+    sent = {"model": "vllm", "messages": MESSAGES, "tools": [{"type": "function", "function": it} for it in functions]}
+    workers = before_all.workers()
+    with before_all.client() as client:
+        answer = client.post("/v1/chat/completions", json=sent if strict else sent | {"tool_choice": "required"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"].partition(".")[2]) == (400, "function.parameters")
+    assert "too long to be compiled" in error["message"] or "refers to more than 1000" in error["message"]
+    assert before_all.workers() == workers

@@ -204,6 +204,29 @@ def test_patterns_that_would_take_half_a_gigabyte_are_not_compiled(
     assert peak(before_all) - before < 50_000, "kilobytes"
 
 
+def applied(levels: int) -> dict[str, Any]:
+    """A schema that applies its last definition to `x` in 2^levels ways."""
+    parts = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(levels)}
+    last = {f"a{levels}": {"type": "integer"}}
+    return {"type": "object", "properties": {"x": {"$ref": "#/$defs/a0"}}, "$defs": parts | last}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("levels", "told"), [(4, "called"), (12, "failed")])
+def test_the_checks_of_all_calls_of_an_answer_are_bounded_together(
+    http: httpx.Client, mark: str, levels: int, told: str, stream: bool
+) -> None:
+    """Each of the sixty calls takes 0.1 s with 12 levels, and other requests waited for 6 s."""
+    function = {"name": "f", "parameters": applied(levels)}
+    tools, calls = [{"type": "function", "function": function}], {"calls": [["f", {"x": 1}]] * 60}
+    answer = ask(http, "vllm", mark, calls, calls, tools=tools, tool_choice="required", stream=stream)
+    if told == "failed":
+        assert "need too many steps" in answer.text
+    else:
+        assert answer.status_code == 200
+        assert answer.text.count('"name":"f"') == 60
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_only_the_allowed_tools_are_offered(
     http: httpx.Client, fakes: dict[str, FakeEngine], mark: str, engine: str
