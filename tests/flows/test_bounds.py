@@ -8,6 +8,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess
@@ -326,3 +327,35 @@ def test_others_are_served_while_bodies_are_checked(before_all: GatewayProcess) 
         assert client.get("/livez").status_code == 200
         assert not all(it.done() for it in answers), "the loop stood still for each of them"
         assert {it.result().status_code for it in answers} <= {200, 400}
+
+
+def searched(number: int) -> dict[str, Any]:
+    return {"model": "llamacpp", "messages": MESSAGES} | takes_long(number)
+
+
+def test_a_key_waits_for_one_search_of_another_key(before_all: GatewayProcess) -> None:
+    with before_all.client() as client, ThreadPoolExecutor(6) as pool:
+        answers = [
+            pool.submit(client.post, PATHS["chat"], json=searched(number), timeout=120) for number in range(100, 106)
+        ]
+        wait(answers, return_when=FIRST_COMPLETED)
+        other = {"authorization": "Bearer sk-second-0123456789abcdef"}
+        short = {"model": "llamacpp", "messages": MESSAGES} | text(pattern="^[a-z]{4}-other$")
+        assert client.post(PATHS["chat"], json=short, headers=other, timeout=120).status_code == 200
+        assert sum(it.done() for it in answers) <= 3, "it waited for all of them"
+        assert {it.result().status_code for it in answers} == {400}
+
+
+def test_a_search_is_dropped_if_its_client_leaves_before_it_begins(before_all: GatewayProcess) -> None:
+    def leave(name: str) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(PATHS["chat"], json=searched(int(name[5:])), headers={"x-request-id": name}, timeout=0.3)
+
+    with before_all.client() as client, ThreadPoolExecutor(8) as pool:
+        answers = [
+            pool.submit(client.post, PATHS["chat"], json=searched(number), timeout=120) for number in range(200, 206)
+        ]
+        wait(answers, return_when=FIRST_COMPLETED)
+        list(pool.map(leave, ("left-210", "left-211")))
+        assert [before_all.lines(name)[-1]["status"] for name in ("left-210", "left-211")] == [499, 499]
+        assert not all(it.done() for it in answers), "they had their turn"
