@@ -238,7 +238,9 @@ class Pipeline:
         body = lengths.unify(kind, body)
         route = await self._routes.resolve(body.get("model"), key, headers)
         engines = {target.upstream.dialect.name for tier in route.tiers for target in tier}
-        for it in await work(weight, bounds.check, body, engines):
+        texts, searches = await work(weight, bounds.check, body, engines)
+        await work(weight + texts.weight if texts.weight else 0, texts.check)
+        for it in searches:
             await bench.search(it.check) if it.takes_long else it.check()
         if endpoint.chats:
             await work(weight, demand.check, body)

@@ -76,6 +76,11 @@ def definitions(count: int, choice: str, name: str = "$defs") -> dict[str, Any]:
     return {name: found | {f"d{count}": {"type": "string"}}, "$ref": f"#/{name}/d0"}
 
 
+def tagged(number: int, size: int) -> dict[str, Any]:
+    """A grammar in a structural tag: of so many characters, and sound."""
+    return {"type": "grammar", "grammar": f"root ::= r{number} " + '"a" ' * (size // 4)}
+
+
 TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "a grammar of nested parentheses": ({"grammar": f"root ::= {parentheses(60_000)}"}, "grammar"),
     "a short one": ({"grammar": f"root ::= {parentheses(65)}"}, "grammar"),
@@ -137,6 +142,18 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
         "structured_outputs.structural_tag",
     ),
     "with a grammar": ({"structural_tag": {"format": {"type": "grammar", "grammar": branching(20)}}}, "structural_tag"),
+    "grammars that are long in all": (
+        {"structural_tag": {"a": [tagged(n, 30_000) for n in range(3)]}},
+        "structural_tag",
+    ),
+    "in a tool and beside it": (
+        {"tools": [tool({"x": tagged(1, 40_000)})], "guided_grammar": tagged(2, 40_000)["grammar"]},
+        "tools[0]",
+    ),
+    "patterns that are long in all": (
+        {"tools": [tool({"properties": {"a": {"pattern": f"^{n}{'a' * 20_000}$"}}}) for n in range(5)]},
+        "tools[3]",
+    ),
     "vLLM's older names": ({"guided_regex": parentheses(65)}, "guided_regex"),
     "older grammar": ({"guided_grammar": parentheses(65)}, "guided_grammar"),
     "older schema": ({"guided_json": nested(200)}, "guided_json"),
@@ -199,6 +216,7 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "preserved tokens": ({"preserved_tokens": ["a"] * 1025}, "preserved_tokens"),
     "triggers": ({"grammar_triggers": [{"type": 2, "value": "(" * 5000}]}, "grammar_triggers"),
 }
+FOR_ALL = ("a grammar of nested parentheses", "grammars that are long in all", "patterns that are long in all")
 LANGUAGE = r"""
 root ::= function+
 function ::= "fn" s name "(" (name (", " name)*)? ")" s block n
@@ -277,7 +295,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
 def test_a_field_that_would_block_the_engine_for_others_is_refused(before_all: GatewayProcess, name: str) -> None:
     fields, param = TOO_MUCH[name]
     with before_all.client() as client:
-        for model in ALL if name == "a grammar of nested parentheses" else ("llamacpp",):
+        for model in ALL if name in FOR_ALL else ("llamacpp",):
             for kind, content in (("chat", {"messages": MESSAGES}), ("completion", {"prompt": "x"})):
                 answer = client.post(PATHS[kind], json={"model": model} | content | fields)
                 assert answer.status_code == 400, (kind, answer.text)
