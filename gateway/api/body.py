@@ -6,18 +6,19 @@ take 200 bytes of memory. Values are therefore counted before they are made. The
 runs in a thread, in many short steps.
 """
 
-import asyncio
 import functools
 import gc
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
 from gateway.api.field_names import refuse_long_numbers
+from gateway.api.turns import Turns
 from gateway.errors import BadRequest
+from gateway.relay.client import Client
 from gateway.values import MAX_CONTAINERS, MAX_VALUES, weigh
 
 LARGE = 1 << 20  # bytes of memory beyond which a body is weighed exactly, in a thread
@@ -31,33 +32,47 @@ T = TypeVar("T")
 
 
 class Workshop:
-    """Parse and check bodies for one worker: large ones in a thread, one at a time. What takes long for a body of any
-    size has a thread of its own. The Workshop's creator closes it."""
+    """Threads of one worker, in which bodies are parsed and checked: one for large bodies, and one for what takes long
+    for a body of any size. The Workshop's creator closes it."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "bodies")
-        self._searches = ThreadPoolExecutor(1, "searches")
+        self._bodies = Turns("bodies")
+        self._searches = Turns("searches")
 
     def close(self) -> None:
-        for it in (self._thread, self._searches):
-            it.shutdown(wait=False, cancel_futures=True)
+        self._bodies.close()
+        self._searches.close()
+
+    def bench(self, account: str, client: Client | None) -> "Bench":
+        """Return what works for one request. `account` is that of its key or user. If `client` disconnects, the request
+        waits no more."""
+        return Bench(account, client, self._bodies, self._searches)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Parse and check the body of one request. Each method raises what Turns.run raises."""
+
+    account: str
+    client: Client | None
+    bodies: Turns
+    searches: Turns
 
     async def parse(self, raw: bytes) -> tuple[dict[str, Any], int]:
         """Parse a body as `parse` does. Returns the object, and how many bytes of memory it takes at most."""
         if (most := _estimate(raw)) <= LARGE:
             return parse(raw), most
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _parse_and_weigh, raw)
+        return await self.bodies.run(self.account, self.client, functools.partial(_parse_and_weigh, raw))
 
     async def work(self, weight: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `call(*args)`. It runs in the thread if the body takes much memory (`weight`, in bytes)."""
         if weight <= LARGE:
             return call(*args, **kwargs)
-        work = functools.partial(call, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self.bodies.run(self.account, self.client, functools.partial(call, *args, **kwargs))
 
     async def search(self, call: Callable[[], T]) -> T:
         """Return `call()`, which may take a second."""
-        return await asyncio.get_running_loop().run_in_executor(self._searches, call)
+        return await self.searches.run(self.account, self.client, call)
 
 
 def parse(raw: bytes) -> dict[str, Any]:

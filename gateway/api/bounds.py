@@ -12,7 +12,7 @@ from typing import Any
 from gateway.api import optional
 from gateway.api.body import parse
 from gateway.api.schema_bounds import MAX_NODES_IN_ALL, check_schema
-from gateway.api.text_bounds import MAX_TEXT, MOST_REPEATS, check_text
+from gateway.api.text_bounds import MOST_REPEATS, Texts
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.grammars import ambiguity
@@ -78,32 +78,39 @@ class Search:
             )
 
 
-def check(body: dict[str, Any], engines: Iterable[str]) -> Sequence[Search]:
-    """Refuse a body that asks too much of one of these engines. The caller must check what is returned, too."""
+def check(body: dict[str, Any], engines: Iterable[str]) -> tuple[Texts, Sequence[Search]]:
+    """Refuse a body that asks too much of one of these engines. The caller must check what is returned, too: the texts
+    first."""
+    dialects = [DIALECTS[it] for it in engines]
+    repeats = min((it.most_repeats or MOST_REPEATS for it in dialects), default=MOST_REPEATS)
+    texts = Texts(repeats)
     if _WATCHED.isdisjoint(body):
-        return ()
+        return texts, ()
     for name in NUMBERS.keys() & body.keys():
         value = body[name]
         if type(value) in (int, float) and value > NUMBERS[name]:
             raise BadRequest(f"'{name}' must be at most {NUMBERS[name]}.", param=name)
     for name in LISTS.keys() & body.keys():
         _check_list(name, body[name], *LISTS[name])
-    dialects = [DIALECTS[it] for it in engines]
-    repeats = min((it.most_repeats or MOST_REPEATS for it in dialects), default=MOST_REPEATS)
     each_way = any(it.follows_each_way for it in dialects)
     searches = []
     for where, text in _texts(body):
-        check_text(text, where, repeats, regex=where.endswith(_REGEXES))
+        texts.add(text, where, regex=where.endswith(_REGEXES))
         if each_way and where in _GBNF:
             searches.append(Search({text: where}, ambiguity.of_grammar(text)))
-    patterns: dict[str, str] = {}  # and where they are
-    names: dict[str, str] = {}  # that are patterns
+    patterns = _check_schemas(body, repeats, texts)
+    if each_way and patterns:
+        searches.append(Search(patterns, ambiguity.of_patterns(tuple(patterns))))
+    return texts, searches
+
+
+def _check_schemas(body: dict[str, Any], repeats: int, texts: Texts) -> dict[str, str]:
+    """Check the body's schemas, add their patterns and grammars to `texts`, and return the patterns and their
+    places."""
+    patterns: dict[str, str] = {}
     nodes = squares = 0
     for where, schema in _schemas(body):
         found = check_schema(schema, where, repeats)
-        for it in found.patterns:
-            patterns.setdefault(it, where)
-        names.update(dict.fromkeys(found.names, where))
         nodes, squares = nodes + found.nodes, squares + found.squares
         if nodes > MAX_NODES_IN_ALL or squares > optional.MOST:
             raise BadRequest(
@@ -111,14 +118,14 @@ def check(body: dict[str, Any], engines: Iterable[str]) -> Sequence[Search]:
                 " in all. Make properties 'required', or send fewer tools or smaller schemas.",
                 param=where,
             )
-    for text, where in (names | patterns).items():
-        check_text(text, where, repeats, regex=True)
-    if each_way and patterns:
-        if sum(map(len, patterns)) > MAX_TEXT:
-            where = patterns[max(patterns, key=len)]
-            raise BadRequest(f"'{where}' has patterns of more than {MAX_TEXT} characters in all.", param=where)
-        searches.append(Search(patterns, ambiguity.of_patterns(tuple(patterns))))
-    return searches
+        for it in found.patterns:
+            texts.add(it, where, regex=True)
+            patterns.setdefault(it, where)
+        for it in found.names:
+            texts.add(it, where, regex=True)
+        for it in found.grammars:
+            texts.add(it, where, regex=False)
+    return patterns
 
 
 def _check_list(name: str, value: Any, most: int, longest: int) -> None:

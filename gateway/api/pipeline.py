@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope
 from gateway import headers as names
 from gateway import multipart
 from gateway.api import bounds
-from gateway.api.body import Workshop
+from gateway.api.body import Bench, Workshop
 from gateway.api.checks import check, suited
 from gateway.api.faces import FACES, Asked, Face, Setting
 from gateway.api.idempotency.answers import Answers
@@ -115,11 +115,12 @@ class Pipeline:
         charge = self._memory.charge(key.id, 0)
         raw = await read(scope, receive, charge, self._max_body)
         started = time.monotonic()  # the time that the client took to send it does not count as the answer's
+        bench = self._bodies.bench(key.account, scope["stack.client"])
         if endpoint.form:
             body, weight = multipart.parse(raw, headers[b"content-type"]), len(raw)
             said = tuple(multipart.says(body))  # a client that repeats its request chooses another boundary
         else:
-            body, weight = await self._bodies.parse(raw)
+            body, weight = await bench.parse(raw)
             said = (raw,)
         charge.resize(len(raw) + weight)  # the body is kept as values, and written again for the engine
         strict = is_strict(headers, unless_said=self._strict)
@@ -127,12 +128,12 @@ class Pipeline:
         its, reading, face = None, None, FACES[endpoint.api] if endpoint.translated else None
         if face is not None:
             its, reading = await self._translating(endpoint, scope, key, face, body, charge, len(raw), weight)
-            told: Asked = await self._bodies.work(*reading, its)
+            told: Asked = await bench.work(*reading, its)
             weight = reading[0]
             asked, body = _strictly(told) if strict else told, told.chat
         try:
             exchange, route = await self._prepare(
-                endpoint, scope, headers, key, said, body, weight, asked, started, charge, strict=strict
+                endpoint, scope, headers, key, said, body, weight, asked, started, charge, bench, strict=strict
             )
         except StackError as exc:
             if face is not None:
@@ -169,7 +170,8 @@ class Pipeline:
         `setting` is the `Request.setting` of that earlier request."""
         if request.reading is None or request.its is None or not setting:
             return request
-        return self._written_by(request, await self._bodies.work(*request.reading, replace(request.its, **setting)))
+        bench = self._bodies.bench(request.key.account, None)  # the answer may have several clients
+        return self._written_by(request, await bench.work(*request.reading, replace(request.its, **setting)))
 
     def _written_by(self, request: Request, asked: Asked) -> Request:
         keep = None
@@ -189,13 +191,14 @@ class Pipeline:
         asked: Asked | None,
         started: float,
         charge: Charge,
+        bench: Bench,
         *,
         strict: bool,
     ) -> tuple[Exchange, Route]:
         """Check a request's fields and find its route. `body` is as engines have it, `weight` the bytes of its values,
         `said` as the caller sent it, and `asked` what a face made of that."""
         kind = endpoint.kind
-        size, body, route, prompt = await self._checked(endpoint, headers, key, body, weight, strict=strict)
+        size, body, route, prompt = await self._checked(endpoint, headers, key, body, weight, bench, strict=strict)
         options = body.get("stream_options") or {}
         return Exchange(
             request_id=scope["request_id"],
@@ -225,17 +228,20 @@ class Pipeline:
         key: Key,
         body: dict[str, Any],
         weight: int,
+        bench: Bench,
         *,
         strict: bool,
     ) -> tuple[int, dict[str, Any], Route, str | None]:
         """Return a body's size, its fields for the engine, its route, and the names of its prompts."""
-        kind, work = endpoint.kind, self._bodies.work
+        kind, work = endpoint.kind, bench.work
         size = await work(weight, check, kind, body)
         body = lengths.unify(kind, body)
         route = await self._routes.resolve(body.get("model"), key, headers)
         engines = {target.upstream.dialect.name for tier in route.tiers for target in tier}
-        for search in await work(weight, bounds.check, body, engines):
-            await self._bodies.search(search.check) if search.takes_long else search.check()
+        texts, searches = await work(weight, bounds.check, body, engines)
+        await work(weight + texts.weight if texts.weight else 0, texts.check)
+        for it in searches:
+            await bench.search(it.check) if it.takes_long else it.check()
         if endpoint.chats:
             await work(weight, demand.check, body)
         # Before a prompt, control tokens are searched for, which takes up to 0.2 µs for each character.

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.api import branching, optional
-from gateway.api.text_bounds import BRANCHES, MAX_DEPTH, check_text
+from gateway.api.text_bounds import BRANCHES, MAX_DEPTH
 from gateway.errors import BadRequest
 
 MAX_PROPERTIES = 500  # of one object of a schema: 2000 optional ones took more than 40 s
 MAX_VALUES = 1000  # of all its enums: OpenAI's own limit; 5000 took more than 40 s
 MAX_NODES = 20_000  # of a schema: values of every kind
 MAX_NODES_IN_ALL = 100_000  # of all schemas: 500 objects of 30 properties took 5 s, and a forced call needs all tools
-MOST_SOUND, MOST_KEPT = 4096, 256  # schemas that are remembered, and characters of all patterns of one
+MOST_SOUND, MOST_KEPT = 4096, 256  # schemas that are remembered, and characters of all patterns and grammars of one
 
 _PAIRS = (
     ("minLength", "maxLength"),
@@ -25,12 +25,14 @@ _NEEDED = ("minLength", "minItems")  # keywords that demand repetitions
 
 
 class Found(NamedTuple):
-    """What a sound schema has: values, the sum of `optional.square`, patterns, and names that are patterns."""
+    """What a sound schema has: values, the sum of `optional.square`, patterns, names that are patterns,
+    and grammars."""
 
     nodes: int
     squares: int
     patterns: tuple[str, ...]
     names: tuple[str, ...]
+    grammars: tuple[str, ...]
 
 
 # The sound schemas that were checked last, by their digests: an agent sends the same tools with each request.
@@ -38,14 +40,14 @@ _sound: dict[tuple[int, bytes], Found] = {}
 
 
 def check_schema(schema: Any, where: str, repeats: int) -> Found:
-    """Check a schema without its patterns, if that was not done before."""
+    """Check a schema without its patterns and grammars, if that was not done before."""
     try:
         known = repeats, blake2b(orjson.dumps(schema), digest_size=16).digest()
     except TypeError:  # too deep for orjson
         return _check(schema, where, repeats)
     if (found := _sound.get(known)) is None:
         found = _check(schema, where, repeats)
-        if sum(map(len, found.patterns + found.names)) <= MOST_KEPT:
+        if sum(map(len, found.patterns + found.names + found.grammars)) <= MOST_KEPT:
             if len(_sound) >= MOST_SOUND:
                 _sound.clear()
             _sound[known] = found
@@ -53,10 +55,11 @@ def check_schema(schema: Any, where: str, repeats: int) -> Found:
 
 
 def _check(schema: Any, where: str, repeats: int) -> Found:
-    """Check a schema without its patterns."""
+    """Check a schema without its patterns and grammars."""
     pointed = branching.pointing(schema)
     patterns: dict[str, None] = {}
     names: dict[str, None] = {}
+    grammars: dict[str, None] = {}
     nodes = values = squares = 0
     level: list[Any] = [schema]
     for _ in range(MAX_DEPTH * 2):  # a level of a schema is two of JSON: an object's properties, and one of them
@@ -69,6 +72,8 @@ def _check(schema: Any, where: str, repeats: int) -> Found:
                     patterns[it] = None
                 if isinstance(them := node.get("patternProperties"), dict):
                     names |= dict.fromkeys(them)
+                if node.get("type") == "grammar" and isinstance(it := node.get("grammar"), str):  # a structural tag's
+                    grammars[it] = None
                 values += len(node["enum"]) if isinstance(node.get("enum"), list) else 0
                 found += node.values()
             elif isinstance(node, list):
@@ -82,7 +87,7 @@ def _check(schema: Any, where: str, repeats: int) -> Found:
         if not level:
             if branching.of_schema(schema) > branching.MOST:
                 raise BadRequest(BRANCHES.format(where=where), param=where)
-            return Found(nodes, squares, tuple(patterns), tuple(names))
+            return Found(nodes, squares, tuple(patterns), tuple(names), tuple(grammars))
     raise BadRequest(f"'{where}' is nested more than {MAX_DEPTH} levels deep.", param=where)
 
 
@@ -98,8 +103,6 @@ def _check_object(node: dict[str, Any], where: str, repeats: int) -> None:
     for name in _NEEDED:
         if (low := _number(node.get(name))) is not None and low > repeats:
             raise BadRequest(f"'{where}' has a {name} above {repeats}.", param=where)
-    if node.get("type") == "grammar" and isinstance(grammar := node.get("grammar"), str):  # in a structural tag
-        check_text(grammar, where, repeats, regex=False)
 
 
 def _number(value: Any) -> float | None:

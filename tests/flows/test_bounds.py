@@ -8,6 +8,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.processes import MESSAGES, FakeEngine, GatewayProcess
@@ -75,6 +76,11 @@ def definitions(count: int, choice: str, name: str = "$defs") -> dict[str, Any]:
     return {name: found | {f"d{count}": {"type": "string"}}, "$ref": f"#/{name}/d0"}
 
 
+def tagged(number: int, size: int) -> dict[str, Any]:
+    """A grammar in a structural tag: of so many characters, and sound."""
+    return {"type": "grammar", "grammar": f"root ::= r{number} " + '"a" ' * (size // 4)}
+
+
 TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "a grammar of nested parentheses": ({"grammar": f"root ::= {parentheses(60_000)}"}, "grammar"),
     "a short one": ({"grammar": f"root ::= {parentheses(65)}"}, "grammar"),
@@ -136,6 +142,18 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
         "structured_outputs.structural_tag",
     ),
     "with a grammar": ({"structural_tag": {"format": {"type": "grammar", "grammar": branching(20)}}}, "structural_tag"),
+    "grammars that are long in all": (
+        {"structural_tag": {"a": [tagged(n, 30_000) for n in range(3)]}},
+        "structural_tag",
+    ),
+    "in a tool and beside it": (
+        {"tools": [tool({"x": tagged(1, 40_000)})], "guided_grammar": tagged(2, 40_000)["grammar"]},
+        "tools[0]",
+    ),
+    "patterns that are long in all": (
+        {"tools": [tool({"properties": {"a": {"pattern": f"^{n}{'a' * 20_000}$"}}}) for n in range(5)]},
+        "tools[3]",
+    ),
     "vLLM's older names": ({"guided_regex": parentheses(65)}, "guided_regex"),
     "older grammar": ({"guided_grammar": parentheses(65)}, "guided_grammar"),
     "older schema": ({"guided_json": nested(200)}, "guided_json"),
@@ -198,6 +216,7 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
     "preserved tokens": ({"preserved_tokens": ["a"] * 1025}, "preserved_tokens"),
     "triggers": ({"grammar_triggers": [{"type": 2, "value": "(" * 5000}]}, "grammar_triggers"),
 }
+FOR_ALL = ("a grammar of nested parentheses", "grammars that are long in all", "patterns that are long in all")
 LANGUAGE = r"""
 root ::= function+
 function ::= "fn" s name "(" (name (", " name)*)? ")" s block n
@@ -276,7 +295,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
 def test_a_field_that_would_block_the_engine_for_others_is_refused(before_all: GatewayProcess, name: str) -> None:
     fields, param = TOO_MUCH[name]
     with before_all.client() as client:
-        for model in ALL if name == "a grammar of nested parentheses" else ("llamacpp",):
+        for model in ALL if name in FOR_ALL else ("llamacpp",):
             for kind, content in (("chat", {"messages": MESSAGES}), ("completion", {"prompt": "x"})):
                 answer = client.post(PATHS[kind], json={"model": model} | content | fields)
                 assert answer.status_code == 400, (kind, answer.text)
@@ -326,3 +345,35 @@ def test_others_are_served_while_bodies_are_checked(before_all: GatewayProcess) 
         assert client.get("/livez").status_code == 200
         assert not all(it.done() for it in answers), "the loop stood still for each of them"
         assert {it.result().status_code for it in answers} <= {200, 400}
+
+
+def searched(number: int) -> dict[str, Any]:
+    return {"model": "llamacpp", "messages": MESSAGES} | takes_long(number)
+
+
+def test_a_key_waits_for_one_search_of_another_key(before_all: GatewayProcess) -> None:
+    with before_all.client() as client, ThreadPoolExecutor(6) as pool:
+        answers = [
+            pool.submit(client.post, PATHS["chat"], json=searched(number), timeout=120) for number in range(100, 106)
+        ]
+        wait(answers, return_when=FIRST_COMPLETED)
+        other = {"authorization": "Bearer sk-second-0123456789abcdef"}
+        short = {"model": "llamacpp", "messages": MESSAGES} | text(pattern="^[a-z]{4}-other$")
+        assert client.post(PATHS["chat"], json=short, headers=other, timeout=120).status_code == 200
+        assert sum(it.done() for it in answers) <= 3, "it waited for all of them"
+        assert {it.result().status_code for it in answers} == {400}
+
+
+def test_a_search_is_dropped_if_its_client_leaves_before_it_begins(before_all: GatewayProcess) -> None:
+    def leave(name: str) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(PATHS["chat"], json=searched(int(name[5:])), headers={"x-request-id": name}, timeout=0.3)
+
+    with before_all.client() as client, ThreadPoolExecutor(8) as pool:
+        answers = [
+            pool.submit(client.post, PATHS["chat"], json=searched(number), timeout=120) for number in range(200, 206)
+        ]
+        wait(answers, return_when=FIRST_COMPLETED)
+        list(pool.map(leave, ("left-210", "left-211")))
+        assert [before_all.lines(name)[-1]["status"] for name in ("left-210", "left-211")] == [499, 499]
+        assert not all(it.done() for it in answers), "they had their turn"
