@@ -296,10 +296,12 @@ class Answer:
         return max(made, self.reader.content.tokens)
 
     def learn(self) -> None:
-        """Update the tokens, the usage and the finish_reason from the stream so far."""
+        """Update the tokens, the usage and the finish_reason from the stream so far. The tokens are those that engines
+        made, whatever the rounds passed on of them."""
         if reader := self.reader:
             self.usage, self.finish_reason = reader.usage, reader.content.finish_reason
-            self.tokens = max(reader.made, seen(reader.content.tokens, reader.content.characters))
+            made = self.rounds.tokens if self.rounds is not None else 0
+            self.tokens = max(reader.made, seen(reader.content.tokens, reader.content.characters), made)
 
     def breaks(self, error: StackError, *, sent: bool) -> Search | None:
         """Note that an attempt ended with this error. Returns the search for an engine that continues the answer; None

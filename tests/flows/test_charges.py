@@ -44,6 +44,7 @@ models:
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   brief: {{targets: [{{engine: vllm, model: fake-model}}], timeouts: {{total: 1}}}}
   brief-ollama: {{targets: [{{engine: ollama, model: fake-model}}], timeouts: {{total: 1}}}}
+  brief-llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}], timeouts: {{total: 1}}}}
   dies-then-vllm:
     targets: [{{engine: vllm, model: dies}}]
     fallbacks: [{{engine: llamacpp, model: fake-model}}]
@@ -73,7 +74,7 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (14, {}),
+    (29, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
@@ -461,6 +462,90 @@ def test_a_tool_call_in_one_event_is_more_than_one_token(gateway: GatewayProcess
             pass
         request_id = answer.headers["x-request-id"]
     assert finished(gateway, request_id)["tokens_out"] >= 400
+
+
+def call(number: int, text: str) -> list[Any]:
+    """Return the event with a whole tool call, whose arguments have this text."""
+    function = {"name": "f", "arguments": json.dumps({"x": text})}
+    piece = {"index": number, "id": f"c{number}", "type": "function", "function": function}
+    return ["event", {"choices": [{"index": 0, "delta": {"tool_calls": [piece]}, "finish_reason": None}]}]
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALLS = [["role"], *(call(number, "word " * 100) for number in range(10))], 1250
+WORDS = [["role"], *(["token", "word "] for _ in range(40))], 40
+REQUIRED: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
+ONLY_ONE: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False}
+
+
+def cut(gateway: GatewayProcess, *rounds: list[Any], model: str = "brief", **fields: Any) -> int:
+    """Return the tokens that are charged for a stream that the engine does not end in time. Each of its requests to the
+    engine is answered with a script."""
+    name = uuid4().hex
+    tries = [{"script": it} for it in rounds]
+    body = {"model": model, "messages": MESSAGES, "stream": True, "mark": name, "tries": tries, **fields}
+    headers = {"authorization": f"Bearer {make_key(gateway)}", "x-request-id": name}
+    with suppress(httpx.RemoteProtocolError):  # the stream is cut
+        httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
+    line = finished(gateway, name)
+    assert line["outcome"] == "engine_timeout", line
+    return int(line["tokens_out"])
+
+
+def test_a_client_that_leaves_is_charged_for_calls_that_were_not_passed_on(gateway: GatewayProcess) -> None:
+    script, tokens = CALLS
+    body = {"messages": MESSAGES, "stream": True, "tools": TOOLS, "tool_choice": "none"}
+    headers = {"authorization": f"Bearer {make_key(gateway)}"}
+    with (
+        httpx.Client(base_url=gateway.url, headers=headers, verify=NO_TLS) as http,
+        http.stream("POST", CHAT, json=body | {"script": [*script, ["token", "x"], ["hang"]]}) as answer,
+    ):
+        lines = answer.iter_lines()
+        while '"x"' not in next(lines):
+            pass
+        request_id = answer.headers["x-request-id"]
+    line = finished(gateway, request_id)
+    assert line["outcome"] == "client_left"
+    assert line["tokens_out"] > tokens
+
+
+@pytest.mark.parametrize(
+    ("made", "fields"),
+    [
+        (CALLS, ONLY_ONE),
+        (CALLS, {"tools": TOOLS, "tool_choice": "none"}),
+        (WORDS, REQUIRED),
+        (WORDS, {**REQUIRED, "n": 2}),
+        (WORDS, {**REQUIRED, "model": "brief-llamacpp"}),
+    ],
+    ids=["calls after the first", "calls that were not allowed", "text", "text of one of two", "text instead of JSON"],
+)
+def test_what_is_not_passed_on_of_an_answer_is_charged_like_the_rest(
+    gateway: GatewayProcess, made: tuple[list[Any], int], fields: dict[str, Any]
+) -> None:
+    script, tokens = made
+    assert cut(gateway, [*script, ["hang"]], **fields) >= tokens
+
+
+@pytest.mark.parametrize("told", [[["usage"]], []], ids=["usage", "no usage"])
+@pytest.mark.parametrize(
+    ("made", "fields"),
+    [
+        (WORDS, REQUIRED),
+        (WORDS, {**REQUIRED, "n": 2}),
+        (WORDS, {**REQUIRED, "model": "brief-llamacpp"}),
+        (CALLS, {**ONLY_ONE, "model": "brief-ollama", "n": 2}),
+    ],
+    ids=["a repair", "a repair of two choices", "a repair of JSON", "a second choice"],
+)
+def test_the_rounds_before_the_one_that_is_cut_are_charged_too(
+    gateway: GatewayProcess, made: tuple[list[Any], int], fields: dict[str, Any], told: list[Any]
+) -> None:
+    script, tokens = made
+    other = ["event", {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}]
+    ends = [other, ["finish", "stop"], *told, ["done"], ["end"]]
+    second = [["role"], ["token", "{"], ["token", " "], ["hang"]]
+    assert cut(gateway, [*script, *ends], second, **fields) >= tokens + 2
 
 
 def test_a_retried_answer_is_charged_once(gateway: GatewayProcess, mark: str) -> None:
