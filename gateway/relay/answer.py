@@ -12,6 +12,7 @@ from gateway.dialects.thoughts import Tags
 from gateway.errors import EngineRefused, StackError
 from gateway.exchange import Exchange, Try, Usage
 from gateway.limits.estimates import seen, written
+from gateway.relay import echo
 from gateway.relay.content import reasons
 from gateway.relay.fold import Fold, foldable, remove_beginning, repeated, streamable
 from gateway.relay.reader import Reader
@@ -244,7 +245,7 @@ class Answer:
         if ways is not None:
             ways.count(answer)
         usage = self.usage = Usage.of(answer.get("usage"))
-        self.tokens = written(answer, usage)
+        self.tokens = written(echo.made_whole(answer, self.exchange), usage)
         if ways is not None:
             self.tokens = ways.wrote(self.tokens)
             answer = ways.take(answer)
@@ -300,8 +301,10 @@ class Answer:
         made, whatever the rounds passed on of them."""
         if reader := self.reader:
             self.usage, self.finish_reason = reader.usage, reader.content.finish_reason
+            content = reader.content
+            told = reader.made if reader.made > content.tokens else 0  # by the engine; otherwise these are the events
             made = self.rounds.tokens if self.rounds is not None else 0
-            self.tokens = max(reader.made, seen(reader.content.tokens, reader.content.characters), made)
+            self.tokens = max(told, seen(*echo.made(content, self.exchange)), made)
 
     def breaks(self, error: StackError, *, sent: bool) -> Search | None:
         """Note that an attempt ended with this error. Returns the search for an engine that continues the answer; None

@@ -14,6 +14,7 @@ from gateway.forced_tools.guard import Guard
 from gateway.forced_tools.plan import Plan, plan
 from gateway.headers import FORCED_TOOLS
 from gateway.limits.estimates import seen
+from gateway.relay import echo
 from gateway.relay.content import Content, Contents, content_of
 from gateway.relay.resume.part import alone
 from gateway.relay.round_writer import RoundWriter
@@ -77,9 +78,9 @@ class Rounds:
     def tokens(self) -> int:
         """The tokens of all rounds so far, whatever the client got of them: as engines counted those of the rounds
         before, if they did, and at least as many as were seen."""
-        made, (events, characters) = self.made, self._start
-        this = seen(made.tokens - events, made.characters - characters)
-        return max(self._before.tokens_out + this, self._discarded + seen(made.tokens, made.characters))
+        (events, characters), (events_before, characters_before) = echo.made(self.made, self._whole), self._start
+        this = seen(events - events_before, characters - characters_before)
+        return max(self._before.tokens_out + this, self._discarded + seen(events, characters))
 
     @property
     def alone(self) -> bool:
@@ -205,7 +206,7 @@ class Rounds:
         if self._turns:
             self.made.reopen(self.index)
         else:
-            self._discarded += seen(self.made.tokens, self.made.characters)
+            self._discarded += seen(*echo.made(self.made, self._whole))
             self.made = content_of(self._whole.choices)
         self._begin()
         return True
@@ -216,7 +217,7 @@ class Rounds:
             exchange = alone(exchange, self.index)
             self.content.expect(len(self.content.finished) + 1)
         self.exchange = exchange
-        self._start = self.made.tokens, self.made.characters
+        self._start = echo.made(self.made, self._whole)
         if self._kept is None:
             self._guard = None if self._plan is None else self._plan.guard()
 

@@ -74,7 +74,7 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (29, {}),
+    (45, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
@@ -546,6 +546,58 @@ def test_the_rounds_before_the_one_that_is_cut_are_charged_too(
     ends = [other, ["finish", "stop"], *told, ["done"], ["end"]]
     second = [["role"], ["token", "{"], ["token", " "], ["hang"]]
     assert cut(gateway, [*script, *ends], second, **fields) >= tokens + 2
+
+
+TEXT = " ".join(f"word{number}" for number in range(300))
+LAST = [*MESSAGES, {"role": "assistant", "content": TEXT}]
+ECHOES = {
+    "nothing": (COMPLETIONS, {"prompt": TEXT, "max_tokens": 0}, [""]),
+    "a text": (COMPLETIONS, {"prompt": TEXT}, [" some"]),
+    "two of each text": (COMPLETIONS, {"prompt": [TEXT, "one two"], "n": 2}, [" some"] * 4),
+    "tokens": (COMPLETIONS, {"prompt": list(range(700)), "max_tokens": 0}, [""]),
+    "lists of tokens": (COMPLETIONS, {"prompt": [list(range(700))] * 2}, [" some"] * 2),
+    "a message": (CHAT, {"messages": LAST, "continue_final_message": True, "add_generation_prompt": False}, [" some"]),
+    "a message with tools": (CHAT, {"messages": LAST, "tools": TOOLS, "parallel_tool_calls": False}, [" some"]),
+}
+
+
+def echo(path: str, prompts: list[str], made: list[str], tokens: int, *, stream: bool) -> list[list[Any]]:
+    """Return the script of vLLM's answer with `echo`, which took 600 tokens and these."""
+    chat, told = path == CHAT, {"prompt_tokens": 600, "completion_tokens": tokens, "total_tokens": 600 + tokens}
+    head = {"id": "c", "created": 1, "model": "fake-model"}
+
+    def choice(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+        said = {"delta" if stream else "message": {"content": text}} if chat else {"text": text}
+        return {"index": index, **said, "finish_reason": reason}
+
+    texts = list(enumerate(zip(prompts, made, strict=True)))
+    if not stream:
+        whole = [choice(index, prompt + text, "length") for index, (prompt, text) in texts]
+        return [["json", [200, head | {"choices": whole, "usage": told}]]]
+    pieces = [(index, it) for index, both in texts for it in (both if chat else ["".join(both)])]
+    choices = [*(choice(*it) for it in pieces), *(choice(index, "", "length") for index, _ in texts)]
+    events = [["event", head | {"choices": [it]}] for it in choices]
+    return [*events, ["event", head | {"choices": [], "usage": told}], ["done"], ["end"]]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["blocking", "stream"])
+@pytest.mark.parametrize("name", ECHOES)
+def test_a_prompt_that_the_answer_repeats_is_charged_once(gateway: GatewayProcess, name: str, stream: bool) -> None:
+    path, fields, made = ECHOES[name]
+    prompts = [TEXT, TEXT, "one two", "one two"] if len(made) == 4 else [TEXT] * len(made)
+    tokens = sum(map(bool, made))
+    script = echo(path, prompts, made, tokens, stream=stream)
+    answer = ask(gateway, make_key(gateway), path, echo=True, stream=stream, script=script, **fields)
+    line = finished(gateway, answer.raise_for_status().headers["x-request-id"])
+    assert (line["outcome"], line["tokens_in"], line["tokens_out"]) == ("finished", 600, tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["blocking", "stream"])
+def test_an_answer_behind_a_repeated_prompt_is_charged_by_its_text_too(gateway: GatewayProcess, stream: bool) -> None:
+    made = " more" * 500
+    script = echo(COMPLETIONS, [TEXT], [made], 0, stream=stream)
+    answer = ask(gateway, make_key(gateway), COMPLETIONS, echo=True, stream=stream, script=script, prompt=TEXT)
+    assert 500 <= finished(gateway, answer.headers["x-request-id"])["tokens_out"] <= len(made) // 4
 
 
 def test_a_retried_answer_is_charged_once(gateway: GatewayProcess, mark: str) -> None:
