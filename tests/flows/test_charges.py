@@ -74,7 +74,7 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (45, {}),
+    (51, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
@@ -418,6 +418,25 @@ def test_a_tool_call_of_which_ollama_has_sent_nothing_yet_is_charged_for_what_ma
     with ThreadPoolExecutor() as pool:
         asked = [("brief-ollama", {"tools": tools}), ("brief-ollama", {}), ("brief", {"tools": tools})]
         assert list(pool.map(lambda it: charged(it[0], **it[1]), asked)) == [seen + 5, seen, seen]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "hidden"),
+    [
+        ("brief-llamacpp", {"stop": ["|", "count" * 100]}, 60),
+        ("brief-ollama", {"stop": "count" * 4}, 5),
+        ("brief-ollama", {"stop": "|"}, 0),
+        ("brief", {"stop": "count" * 100}, 0),
+        ("brief", {"include_reasoning": False}, 60),
+        ("brief-llamacpp", {"include_reasoning": False}, 0),
+    ],
+)
+def test_what_an_engine_may_hold_back_of_a_stream_is_charged_if_the_stream_is_cut(
+    gateway: GatewayProcess, model: str, fields: dict[str, Any], hidden: int
+) -> None:
+    """llama.cpp and Ollama send nothing while the text may become a stop sequence, and vLLM sends nothing while a model
+    reasons and the request does not want to see that."""
+    assert cut(gateway, [["role"], ["token", "x"], ["hang"]], model=model, max_tokens=60, **fields) == 1 + hidden
 
 
 @pytest.mark.parametrize(
