@@ -74,7 +74,7 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (51, {}),
+    (52, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
@@ -497,9 +497,11 @@ REQUIRED: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
 ONLY_ONE: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False}
 
 
-def cut(gateway: GatewayProcess, *rounds: list[Any], model: str = "brief", **fields: Any) -> int:
-    """Return the tokens that are charged for a stream that the engine does not end in time. Each of its requests to the
-    engine is answered with a script."""
+def cut(
+    gateway: GatewayProcess, *rounds: list[Any], model: str = "brief", outcome: str = "engine_timeout", **fields: Any
+) -> int:
+    """Return the tokens that are charged for a stream that the engine does not end. Each of its requests to the engine
+    is answered with a script."""
     name = uuid4().hex
     tries = [{"script": it} for it in rounds]
     body = {"model": model, "messages": MESSAGES, "stream": True, "mark": name, "tries": tries, **fields}
@@ -507,7 +509,7 @@ def cut(gateway: GatewayProcess, *rounds: list[Any], model: str = "brief", **fie
     with suppress(httpx.RemoteProtocolError):  # the stream is cut
         httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
     line = finished(gateway, name)
-    assert line["outcome"] == "engine_timeout", line
+    assert line["outcome"] == outcome, line
     return int(line["tokens_out"])
 
 
@@ -565,6 +567,14 @@ def test_the_rounds_before_the_one_that_is_cut_are_charged_too(
     ends = [other, ["finish", "stop"], *told, ["done"], ["end"]]
     second = [["role"], ["token", "{"], ["token", " "], ["hang"]]
     assert cut(gateway, [*script, *ends], second, **fields) >= tokens + 2
+
+
+def test_a_wrong_answer_is_charged_too_if_the_engine_dies_while_it_makes_another(gateway: GatewayProcess) -> None:
+    script, tokens = WORDS
+    other = ["event", {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}]
+    wrong = [*script, other, ["finish", "stop"], ["done"], ["end"]]
+    dies = [["role"], ["token", "{"], ["close"]]
+    assert cut(gateway, wrong, dies, outcome="engine_broken_stream", **REQUIRED, n=2) == tokens + 1
 
 
 TEXT = " ".join(f"word{number}" for number in range(300))
