@@ -11,12 +11,13 @@ from gateway.dialects.dialect import Dialect, Way
 from gateway.dialects.thoughts import Tags
 from gateway.errors import EngineRefused, StackError
 from gateway.exchange import Exchange, Try, Usage
-from gateway.limits.estimates import seen, written
+from gateway.limits.estimates import LONGEST, TYPICAL, seen, written
+from gateway.relay import echo
 from gateway.relay.content import reasons
 from gateway.relay.fold import Fold, foldable, remove_beginning, repeated, streamable
 from gateway.relay.reader import Reader
 from gateway.relay.resume.handover import Handover, hand_over
-from gateway.relay.resume.part import seeded
+from gateway.relay.resume.part import seeded, stops
 from gateway.relay.resume.seam import Seam
 from gateway.relay.resume.search import Search, part_of, possible
 from gateway.relay.round_writer import plain_writer
@@ -83,6 +84,7 @@ class Answer:
         self.amount: float | None = None  # of the endpoint's unit that is no token
         self._broke_off: StackError | None = None  # why it was resumed
         self.hidden_since: float | None = None  # since when an engine makes an answer of which nothing is seen
+        self.hidden_most = LONGEST  # tokens of a choice that it can have made since then
 
     def _go_on(self, past: Past) -> None:
         """Take over what an earlier worker has left, if an engine can go on with it. There is a `search` then."""
@@ -104,9 +106,19 @@ class Answer:
         self.hidden_since = None
 
     def left(self, target: Target, quiet_since: float | None) -> None:
-        """Note that this target's work on the answer ends early. It may have made a part of a tool call since then."""
-        if self.hidden_since is None and target.upstream.dialect.hides_calls and self.exchange.fields.get("tools"):
-            self.hidden_since = quiet_since
+        """Note that this target's work on the answer ends early. It may have made more since then than it has sent."""
+        if self.hidden_since is None and (most := self._hidden(target.upstream.dialect)):
+            self.hidden_since, self.hidden_most = quiet_since, most
+
+    def _hidden(self, dialect: Dialect) -> int:
+        """Return how many tokens of a choice such an engine may hold back while its stream is silent: a tool call,
+        reasoning that the request does not want, or text that may become a stop sequence."""
+        fields = self.exchange.fields
+        thinks = fields.get("include_reasoning") is False and dialect.sampling.get("include_reasoning") == "taken"
+        if thinks or (dialect.hides_calls and fields.get("tools")):
+            return LONGEST
+        counts = "continuous_usage_stats" in dialect.counts  # with each token, also while it holds text back
+        return 0 if counts else max(map(len, stops(fields)), default=0) // TYPICAL
 
     @property
     def engine(self) -> str | None:
@@ -244,7 +256,7 @@ class Answer:
         if ways is not None:
             ways.count(answer)
         usage = self.usage = Usage.of(answer.get("usage"))
-        self.tokens = written(answer, usage)
+        self.tokens = written(echo.made_whole(answer, self.exchange), usage)
         if ways is not None:
             self.tokens = ways.wrote(self.tokens)
             answer = ways.take(answer)
@@ -296,10 +308,14 @@ class Answer:
         return max(made, self.reader.content.tokens)
 
     def learn(self) -> None:
-        """Update the tokens, the usage and the finish_reason from the stream so far."""
+        """Update the tokens, the usage and the finish_reason from the stream so far. The tokens are those that engines
+        made, whatever the rounds passed on of them."""
         if reader := self.reader:
             self.usage, self.finish_reason = reader.usage, reader.content.finish_reason
-            self.tokens = max(reader.made, seen(reader.content.tokens, reader.content.characters))
+            content = reader.content
+            told = reader.made if reader.made > content.tokens else 0  # by the engine; otherwise these are the events
+            made = self.rounds.tokens if self.rounds is not None else 0
+            self.tokens = max(told, seen(*echo.made(content, self.exchange)), made)
 
     def breaks(self, error: StackError, *, sent: bool) -> Search | None:
         """Note that an attempt ended with this error. Returns the search for an engine that continues the answer; None

@@ -274,7 +274,7 @@ class Record:
 
     def _unseen(self, error: StackError | None) -> int:
         """Return how many tokens an engine may have made of a blocking answer, or of a round of it, that ended before
-        it arrived, or of a tool call in a stream that ended before the call was sent."""
+        it arrived, or held back in a stream that ended before it was sent."""
         answer = self._answer
         if answer.hidden_since is None or not answer.asked or not wasteful(error):
             return 0
@@ -282,6 +282,7 @@ class Record:
         it, streamed = self._exchange, answer.exchange.stream or answer.fold is not None
         estimate, route = self._lease.estimate, answer.route.name
         made = self._services.estimates.unseen(it, estimate, route, seconds, streamed=streamed)
+        made = min(made, answer.hidden_most * it.choices)
         return made // it.choices if rounds is not None and rounds.alone else made
 
 

@@ -13,6 +13,8 @@ from gateway.exchange import Exchange, Usage
 from gateway.forced_tools.guard import Guard
 from gateway.forced_tools.plan import Plan, plan
 from gateway.headers import FORCED_TOOLS
+from gateway.limits.estimates import seen
+from gateway.relay import echo
 from gateway.relay.content import Content, Contents, content_of
 from gateway.relay.resume.part import alone
 from gateway.relay.round_writer import RoundWriter
@@ -36,7 +38,7 @@ class Rounds:
         self._number = 0  # of the turn
         self._repaired = False  # this choice is made anew
         self._repairs = 0
-        self._before = Usage(0, before.tokens if before else 0)  # what earlier rounds took
+        self._before = Usage(0, before.tokens + before.discarded if before else 0)  # what earlier rounds took
         self._written = 0  # tokens of the blocking rounds so far, by their texts
         self._head: dict[str, Any] = before.head if before else {}
         self._roles: set[Any] = set(before.roles) if before else set()  # choices whose role the client has
@@ -46,6 +48,7 @@ class Rounds:
         self._kept: Guard | None = None
         # What engines made, as it came.
         self.made = before.made if before else Contents(1) if turns else content_of(exchange.choices)
+        self._discarded = before.discarded if before else 0  # tokens of answers that `made` has no longer
         self._begin()
         if before:
             self._guard = before.guard or self._guard
@@ -72,6 +75,14 @@ class Rounds:
         return self._turns[self._number] if self._turns else 0
 
     @property
+    def tokens(self) -> int:
+        """The tokens of all rounds so far, whatever the client got of them: as engines counted those of the rounds
+        before, if they did, and at least as many as were seen."""
+        (events, characters), (events_before, characters_before) = echo.made(self.made, self._whole), self._start
+        this = seen(events - events_before, characters - characters_before)
+        return max(self._before.tokens_out + this, self._discarded + seen(events, characters))
+
+    @property
     def alone(self) -> bool:
         """Whether one choice is made now."""
         return bool(self._turns) or self._whole.choices == 1
@@ -84,7 +95,7 @@ class Rounds:
             self._whole,
             self._plan,
             unfinished(self._whole, self.content),
-            begun(self.content, head, self.made, self._guard),
+            begun(self.content, head, self.made, self._guard)._replace(discarded=self._before.tokens_out),
         )
 
     @property
@@ -167,7 +178,7 @@ class Rounds:
             return False
         self._number += 1
         self._repaired = False
-        made = usage.tokens_out if usage else max(self.content.tokens, self._written)
+        made = usage.tokens_out if usage else max(self.tokens, self._written)
         self._before = replace(self._before, tokens_out=max(made, self._before.tokens_out))  # a prompt is counted once
         self._begin()
         return True
@@ -186,8 +197,7 @@ class Rounds:
                 return False
             self._repaired = True
             self._repairs += 1
-            made = max(self.content.tokens, self._written, self._before.tokens_out)
-            self._before = usage or replace(self._before, tokens_out=made)
+            self._before = usage or replace(self._before, tokens_out=max(self.tokens, self._written))
             self._plan = self._plan.by_schema(self._guard.failure, self._guard.wrong)
         else:
             return False
@@ -196,6 +206,7 @@ class Rounds:
         if self._turns:
             self.made.reopen(self.index)
         else:
+            self._discarded += seen(*echo.made(self.made, self._whole))
             self.made = content_of(self._whole.choices)
         self._begin()
         return True
@@ -206,6 +217,7 @@ class Rounds:
             exchange = alone(exchange, self.index)
             self.content.expect(len(self.content.finished) + 1)
         self.exchange = exchange
+        self._start = echo.made(self.made, self._whole)
         if self._kept is None:
             self._guard = None if self._plan is None else self._plan.guard()
 
@@ -219,7 +231,7 @@ class Rounds:
 
 class Begun(NamedTuple):
     """What has come of an answer whose engine broke off: for the client, and `made` as the engine had it. `tokens` are
-    those of the choices that are whole."""
+    those of the choices that are whole, and `discarded` those of answers that were made again."""
 
     content: Content
     made: Content
@@ -227,6 +239,7 @@ class Begun(NamedTuple):
     guard: Guard | None
     roles: frozenset[int]
     tokens: int
+    discarded: int = 0
 
 
 def begun(content: Content, head: dict[str, Any], made: Content | None = None, guard: Guard | None = None) -> Begun:

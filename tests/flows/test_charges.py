@@ -44,6 +44,7 @@ models:
   llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}]}}
   brief: {{targets: [{{engine: vllm, model: fake-model}}], timeouts: {{total: 1}}}}
   brief-ollama: {{targets: [{{engine: ollama, model: fake-model}}], timeouts: {{total: 1}}}}
+  brief-llamacpp: {{targets: [{{engine: llamacpp, model: fake-model}}], timeouts: {{total: 1}}}}
   dies-then-vllm:
     targets: [{{engine: vllm, model: dies}}]
     fallbacks: [{{engine: llamacpp, model: fake-model}}]
@@ -73,7 +74,7 @@ def gateway(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 # A new key is known within half a second. These keys are made before the tests, which therefore wait only once.
 AHEAD: list[tuple[int, dict[str, int]]] = [
-    (14, {}),
+    (52, {}),
     (3, {"requests_per_minute": 1}),
     (1, {"tokens_per_day": 20}),
     (1, {"tokens_per_month": 20}),
@@ -420,6 +421,25 @@ def test_a_tool_call_of_which_ollama_has_sent_nothing_yet_is_charged_for_what_ma
 
 
 @pytest.mark.parametrize(
+    ("model", "fields", "hidden"),
+    [
+        ("brief-llamacpp", {"stop": ["|", "count" * 100]}, 60),
+        ("brief-ollama", {"stop": "count" * 4}, 5),
+        ("brief-ollama", {"stop": "|"}, 0),
+        ("brief", {"stop": "count" * 100}, 0),
+        ("brief", {"include_reasoning": False}, 60),
+        ("brief-llamacpp", {"include_reasoning": False}, 0),
+    ],
+)
+def test_what_an_engine_may_hold_back_of_a_stream_is_charged_if_the_stream_is_cut(
+    gateway: GatewayProcess, model: str, fields: dict[str, Any], hidden: int
+) -> None:
+    """llama.cpp and Ollama send nothing while the text may become a stop sequence, and vLLM sends nothing while a model
+    reasons and the request does not want to see that."""
+    assert cut(gateway, [["role"], ["token", "x"], ["hang"]], model=model, max_tokens=60, **fields) == 1 + hidden
+
+
+@pytest.mark.parametrize(
     ("path", "content", "tokens"),
     [
         (EMBEDDINGS, {"input": [list(range(150))]}, 150),
@@ -461,6 +481,152 @@ def test_a_tool_call_in_one_event_is_more_than_one_token(gateway: GatewayProcess
             pass
         request_id = answer.headers["x-request-id"]
     assert finished(gateway, request_id)["tokens_out"] >= 400
+
+
+def call(number: int, text: str) -> list[Any]:
+    """Return the event with a whole tool call, whose arguments have this text."""
+    function = {"name": "f", "arguments": json.dumps({"x": text})}
+    piece = {"index": number, "id": f"c{number}", "type": "function", "function": function}
+    return ["event", {"choices": [{"index": 0, "delta": {"tool_calls": [piece]}, "finish_reason": None}]}]
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALLS = [["role"], *(call(number, "word " * 100) for number in range(10))], 1250
+WORDS = [["role"], *(["token", "word "] for _ in range(40))], 40
+REQUIRED: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
+ONLY_ONE: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False}
+
+
+def cut(
+    gateway: GatewayProcess, *rounds: list[Any], model: str = "brief", outcome: str = "engine_timeout", **fields: Any
+) -> int:
+    """Return the tokens that are charged for a stream that the engine does not end. Each of its requests to the engine
+    is answered with a script."""
+    name = uuid4().hex
+    tries = [{"script": it} for it in rounds]
+    body = {"model": model, "messages": MESSAGES, "stream": True, "mark": name, "tries": tries, **fields}
+    headers = {"authorization": f"Bearer {make_key(gateway)}", "x-request-id": name}
+    with suppress(httpx.RemoteProtocolError):  # the stream is cut
+        httpx.post(gateway.url + CHAT, json=body, headers=headers, timeout=30, verify=NO_TLS)
+    line = finished(gateway, name)
+    assert line["outcome"] == outcome, line
+    return int(line["tokens_out"])
+
+
+def test_a_client_that_leaves_is_charged_for_calls_that_were_not_passed_on(gateway: GatewayProcess) -> None:
+    script, tokens = CALLS
+    body = {"messages": MESSAGES, "stream": True, "tools": TOOLS, "tool_choice": "none"}
+    headers = {"authorization": f"Bearer {make_key(gateway)}"}
+    with (
+        httpx.Client(base_url=gateway.url, headers=headers, verify=NO_TLS) as http,
+        http.stream("POST", CHAT, json=body | {"script": [*script, ["token", "x"], ["hang"]]}) as answer,
+    ):
+        lines = answer.iter_lines()
+        while '"x"' not in next(lines):
+            pass
+        request_id = answer.headers["x-request-id"]
+    line = finished(gateway, request_id)
+    assert line["outcome"] == "client_left"
+    assert line["tokens_out"] > tokens
+
+
+@pytest.mark.parametrize(
+    ("made", "fields"),
+    [
+        (CALLS, ONLY_ONE),
+        (CALLS, {"tools": TOOLS, "tool_choice": "none"}),
+        (WORDS, REQUIRED),
+        (WORDS, {**REQUIRED, "n": 2}),
+        (WORDS, {**REQUIRED, "model": "brief-llamacpp"}),
+    ],
+    ids=["calls after the first", "calls that were not allowed", "text", "text of one of two", "text instead of JSON"],
+)
+def test_what_is_not_passed_on_of_an_answer_is_charged_like_the_rest(
+    gateway: GatewayProcess, made: tuple[list[Any], int], fields: dict[str, Any]
+) -> None:
+    script, tokens = made
+    assert cut(gateway, [*script, ["hang"]], **fields) >= tokens
+
+
+@pytest.mark.parametrize("told", [[["usage"]], []], ids=["usage", "no usage"])
+@pytest.mark.parametrize(
+    ("made", "fields"),
+    [
+        (WORDS, REQUIRED),
+        (WORDS, {**REQUIRED, "n": 2}),
+        (WORDS, {**REQUIRED, "model": "brief-llamacpp"}),
+        (CALLS, {**ONLY_ONE, "model": "brief-ollama", "n": 2}),
+    ],
+    ids=["a repair", "a repair of two choices", "a repair of JSON", "a second choice"],
+)
+def test_the_rounds_before_the_one_that_is_cut_are_charged_too(
+    gateway: GatewayProcess, made: tuple[list[Any], int], fields: dict[str, Any], told: list[Any]
+) -> None:
+    script, tokens = made
+    other = ["event", {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}]
+    ends = [other, ["finish", "stop"], *told, ["done"], ["end"]]
+    second = [["role"], ["token", "{"], ["token", " "], ["hang"]]
+    assert cut(gateway, [*script, *ends], second, **fields) >= tokens + 2
+
+
+def test_a_wrong_answer_is_charged_too_if_the_engine_dies_while_it_makes_another(gateway: GatewayProcess) -> None:
+    script, tokens = WORDS
+    other = ["event", {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}]
+    wrong = [*script, other, ["finish", "stop"], ["done"], ["end"]]
+    dies = [["role"], ["token", "{"], ["close"]]
+    assert cut(gateway, wrong, dies, outcome="engine_broken_stream", **REQUIRED, n=2) == tokens + 1
+
+
+TEXT = " ".join(f"word{number}" for number in range(300))
+LAST = [*MESSAGES, {"role": "assistant", "content": TEXT}]
+ECHOES = {
+    "nothing": (COMPLETIONS, {"prompt": TEXT, "max_tokens": 0}, [""]),
+    "a text": (COMPLETIONS, {"prompt": TEXT}, [" some"]),
+    "two of each text": (COMPLETIONS, {"prompt": [TEXT, "one two"], "n": 2}, [" some"] * 4),
+    "tokens": (COMPLETIONS, {"prompt": list(range(700)), "max_tokens": 0}, [""]),
+    "lists of tokens": (COMPLETIONS, {"prompt": [list(range(700))] * 2}, [" some"] * 2),
+    "a message": (CHAT, {"messages": LAST, "continue_final_message": True, "add_generation_prompt": False}, [" some"]),
+    "a message with tools": (CHAT, {"messages": LAST, "tools": TOOLS, "parallel_tool_calls": False}, [" some"]),
+}
+
+
+def echo(path: str, prompts: list[str], made: list[str], tokens: int, *, stream: bool) -> list[list[Any]]:
+    """Return the script of vLLM's answer with `echo`, which took 600 tokens and these."""
+    chat, told = path == CHAT, {"prompt_tokens": 600, "completion_tokens": tokens, "total_tokens": 600 + tokens}
+    head = {"id": "c", "created": 1, "model": "fake-model"}
+
+    def choice(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+        said = {"delta" if stream else "message": {"content": text}} if chat else {"text": text}
+        return {"index": index, **said, "finish_reason": reason}
+
+    texts = list(enumerate(zip(prompts, made, strict=True)))
+    if not stream:
+        whole = [choice(index, prompt + text, "length") for index, (prompt, text) in texts]
+        return [["json", [200, head | {"choices": whole, "usage": told}]]]
+    pieces = [(index, it) for index, both in texts for it in (both if chat else ["".join(both)])]
+    choices = [*(choice(*it) for it in pieces), *(choice(index, "", "length") for index, _ in texts)]
+    events = [["event", head | {"choices": [it]}] for it in choices]
+    return [*events, ["event", head | {"choices": [], "usage": told}], ["done"], ["end"]]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["blocking", "stream"])
+@pytest.mark.parametrize("name", ECHOES)
+def test_a_prompt_that_the_answer_repeats_is_charged_once(gateway: GatewayProcess, name: str, stream: bool) -> None:
+    path, fields, made = ECHOES[name]
+    prompts = [TEXT, TEXT, "one two", "one two"] if len(made) == 4 else [TEXT] * len(made)
+    tokens = sum(map(bool, made))
+    script = echo(path, prompts, made, tokens, stream=stream)
+    answer = ask(gateway, make_key(gateway), path, echo=True, stream=stream, script=script, **fields)
+    line = finished(gateway, answer.raise_for_status().headers["x-request-id"])
+    assert (line["outcome"], line["tokens_in"], line["tokens_out"]) == ("finished", 600, tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["blocking", "stream"])
+def test_an_answer_behind_a_repeated_prompt_is_charged_by_its_text_too(gateway: GatewayProcess, stream: bool) -> None:
+    made = " more" * 500
+    script = echo(COMPLETIONS, [TEXT], [made], 0, stream=stream)
+    answer = ask(gateway, make_key(gateway), COMPLETIONS, echo=True, stream=stream, script=script, prompt=TEXT)
+    assert 500 <= finished(gateway, answer.headers["x-request-id"])["tokens_out"] <= len(made) // 4
 
 
 def test_a_retried_answer_is_charged_once(gateway: GatewayProcess, mark: str) -> None:

@@ -19,6 +19,8 @@ def tried(request: dict[str, Any], number: int) -> list[list[Any]]:
     if "refuse" in answer:
         error = {"message": answer["refuse"], "type": "BadRequestError", "param": None, "code": 400}
         return [["json", [400, {"error": error}]]]
+    if "script" in answer:
+        return list(answer["script"])
     if "good" in answer:
         answer = good(answer["good"], request)
     if "text" in answer:
