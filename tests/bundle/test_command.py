@@ -1,6 +1,8 @@
 """The `stack` command of the scripts: which words are files of this machine, and how they get into the container and
 out of it. A program takes the place of Docker. It answers `docker compose exec` with its words and standard input."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,30 @@ def test_one_file_goes_into_the_container(command: Tree, programs: Path, words: 
     (command.path / "a").write_text("in a")
     ran = command.run("scripts/stack", *words.split(), PATH=str(programs))
     assert (ran.returncode, ran.stdout) == (0, got + "\n")
+
+
+def test_a_backup_goes_into_a_pipe(command: Tree, programs: Path) -> None:
+    """A regular file took the pipe's place: as root, `backup /dev/null` would have replaced the device."""
+    os.mkfifo(command.path / "pipe")
+    script = "cat pipe >read & scripts/stack backup pipe && wait"
+    ran = command.run("bash", "-c", script, PATH=str(programs))
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert (command.path / "read").read_text() == BACKUP + "\n"
+    assert (command.path / "pipe").is_fifo()
+    ran = command.run("bash", "-c", "{ scripts/stack backup >(cat >&3); } 3>&1 | cat", PATH=str(programs))
+    assert ran.stdout == BACKUP + "\n"
+
+
+def test_a_backup_goes_where_a_symbolic_link_leads(command: Tree, programs: Path) -> None:
+    """The link stays, whether its file exists already or not. The file is closed to other users."""
+    (command.path / "elsewhere").mkdir()
+    link, file = command.path / "link", command.path / "elsewhere/file"
+    link.symlink_to("elsewhere/file")
+    for before in (None, "an earlier backup, which others could read"):
+        if before:
+            file.write_text(before)
+            file.chmod(0o644)
+        ran = command.run("scripts/stack", "backup", "link", PATH=str(programs))
+        assert (ran.returncode, ran.stdout, link.is_symlink()) == (0, "", True)
+        assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == (BACKUP + "\n", 0o600)
+        assert [it.name for it in file.parent.iterdir()] == ["file"]
