@@ -105,6 +105,18 @@ def test_settings_with_which_the_gateway_would_not_start_replace_nothing(up: Tre
     assert all(it in last for it in ("STACK_GRACE: ", "STACK_QUEUE: ", "then run 'make up'.")), ran.stdout
 
 
+def test_make_doctor_for_another_engine_creates_nothing(up: Tree) -> None:
+    """The check of the gateway's settings made the volumes and networks of an engine that this stack does not have."""
+
+    def there() -> list[str]:
+        mine = "--format={{.Name}}", f"--filter=label=com.docker.compose.project={up.project}"
+        return [up.run("docker", kind, "ls", *mine).stdout for kind in ("volume", "network")]
+
+    before = there()
+    checks = up.run("scripts/doctor", ENGINE="vllm", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}").stdout
+    assert ("checking the stack that runs here" in checks, there()) == (True, before), checks
+
+
 CONFIG = """
 engines: { engine: { dialect: llamacpp, base_url: "http://engine:8080/v1" } }
 models: { mine: { targets: [{ engine: engine, model: SmolLM2-135M-Instruct }] } }
