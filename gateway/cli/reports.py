@@ -8,10 +8,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 from rich.live import Live
@@ -145,10 +145,7 @@ def restore(
         tempfile.NamedTemporaryFile(dir=directory) as copy,
     ):
         try:
-            if file == "-":  # a backup is read twice, and standard input can be read only once
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-                copy.flush()
-            counts = backups.restore(store, Path(copy.name if file == "-" else file))
+            counts = backups.restore(store, _readable_twice(file, copy))
         except BadBackup as exc:
             sys.exit(f"{exc} Nothing was changed.")
         except OSError as exc:
@@ -156,10 +153,27 @@ def restore(
     out.print(f"Restored {_told(counts)}.")
 
 
+def _readable_twice(file: str, copy: IO[bytes]) -> Path:
+    """Return the path of the backup, or of its copy, because a restore reads it twice, and a pipe can be read only
+    once."""
+    path = Path(file)
+    if file != "-" and (path.is_file() or not path.exists()):
+        return path
+    with nullcontext(sys.stdin.buffer) if file == "-" else path.open("rb") as source:
+        shutil.copyfileobj(source, copy)
+    copy.flush()
+    return Path(copy.name)
+
+
 def _write(store: Store, path: Path) -> Counter[str]:
-    """Write the backup to a file that appears when it is complete, and that only its owner can read."""
+    """Write the backup to a file that appears when it is complete, and that only its owner can read. A pipe or device
+    is written to directly, because a file would take its place. A symbolic link stays."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            return backups.write(store, file)
+    path = Path(os.path.realpath(path))
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".stack-backup-")
     try:
         with os.fdopen(descriptor, "wb") as file:

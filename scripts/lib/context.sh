@@ -107,7 +107,7 @@ spare_on_gpus() {
 need_context() {
   local limit fit
   if [ -z "$context" ]; then
-    echo "context: $engine decides how many tokens a conversation of $model may have, because the model's size is unknown (LLM_CONTEXT)"
+    not_checked "context: $engine decides how many tokens a conversation of $model may have, because the model's size is unknown (LLM_CONTEXT)"
     return
   fi
   if [ "${lengths[number]}" = auto ]; then
@@ -126,7 +126,11 @@ need_context() {
     return
   fi
   if [ -z "$weights" ] || [ -z "$token_kb" ]; then
-    echo "context: $context tokens; the memory for them was not checked, because the size of $model is unknown"
+    not_checked "context: $context tokens; the memory for them is unknown, because the size of $model is unknown"
+    return
+  fi
+  if [ "$engine" = vllm ] && [ "$gpus" -gt 0 ] && ! gpus_answer >/dev/null; then
+    not_checked "context: $context tokens; whether they fit is unknown, because the NVIDIA driver does not say how much memory there is"
     return
   fi
   fit=$(fitting)

@@ -145,8 +145,31 @@ $(cat)"
     die "$1, the gateway's list of models, cannot be written: make its directory writable, then run this again."
 }
 
-# Has a running gateway read its list again, if that has changed. Its streams go on, and so do the requests that wait.
+# Has a running gateway read its list and stack.yaml again, if one of them has changed. Its streams go on, and so do the requests that
+# wait.
 reload_models() {
-  [ -n "$relisted" ] || return 0
-  [ -z "$(docker compose ps --quiet --status running gateway 2>/dev/null)" ] || docker compose kill --signal HUP gateway >/dev/null 2>&1 || true
+  local container
+  container=$(docker compose ps --quiet --status running gateway 2>/dev/null) || true
+  [ -n "$container" ] || return 0
+  [ -n "$relisted" ] || reconfigured_since "$(docker inspect --format '{{.State.StartedAt}}' "$container")" || return 0
+  docker compose kill --signal HUP gateway >/dev/null 2>&1 || true
+}
+
+# Whether stack.yaml was written, made or removed since the time $1, as Docker prints it. Nothing here knows of a reload since then,
+# and one more does no harm.
+reconfigured_since() {
+  local directory moment="${1%%.*} UTC"
+  directory=$(config_directory) moment=${moment/T/ }
+  if [ -e "$directory/stack.yaml" ]; then
+    [ -n "$(find -L "$directory/stack.yaml" -newerct "$moment" 2>/dev/null)" ]
+  else
+    [ -n "$(find -L "$directory" -prune -newermt "$moment" 2>/dev/null)" ]
+  fi
+}
+
+# Prints the default model. stack.yaml replaces the settings that name models, and the gateway has read it.
+default_model() {
+  local model=""
+  [ ! -e "$(config_directory)/stack.yaml" ] || model=$(get /health | sed -n 's/.*"model": *"\([^"]*\)".*/\1/p')
+  echo "${model:-$(resolved LLM_MODEL)}"
 }

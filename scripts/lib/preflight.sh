@@ -1,12 +1,14 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # context, context_gb, slots: lib/context.sh
 # Preflight: checks whether this machine can run the chosen engine and model, and changes nothing. Each check prints its
-# result, or stops with a message that says what to do.
+# result, or why it could not be made (not_checked), or stops with a message that says what to do.
 
 monitoring_user=65534 # of Prometheus's and Alertmanager's images: compose.monitoring.yaml
 gateway_user=10001 # of the gateway's image
 caddy_user=10003 # of Caddy's: tls/Dockerfile
 vllm_user=2000 # of vLLM's
+
+unchecked="not checked: " # begins the result of a check that could not be made
 
 gpu_room=2  # GB on each GPU beside weights and context, for computation
 ram_room=1  # GB of memory beside Ollama's weights and context
@@ -151,6 +153,8 @@ present() {
   echo 0
 }
 
+not_checked() { echo "$unchecked$*"; }
+
 need_new_docker() {
   local version
   version=$(docker version --format '{{.Server.Version}}')
@@ -278,7 +282,8 @@ need_gpu_memory() {
   local smallest part have need over
   unreserved && return
   weighed || return 0
-  smallest=$(gpu_memory 2>/dev/null | sort -n | head -n 1) || return 0 # need_gpu has said why
+  gpus_answer || return 0
+  smallest=$(gpu_memory | sort -n | head -n 1)
   part=$(argument gpu-memory-utilization)
   over=$(argument tensor-parallel-size)
   have=$(calculate "$smallest * 1.048576 / 1000 * $part")
@@ -353,7 +358,7 @@ need_image_disk() {
       die "The images that are not here yet ($images) need about $images_gb GB of disk, and $have GB are free where Docker keeps them ($root): free some space there ('docker system df' shows what Docker uses)."
     echo "disk: about $images_gb GB needed for $images, $have GB free in $root$also"
   else
-    echo "disk: Docker keeps its images in a virtual machine, whose disk was not checked; about $images_gb GB are needed for $images$also"
+    not_checked "disk: Docker keeps its images in a virtual machine; about $images_gb GB are needed for $images$also"
   fi
 }
 
@@ -372,7 +377,7 @@ need_disk() {
   fi
   weighed || return 0
   if ! find_disk; then
-    echo "disk: Docker keeps its volumes in a virtual machine, whose disk was not checked; $model needs about $weights GB ($source)"
+    not_checked "disk: Docker keeps its volumes in a virtual machine; $model needs about $weights GB ($source)"
     return
   fi
   need=$(to_fetch)
@@ -384,13 +389,20 @@ need_disk() {
 # Whether the model's size is known. Prints a message if not.
 weighed() {
   [ -n "$weights" ] && return
-  echo "the size of $model is unknown, and its name has no number, so this was not checked"
+  not_checked "the size of $model is unknown, and its name has no number"
   return 1
 }
 
 unreserved() {
   [ "$gpus" -gt 0 ] && return 1
-  echo "no GPU is reserved, so none was checked"
+  not_checked "no GPU is reserved for vLLM"
+}
+
+# Whether the GPUs' memory is known. Prints a message if not; need_gpu has said what to do.
+gpus_answer() {
+  gpu_memory >/dev/null && return
+  not_checked "GPU memory: the NVIDIA driver does not say how much there is"
+  return 1
 }
 
 # The value of the option $1 in the engine's command.

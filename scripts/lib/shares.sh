@@ -137,6 +137,7 @@ asleep_weights() { if [ -n "$sleeps" ]; then awk '{ sum += $1 } END { print sum 
 need_shared_memory() {
   local model index=0 need share have over own needs listing="" sum=0
   unreserved && return
+  gpus_answer || return 0
   have=$(smallest_gpu) over=$(argument tensor-parallel-size)
   while read -r need share; do
     model=${models[index]} index=$((index + 1))

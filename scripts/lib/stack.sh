@@ -122,12 +122,15 @@ use_engine() {
 }
 
 # Stops if the gateway would not start with the settings. Its image, which must be there, checks them in a container that reaches
-# nothing and takes nobody's place, and in which the name of Caddy's network means nothing.
+# nothing and takes nobody's place, and in which the name of Caddy's network means nothing. The profile leaves out the other services:
+# Compose would create their networks and volumes, and the one for progress, and `make doctor` may ask about an engine that this
+# stack does not have.
 need_settings() {
-  local files said
+  local files others said
   IFS=: read -ra files <<<"$COMPOSE_FILE:-"
+  others=$(docker compose config --services | sed '/^gateway$/d; s/.*/"&": {profiles: [unused]}, /' | tr -d '\n')
   said=$(docker compose "${files[@]/#/--file=}" --progress quiet run --rm --no-deps -T --env STACK_PROXY_NETWORK= gateway --check 2>&1 \
-    <<<'services: {gateway: {pull_policy: never, network_mode: none, networks: !reset null, ports: !reset [], depends_on: !reset null}}') ||
+    <<<"services: {${others}gateway: {pull_policy: never, network_mode: none, volumes: [{type: tmpfs, target: /run/progress}], networks: !reset null, ports: !reset [], depends_on: !reset null}}") ||
     die "The gateway would not start with the settings as they are now (${said//$'\n'/; }): correct that in .env, the shell or config/, then run 'make up'."
 }
 

@@ -105,6 +105,47 @@ def test_settings_with_which_the_gateway_would_not_start_replace_nothing(up: Tre
     assert all(it in last for it in ("STACK_GRACE: ", "STACK_QUEUE: ", "then run 'make up'.")), ran.stdout
 
 
+def test_make_doctor_for_another_engine_creates_nothing(up: Tree) -> None:
+    """The check of the gateway's settings made the volumes and networks of an engine that this stack does not have."""
+
+    def there() -> list[str]:
+        mine = "--format={{.Name}}", f"--filter=label=com.docker.compose.project={up.project}"
+        return [up.run("docker", kind, "ls", *mine).stdout for kind in ("volume", "network")]
+
+    before = there()
+    checks = up.run("scripts/doctor", ENGINE="vllm", STACK_PUBLISH=f"127.0.0.1:{port_of(up)}").stdout
+    assert ("checking the stack that runs here" in checks, there()) == (True, before), checks
+
+
+CONFIG = """
+engines: { engine: { dialect: llamacpp, base_url: "http://engine:8080/v1" } }
+models: { mine: { targets: [{ engine: engine, model: SmolLM2-135M-Instruct }] } }
+default_model: mine
+"""
+
+
+def test_the_command_that_is_printed_names_the_default_model_of_stack_yaml(up: Tree, python_image: str) -> None:
+    """`make up` has the gateway read the file again, whether it was written or removed, and does not restart it."""
+    file = up.path / "config/stack.yaml"
+    env = {"ENGINE": "tiny", "STACK_PUBLISH": f"127.0.0.1:{port_of(up)}", "PYTHON_IMAGE": python_image}
+    containers = []
+    try:
+        for text, model in (CONFIG, "mine"), (CONFIG.replace("mine", "yours"), "yours"), ("", "SmolLM2-135M-Instruct"):
+            if text:
+                file.write_text(text)
+                file.chmod(0o644)
+            else:
+                file.unlink()
+            ran = up.run("scripts/up", **env)
+            assert re.findall(r'"model": "(.*?)"', ran.stdout) == [model], ran.stdout
+            assert post(*said_by(ran.stdout), "/chat/completions", model=model, **HI)[0] == 200
+            containers.append(up.run("docker", "compose", "ps", "--quiet", "gateway").stdout)
+        assert len(set(containers)) == 1
+    finally:
+        file.unlink(missing_ok=True)
+        up.dotenv.unlink()
+
+
 def test_two_clones_with_the_same_name_do_not_share_a_stack(up: Tree, tree: Tree) -> None:
     """Their directories may have the same name. The engine and the port of the second one are its own."""
     said = f"The stack with the name {up.project} was started from {up.path}", "set COMPOSE_PROJECT_NAME in .env"
