@@ -46,11 +46,27 @@ is_own_port() {
   return 1
 }
 
+# Stops if $host, from the setting $1, is not an address of this machine. Docker would take the running gateway down before it says so.
+# Nothing is checked if Docker runs elsewhere, or without root, or if the kernel lets a program listen at any address.
+need_own_address() {
+  local docker
+  case $host in 0.0.0.0 | "[::]" | 127.* | "[::1]") return ;; esac
+  is_own_address 127.0.0.1 && ! is_own_address "$(tr -d '[]' <<<"$host")" || return 0 # without `ip`, neither is known
+  ! grep -qx 1 /proc/sys/net/ipv[46]/ip_nonlocal_bind 2>/dev/null || return 0
+  docker=$(docker info --format '{{.Name}} {{.SecurityOptions}}' 2>/dev/null) || return 0
+  case $docker in *rootless*) return ;; "$(uname -n) "*) ;; *) return ;; esac
+  die "$1=$host:$port is not at an address of this machine ('ip address' lists them): set $1 to one of them, or to 0.0.0.0:$port for every interface, then run this again."
+}
+
+# Whether the kernel knows $1 as an address of this machine.
+is_own_address() { [[ $(ip -o route get "$1" 2>/dev/null) == local\ * ]]; }
+
 # Stops if another program holds $port. The stack itself may hold it, after an earlier `make up`. $1 is the setting, STACK_PUBLISH
 # unless given, and the services that it publishes follow.
 need_free_port() {
   local own="" holder
   [ $# -gt 0 ] || set -- STACK_PUBLISH caddy gateway
+  need_own_address "$1"
   [ "$port" = 0 ] && return # any free one
   [ "$1" != STACK_PUBLISH ] || own=$(published)
   [ "${own##*:}" = "$port" ] || is_own_port "${@:2}" && return

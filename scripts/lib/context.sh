@@ -7,6 +7,7 @@
 agents_context=32768
 usual_contexts="$agents_context 16384 8192 4096"
 least_context=4096
+shortest_context=256 # the gateway takes no smaller LLM_CONTEXT
 no_bound=999999999
 
 # Sets the variables of the checks for the model with index $1: context (tokens of one conversation; empty: the engine decides),
@@ -15,6 +16,7 @@ no_bound=999999999
 # setting says a number, and the model's size is known, chooses the largest usual one that fits, as LLM_CONTEXT_CHOSEN. The first
 # model decides for all, except that all models on vLLM have to fit.
 weigh_context() {
+  need_numbers
   slots=1 gpu_share=$(argument gpu-memory-utilization) lengths[$1]=""
   case $engine in
     ollama) slots=$(resolved OLLAMA_NUM_PARALLEL) slots=${slots:-1} ;;
@@ -39,15 +41,41 @@ weigh_context() {
   [ "$1" = 0 ] || lengths[$1]=$([[ $(listed 6) == [0-9]* ]] && echo "$context" || echo auto)
 }
 
+# Stops at a number with which the engine would stop again and again.
+need_numbers() {
+  local share
+  case $engine in
+    tiny) need_number LLAMA_ARG_THREADS 512 2 ;;
+    vllm)
+      need_number VLLM_TENSOR_PARALLEL_SIZE 1024 1
+      need_number VLLM_MAX_NUM_SEQS 999999999 256
+      need_number VLLM_MAX_NUM_QUEUED_REQS 999999999 512
+      share=$(setting VLLM_GPU_MEMORY_UTILIZATION)
+      [[ $share =~ ^(|0?\.0*[1-9][0-9]*|1(\.0*)?)$ ]] ||
+        die "VLLM_GPU_MEMORY_UTILIZATION=$share is not a number above 0 and up to 1: use for example VLLM_GPU_MEMORY_UTILIZATION=0.90." ;;
+  esac
+}
+
+# Stops if the setting $1 is not empty, and not a whole number from 1 to $2. $3 is an example.
+need_number() {
+  local value
+  value=$(setting "$1")
+  [ -n "$value" ] || return 0
+  [[ $value =~ ^[0-9]{1,9}$ ]] && [ "$((10#$value))" -ge 1 ] && [ "$((10#$value))" -le "$2" ] ||
+    die "$1=$value is not a whole number from 1 to $2: use for example $1=$3."
+}
+
 # Sets context for the tiny engine. Its own setting is the sum of all slots.
 weigh_tiny_context() {
   local all
   all=$(resolved LLAMA_ARG_CTX_SIZE)
   case $all in
     "") context=${context:-4096} ;;
-    *[!0-9]*) die "LLAMA_ARG_CTX_SIZE=$all is not a number of tokens: use for example LLAMA_ARG_CTX_SIZE=16384." ;;
+    *[!0-9]* | ??????????*) die "LLAMA_ARG_CTX_SIZE=$all is not a number of tokens: use for example LLAMA_ARG_CTX_SIZE=16384." ;;
     *) context=$((10#$all / slots)) ;;
   esac
+  [ -z "$all" ] || [ "$context" -ge $shortest_context ] ||
+    die "LLAMA_ARG_CTX_SIZE=$all is too small, because $slots slots share it and each needs $shortest_context tokens: use for example LLAMA_ARG_CTX_SIZE=16384."
 }
 
 # Whether the user has chosen a number, for all engines or for this one.

@@ -118,6 +118,47 @@ def test_a_number_of_the_users_is_kept_and_a_small_one_is_pointed_out(tree: Tree
     assert "Coding agents need 16384 or more: set LLM_CONTEXT=16384" in ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("engine", "setting", "values"),
+    [
+        ("tiny", "LLAMA_ARG_THREADS", ["abc", "0", "-1", "513", "2.5"]),
+        ("tiny", "LLAMA_ARG_CTX_SIZE", ["0", "1000", "99999999999999999999"]),
+        ("vllm", "VLLM_TENSOR_PARALLEL_SIZE", ["two", "0"]),
+        ("vllm", "VLLM_MAX_NUM_SEQS", ["-1", "1k"]),
+        ("vllm", "VLLM_MAX_NUM_QUEUED_REQS", ["0"]),
+        ("vllm", "VLLM_GPU_MEMORY_UTILIZATION", ["90", "0,9", "0", "0.0", "1.1"]),
+    ],
+)
+def test_a_number_with_which_the_engine_would_not_start(
+    tree: Tree, machine: Machine, engine: str, setting: str, values: list[str]
+) -> None:
+    """It would take the place of the engine that runs."""
+    for value in values:
+        refuses(
+            tree,
+            f"{setting}={value} is ",
+            f"use for example {setting}=",
+            ENGINE=engine,
+            **machine.environment,
+            **{setting: value},
+        )
+
+
+def test_numbers_with_which_the_engine_starts(tree: Tree, machine: Machine) -> None:
+    for number in ("1", "08", "512"):
+        assert doctor(tree, machine, ENGINE="tiny", LLAMA_ARG_THREADS=number, LLAMA_ARG_CTX_SIZE="1024")
+    for number in ("1", "1.0", "0.90", ".9", ""):
+        said = doctor(
+            tree,
+            machine,
+            ENGINE="vllm",
+            LLM_MODEL="Qwen/Qwen3-8B",
+            VLLM_GPU_MEMORY_UTILIZATION=number,
+            VLLM_MAX_NUM_SEQS="16",
+        )
+        assert "VLLM_GPU_MEMORY_UTILIZATION=" not in said
+
+
 def test_agents_are_told_to_take_another_model_or_engine_if_no_setting_helps(tree: Tree, machine: Machine) -> None:
     assert "Coding agents need 16384 or more: take another engine" in doctor(tree, machine, ENGINE="tiny")
     machine.docker(memory=8 * GB)

@@ -187,6 +187,48 @@ def test_parts_at_one_port_of_two_addresses(tree: Tree, programs: Path, machine:
     assert "ok: the ports of the parts" in ran.stdout, ran.stdout
 
 
+@pytest.fixture
+def network(programs: Path, machine: Machine) -> dict[str, str]:
+    """A machine whose scripts ask the kernel for its addresses. Nothing listens there."""
+    write_program(programs / "ss", "")
+    for name in ("ip", "uname"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    return machine.environment | {"ENGINE": "tiny", "WITH": "monitoring,chat"}
+
+
+@pytest.mark.parametrize("host", ["198.51.100.77", "[2001:db8::77]"])
+@pytest.mark.parametrize("setting", ["STACK_PUBLISH", "GRAFANA_PUBLISH", "CHAT_PUBLISH"])
+def test_an_address_that_this_machine_does_not_have(
+    tree: Tree, network: dict[str, str], host: str, setting: str
+) -> None:
+    """Docker would take the running gateway down, and only then say that it cannot assign the address."""
+    ran = tree.run("scripts/doctor", **network | {setting: f"{host}:9100"})
+    said = f"{setting}={host}:9100 is not at an address of this machine"
+    assert (ran.returncode, said in ran.stdout) == (1, True), ran.stdout
+
+
+def test_addresses_of_this_machine(tree: Tree, network: dict[str, str]) -> None:
+    listed = subprocess.run(["ip", "-o", "addr", "show", "scope", "global"], capture_output=True, text=True, check=True)
+    own = [it.split()[3].partition("/")[0] for it in listed.stdout.splitlines()]
+    for host in ["127.0.0.9", "[::]", *(f"[{it}]" if ":" in it else it for it in own)]:
+        ran = tree.run("scripts/doctor", **network | {"STACK_PUBLISH": f"{host}:9100", "CHAT_PUBLISH": f"{host}:9200"})
+        assert "ok: port 9100 is free" in ran.stdout, ran.stdout
+        assert "ok: the ports of the parts" in ran.stdout, ran.stdout
+
+
+@pytest.mark.parametrize("said", ["elsewhere [name=seccomp]", "$(uname -n) [name=rootless]"])
+def test_the_addresses_of_another_machine_are_not_known(
+    tree: Tree, programs: Path, network: dict[str, str], said: str
+) -> None:
+    """Of a remote Docker, Docker Desktop's virtual machine, or a Docker in a network namespace of its own."""
+    program = programs / "docker"
+    write_program(program, f'case "$*" in *SecurityOptions*) echo "{said}"; exit ;; esac\n' + program.read_text())
+    assert (
+        "ok: port 9100 is free"
+        in tree.run("scripts/doctor", **network | {"STACK_PUBLISH": "198.51.100.77:9100"}).stdout
+    )
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::]"])
 def test_the_address_of_a_running_gateway_is_one_that_the_scripts_take(tree: Tree, programs: Path, host: str) -> None:
     """Compose 2.26 prints it without the brackets of IPv6. Here there is no Caddy."""

@@ -236,6 +236,34 @@ def test_a_registry_that_hangs_is_one_that_does_not_answer(tree: Tree, black_hol
     assert time.monotonic() - began < 75
 
 
+def use_another_key(tree: Tree, file: Path, old: str) -> str:
+    """Write another key into its file, once as an editor does and once in place. `make up` puts each into force, and a
+    further one starts nothing anew."""
+
+    def replace(text: str) -> None:
+        edited = file.with_name("edited")
+        edited.write_text(text)
+        edited.chmod(0o444)
+        edited.rename(file)
+
+    def edit(text: str) -> None:
+        file.chmod(0o644)
+        file.write_text(text)
+
+    for key, change in (("sk-a-strong-key-replaced", replace), ("sk-a-strong-key-edited", edit)):
+        change(f"{key}\n")
+        ran = tree.run("scripts/up")
+        base_url, said = said_by(ran.stdout)
+        assert (said, f"starting gateway anew, because it read {file} before" in ran.stdout) == (key, True), ran.stdout
+        assert [post(base_url, it, "/chat/completions", **HI)[0] for it in (key, old)] == [200, 401]
+        old = key
+    gateway = "docker", "compose", "ps", "--quiet", "gateway"
+    before = tree.run(*gateway).stdout
+    assert tree.run("scripts/up").returncode == 0
+    assert tree.run(*gateway).stdout == before
+    return old
+
+
 def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) -> None:
     """And keeps every other line of .env. The clone is one made under umask 077, and containers run as other users. An
     override that Compose reads by itself stays in force."""
@@ -260,6 +288,7 @@ def test_beyond_loopback_it_makes_a_strong_key(tree: Tree, python_image: str) ->
 
     assert post(base_url, key, "/chat/completions", **HI)[0] == 200
     assert post(base_url, "dev-key", "/chat/completions", **HI)[0] == 401
+    key = use_another_key(tree, file, key)
 
     down = tree.run("scripts/down")
     assert down.returncode == 0, down.stdout
