@@ -99,8 +99,8 @@ class Content:
         return {"content": self.text.getvalue(), "tool_calls": [{"function": it} for it in calls]}
 
     def add(self, choice: dict[str, Any]) -> bool:
-        """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index or repeated
-        its role. Raises EngineError for a malformed choice that was not settled before."""
+        """Learn from a chunk's choice. Returns whether the choice was changed, because it was settled, lacked an
+        index or repeated its role. Raises EngineError for a malformed choice that was not settled before."""
         mended, other = False, False
         index, delta = choice.get("index"), choice.get("delta")
         made = delta.get("content") if type(delta) is dict else choice.get("text")
@@ -120,7 +120,8 @@ class Content:
                 for name, value in delta.items():
                     if value and name != "role" and name != "content":  # noqa: PLR1714  twice as fast
                         if name == "tool_calls":
-                            mended = settle(choice) or self.calls.number(choice) or mended
+                            settled = settle(choice)
+                            mended = self.calls.number(choice) or settled or mended
                         self.plain = False
                         other = True
                         self._keep(name, value)
