@@ -111,3 +111,24 @@ def test_arguments_that_are_neither_a_text_nor_an_object_are_an_error(
     answer = ask(http, "chat", called(arguments, stream=stream), guarded=guarded, stream=stream)
     told = events(answer.text)[-1] if stream and answer.status_code == 200 else answer.json()
     assert told["error"]["code"] == "engine_broken_stream", answer.text
+
+
+@pytest.mark.parametrize("model", ["llamacpp", "ollama"])
+def test_an_empty_string_replaces_nothing_in_a_folded_answer(http: httpx.Client, model: str) -> None:
+    """Some engines repeat each field, with an empty value."""
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    steps = [delta({"role": "assistant", "content": "Hm", "tool_calls": [call]})]
+    for it in ('{"city":', '"Oslo"}'):
+        more = {"index": 0, "id": "", "type": "", "function": {"name": "", "arguments": it}}
+        steps.append(delta({"role": "", "content": "", "tool_calls": [more]}, ""))
+    steps += [delta({"role": "", "content": ""}, "tool_calls"), delta({"role": "", "content": ""}, "")]
+    steps += [["event", dict.fromkeys(CHUNK, "") | {"choices": [], "usage": USAGE}], *END[2:]]
+    answer = ask(http, "chat", steps, model=model).json()
+    (choice,) = answer["choices"]
+    assert (choice["message"]["role"], choice["message"]["content"]) == ("assistant", "Hm")
+    (told,) = choice["message"]["tool_calls"]
+    told.pop("index", None)
+    function = {"name": "weather", "arguments": '{"city":"Oslo"}'}
+    assert told == {"id": "call_1", "type": "function", "function": function}
+    assert choice["finish_reason"] == "tool_calls"
+    assert {name: answer[name] for name in CHUNK} == CHUNK | {"object": "chat.completion"}
