@@ -99,8 +99,9 @@ class Content:
         return {"content": self.text.getvalue(), "tool_calls": [{"function": it} for it in calls]}
 
     def add(self, choice: dict[str, Any]) -> bool:
-        """Learn from a chunk's choice. Returns whether the choice was changed, because it was settled, lacked an
-        index or repeated its role. Raises EngineError for a malformed choice that was not settled before."""
+        """Learn from a chunk's choice. Returns whether the choice was changed, because it was settled or lacked an
+        index, or because its role was repeated or empty. Raises EngineError for a malformed choice that was not settled
+        before."""
         mended, other = False, False
         index, delta = choice.get("index"), choice.get("delta")
         made = delta.get("content") if type(delta) is dict else choice.get("text")
@@ -110,18 +111,18 @@ class Content:
             index = choice["index"]
         if type(delta) is dict:
             if "role" in delta:
-                if index in self._roles:
+                if index in self._roles or not delta["role"]:
                     del delta["role"]
                     mended = True
                 else:
                     self._roles.add(index)
             # Anything other than the role: a tool call, reasoning, a refusal.
             if len(delta) > 1 or not made:
+                if delta.get("tool_calls"):
+                    settled = settle(choice)
+                    mended = self.calls.number(choice) or settled or mended
                 for name, value in delta.items():
                     if value and name != "role" and name != "content":  # noqa: PLR1714  twice as fast
-                        if name == "tool_calls":
-                            settled = settle(choice)
-                            mended = self.calls.number(choice) or settled or mended
                         self.plain = False
                         other = True
                         self._keep(name, value)

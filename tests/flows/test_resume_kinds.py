@@ -18,6 +18,7 @@ from tests.support.kinds import (
     KINDS,
     PET,
     PET_PIECES,
+    SAID,
     TOOLS,
     Kind,
     engine_events,
@@ -228,3 +229,24 @@ def test_a_grammar_that_an_engine_refuses_is_no_reason_to_give_up(at: Asked) -> 
     assert outcome(answer, whole) == "whole", answer.text
     lines = at.gateway.lines(answer.headers["x-request-id"])
     assert [it["way"] for it in lines if it["msg"] == "resume"] == ["rest", "anew"]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp"])
+def test_text_beside_a_malformed_choice_comes_again(at: Asked, dialect: str) -> None:
+    """Its chunk was not forwarded, but the text was taken for sent."""
+    kind = KINDS["two choices"]
+    whole = read(ask(at, kind, dialect))
+    good = {"index": 0, "delta": {"content": SAID[1]}, "finish_reason": None}
+    for bad in ({"index": 1, "delta": {"content": 5}}, {"index": 1, "delta": {"tool_calls": {"a": 1}}}, 5):
+        answer = ask(at, kind, dialect, cuts=[4], how=[["event", {"choices": [good, bad]}], ["end"]])
+        assert outcome(answer, whole) == "whole", answer.text
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp"])
+def test_reasoning_beside_malformed_tool_calls_comes_again(at: Asked, dialect: str) -> None:
+    kind = KINDS["reasoning, then text"]
+    whole = read(ask(at, kind, dialect))
+    name = "reasoning" if dialect == "vllm" else "reasoning_content"
+    bad = {"index": 0, "delta": {name: ",", "tool_calls": {"a": 1}}, "finish_reason": None}
+    answer = ask(at, kind, dialect, cuts=[2], how=[["event", {"choices": [bad]}], ["end"]])
+    assert outcome(answer, whole) == "whole", answer.text
