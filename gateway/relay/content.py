@@ -159,8 +159,9 @@ class Content:
         self._room -= self.reasoning[name].write(value)
 
     def _keep_call(self, piece: object) -> bool:
-        """Keep a piece of a tool call. Returns whether that is possible."""
-        function = piece.get("function") if type(piece) is dict else None
+        """Keep a piece of a tool call. Returns whether that is possible. A null or an empty field is as good as a
+        missing one."""
+        function = (piece.get("function") or {}) if type(piece) is dict else None
         if type(piece) is not dict or type(function) is not dict or self._room <= 0:
             return False
         call = self.made.setdefault(piece["index"], Call())
@@ -168,7 +169,7 @@ class Content:
         call.name = call.name or (name if type(name) is str else "")
         if type(arguments) is str:
             self._room -= call.arguments.write(arguments)
-        return piece.get("type") in (None, "function")
+        return piece.get("type") in (None, "", "function")
 
 
 class Contents(Content):
