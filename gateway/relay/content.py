@@ -100,8 +100,8 @@ class Content:
 
     def add(self, choice: dict[str, Any]) -> bool:
         """Learn from a chunk's choice. Returns whether the choice was changed, because it was settled or lacked an
-        index, or because its role was repeated or empty. Raises EngineError for a malformed choice that was not settled
-        before."""
+        index, or because its role or its finish_reason was repeated or empty. Raises EngineError for a malformed choice
+        that was not settled before."""
         mended, other = False, False
         index, delta = choice.get("index"), choice.get("delta")
         made = delta.get("content") if type(delta) is dict else choice.get("text")
@@ -137,6 +137,9 @@ class Content:
             self.any = True
             self.tokens += 1
         reason = choice.get("finish_reason")
+        if reason is not None and (not reason or index in self._ended):  # a choice ends once
+            choice["finish_reason"] = reason = None
+            mended = True
         if reason and type(reason) is str:
             self._open.discard(index)
             self._ended[index] = reason[:MAX_REASON]

@@ -73,6 +73,8 @@ class Fold:
             elif name == "logprobs" and isinstance(value, dict):
                 whole["logprobs"] = whole.get("logprobs") or {}
                 _continue(whole["logprobs"], value)
+            elif name == "finish_reason":  # the first one holds, as in a stream
+                whole[name] = whole[name] or value
             elif (value is not None and value != "") or name not in whole:
                 whole[name] = value
 

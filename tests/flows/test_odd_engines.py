@@ -132,3 +132,36 @@ def test_an_empty_string_replaces_nothing_in_a_folded_answer(http: httpx.Client,
     assert told == {"id": "call_1", "type": "function", "function": function}
     assert choice["finish_reason"] == "tool_calls"
     assert {name: answer[name] for name in CHUNK} == CHUNK | {"object": "chat.completion"}
+
+
+# Of Messages: the limit of the request was not reached.
+ENDED = {"chat": "length", "responses": "incomplete", "messages": "model_context_window_exceeded"}
+ENDS = [["role"], delta({"content": "Hi"}, ""), delta({}, "length"), delta({}, "stop"), delta({}, ""), *END[1:]]
+
+
+def finish(api: str, answer: httpx.Response, *, stream: bool) -> str:
+    """Why the answer ended."""
+    if api == "responses":  # the judges take whole answers only
+        it = faces.events(answer.text)[-1]["response"] if stream else answer.json()
+        return str(it["status"])
+    return said(api, answer, stream=stream).finish
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("api", ENDED)
+def test_the_first_finish_reason_of_a_stream_is_the_only_one(http: httpx.Client, api: str, *, guarded: bool) -> None:
+    """A second one was forwarded, too. An empty one is none."""
+    answer = ask(http, api, ENDS, guarded=guarded, stream=True)
+    if api == "chat":
+        choices = [it for chunk in events(answer.text)[:-1] for it in chunk["choices"]]
+        assert [it["finish_reason"] for it in choices if it["finish_reason"] is not None] == ["length"]
+    else:
+        assert finish(api, answer, stream=True) == ENDED[api], answer.text
+
+
+@pytest.mark.parametrize("model", ["llamacpp", "ollama"])
+@pytest.mark.parametrize("api", ENDED)
+def test_the_first_finish_reason_is_that_of_a_folded_answer(http: httpx.Client, api: str, model: str) -> None:
+    answer = ask(http, api, ENDS, model=model)
+    assert '"Hi"' in answer.text
+    assert finish(api, answer, stream=False) == ENDED[api], answer.text
