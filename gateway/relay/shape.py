@@ -54,7 +54,9 @@ def _settle_call(call: Any) -> bool:
     if type(call) is not dict:
         raise _malformed()
     function = call.get("function")
-    arguments = function.get("arguments") if type(function) is dict else None
+    if type(function) is not dict:
+        return False
+    arguments = function.get("arguments")
     if arguments is None or type(arguments) is str:
         return False
     if type(arguments) is not dict:
