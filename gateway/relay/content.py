@@ -136,16 +136,23 @@ class Content:
         elif other:
             self.any = True
             self.tokens += 1
-        reason = choice.get("finish_reason")
-        if reason is not None and (not reason or index in self._ended):  # a choice ends once
-            choice["finish_reason"] = reason = None
+        if choice.get("finish_reason") is not None and self._ends(choice, index):
             mended = True
-        if reason and type(reason) is str:
-            self._open.discard(index)
-            self._ended[index] = reason[:MAX_REASON]
-        elif index not in self._open and index not in self._ended:
+        if index not in self._open and index not in self._ended:
             self._open.add(index)
         return mended
+
+    def _ends(self, choice: dict[str, Any], index: int) -> bool:
+        """Note that a choice ends. Returns whether its finish_reason was removed: a choice has one, and an empty one is
+        none."""
+        reason = choice["finish_reason"]
+        if not reason or index in self._ended:
+            choice["finish_reason"] = None
+            return True
+        if type(reason) is str:
+            self._open.discard(index)
+            self._ended[index] = reason[:MAX_REASON]
+        return False
 
     def _keep(self, name: str, value: object) -> None:
         """Keep what came beside text, if it is reasoning or a tool call."""
