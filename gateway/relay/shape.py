@@ -61,7 +61,10 @@ def _settle_call(call: Any) -> bool:
         return False
     if type(arguments) is not dict:
         raise _malformed()
-    function["arguments"] = orjson.dumps(arguments).decode()
+    try:
+        function["arguments"] = orjson.dumps(arguments).decode()
+    except orjson.JSONEncodeError:  # they are nested too deeply
+        raise _malformed() from None
     return True
 
 

@@ -17,6 +17,7 @@ from tests.support.tool_streams import CITY
 CHAT = "/v1/chat/completions"
 HEAD = {"id": "chatcmpl-odd", "object": "chat.completion", "created": 1, "model": "fake-model"}
 CHUNK = {"id": "chatcmpl-fake", "object": "chat.completion.chunk", "created": 1, "model": "fake-model"}
+DEEP: Any = {"a": json.loads("[" * 300 + "]" * 300)}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 FINISHES = {"chat": "tool_calls", "responses": "completed", "messages": "tool_use"}
 CONFIG = (
@@ -104,8 +105,8 @@ def test_arguments_that_are_an_object_become_their_json_text_in_a_folded_answer(
 
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("arguments", [["Oslo"], 5, True])
-def test_arguments_that_are_neither_a_text_nor_an_object_are_an_error(
+@pytest.mark.parametrize("arguments", [["Oslo"], 5, True, DEEP], ids=["a list", "a number", "true", "too deep"])
+def test_arguments_that_are_neither_a_text_nor_an_object_that_can_be_one_are_an_error(
     http: httpx.Client, arguments: Any, *, stream: bool, guarded: bool
 ) -> None:
     answer = ask(http, "chat", called(arguments, stream=stream), guarded=guarded, stream=stream)
