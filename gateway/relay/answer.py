@@ -241,13 +241,12 @@ class Answer:
 
     def takes_whole(self, target: Target, answer: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """Take the blocking answer of this target. Returns the answer for the client, and whether it was changed,
-        because of its rounds or to report the usage of all choices. Raises EngineError if it is malformed,
-        and EngineDisobeyed."""
+        because it was settled, because of its rounds or to report the usage of all choices. Raises EngineError if it is
+        malformed, and EngineDisobeyed."""
         if self.exchange.endpoint.unit == "seconds":
             self.amount = heard(self.exchange, answer)
             return answer, False
-        if self.exchange.endpoint.generates:
-            settle_all(answer)
+        settled = self.exchange.endpoint.generates and settle_all(answer)
         if self.exchange.origin is not None and target.upstream.dialect.repeats:
             remove_beginning(answer, self._asked.fields["messages"])
         one, ways = self._counts_one(target), self.rounds
@@ -264,7 +263,7 @@ class Answer:
         choices = answer.get("choices")
         if isinstance(choices, list):
             self.finish_reason = reasons(it.get("finish_reason") for it in choices if isinstance(it, dict))
-        return answer, one or ways is not None
+        return answer, settled or one or ways is not None
 
     def folded(self, fold: Fold) -> dict[str, Any]:
         """Return the sum of a stream whose caller waits for the whole."""

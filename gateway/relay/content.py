@@ -99,8 +99,9 @@ class Content:
         return {"content": self.text.getvalue(), "tool_calls": [{"function": it} for it in calls]}
 
     def add(self, choice: dict[str, Any]) -> bool:
-        """Learn from a chunk's choice. Returns whether the choice was changed, because it lacked an index or repeated
-        its role. Raises EngineError for a malformed choice that was not settled before."""
+        """Learn from a chunk's choice. Returns whether the choice was changed, because it was settled or lacked an
+        index, or because its role or its finish_reason was repeated or empty. Raises EngineError for a malformed choice
+        that was not settled before."""
         mended, other = False, False
         index, delta = choice.get("index"), choice.get("delta")
         made = delta.get("content") if type(delta) is dict else choice.get("text")
@@ -110,17 +111,18 @@ class Content:
             index = choice["index"]
         if type(delta) is dict:
             if "role" in delta:
-                if index in self._roles:
+                if index in self._roles or not delta["role"]:
                     del delta["role"]
                     mended = True
                 else:
                     self._roles.add(index)
             # Anything other than the role: a tool call, reasoning, a refusal.
             if len(delta) > 1 or not made:
+                if delta.get("tool_calls"):
+                    settled = settle(choice)
+                    mended = self.calls.number(choice) or settled or mended
                 for name, value in delta.items():
                     if value and name != "role" and name != "content":  # noqa: PLR1714  twice as fast
-                        if name == "tool_calls":
-                            mended = settle(choice) or self.calls.number(choice) or mended
                         self.plain = False
                         other = True
                         self._keep(name, value)
@@ -134,13 +136,23 @@ class Content:
         elif other:
             self.any = True
             self.tokens += 1
-        reason = choice.get("finish_reason")
-        if reason and type(reason) is str:
-            self._open.discard(index)
-            self._ended[index] = reason[:MAX_REASON]
-        elif index not in self._open and index not in self._ended:
+        if choice.get("finish_reason") is not None and self._ends(choice, index):
+            mended = True
+        if index not in self._open and index not in self._ended:
             self._open.add(index)
         return mended
+
+    def _ends(self, choice: dict[str, Any], index: int) -> bool:
+        """Note that a choice ends. Returns whether its finish_reason was removed: a choice has one, and an empty one is
+        none."""
+        reason = choice["finish_reason"]
+        if not reason or index in self._ended:
+            choice["finish_reason"] = None
+            return True
+        if type(reason) is str:
+            self._open.discard(index)
+            self._ended[index] = reason[:MAX_REASON]
+        return False
 
     def _keep(self, name: str, value: object) -> None:
         """Keep what came beside text, if it is reasoning or a tool call."""
@@ -157,8 +169,9 @@ class Content:
         self._room -= self.reasoning[name].write(value)
 
     def _keep_call(self, piece: object) -> bool:
-        """Keep a piece of a tool call. Returns whether that is possible."""
-        function = piece.get("function") if type(piece) is dict else None
+        """Keep a piece of a tool call. Returns whether that is possible. A null or an empty field is as good as a
+        missing one."""
+        function = (piece.get("function") or {}) if type(piece) is dict else None
         if type(piece) is not dict or type(function) is not dict or self._room <= 0:
             return False
         call = self.made.setdefault(piece["index"], Call())
@@ -166,7 +179,7 @@ class Content:
         call.name = call.name or (name if type(name) is str else "")
         if type(arguments) is str:
             self._room -= call.arguments.write(arguments)
-        return piece.get("type") in (None, "function")
+        return piece.get("type") in (None, "", "function")
 
 
 class Contents(Content):

@@ -32,14 +32,14 @@ class Fold:
 
     def add(self, chunk: dict[str, Any]) -> None:
         """Add one chunk. Its fields beside the choices hold for the whole answer, and a later value replaces an earlier
-        one."""
+        one, but null and an empty string replace nothing."""
         if self.note is not None:
             self.note(chunk)
         for name, value in chunk.items():
             if name == "choices":
                 for choice in value:
                     self._add_choice(choice)
-            elif value is not None:
+            elif value is not None and (value != "" or name not in self._answer):
                 self._answer[name] = value
 
     def answer(self, usage: Usage | None) -> dict[str, Any]:
@@ -73,7 +73,9 @@ class Fold:
             elif name == "logprobs" and isinstance(value, dict):
                 whole["logprobs"] = whole.get("logprobs") or {}
                 _continue(whole["logprobs"], value)
-            elif value is not None or name not in whole:
+            elif name == "finish_reason":  # the first one holds, as in a stream
+                whole[name] = whole[name] or value
+            elif (value is not None and value != "") or name not in whole:
                 whole[name] = value
 
 
@@ -134,10 +136,11 @@ def _add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _continue(whole: dict[str, Any], more: dict[str, Any]) -> None:
-    """Add to an object: its texts are continued, its lists extended, and so are its objects."""
+    """Add to an object: its texts are continued, its lists extended, and so are its objects. Null and an empty string
+    replace nothing."""
     for name, value in more.items():
         there = whole.get(name)
-        if value is None:
+        if value is None or (value == "" and there is not None):
             whole.setdefault(name, None)
         elif isinstance(value, str) and isinstance(there, str) and name not in _ONCE:
             whole[name] = there + value

@@ -237,8 +237,8 @@ class Tap:
             self._mended = True
         if not self.started:
             self._begins(chunk)
-        if self._edit is not None:
-            self._have_edited(self._edit, chunk, choices)
+        if self._edit is not None or len(choices) > 1:
+            self._have_settled(chunk, choices)
         cut = False
         if at and choices:
             self._tally.tell(choices, told)
@@ -267,13 +267,16 @@ class Tap:
             self.content.kept = False  # the client lacks a part, so no other engine can continue the answer
             raise
 
-    def _have_edited(self, edit: Callable[[dict[str, Any]], None], chunk: dict[str, Any], choices: list[Any]) -> None:
+    def _have_settled(self, chunk: dict[str, Any], choices: list[Any]) -> None:
+        """Settle the choices before anything is learned of one: a chunk with a malformed choice is not forwarded. Then
+        have the chunk edited."""
         for choice in choices:
             if settle(choice):
                 self._mended = True
-            if "tool_calls" in choice.get("delta", ()) and self._calls.number(choice):
+            if self._edit is not None and "tool_calls" in choice.get("delta", ()) and self._calls.number(choice):
                 self._mended = True
-        edit(chunk)
+        if self._edit is not None:
+            self._edit(chunk)
 
     def _hides_usage(self, chunk: dict[str, Any], choices: list[Any], usage: Any) -> bool:
         """Learn from a chunk's usage. Returns whether the chunk holds nothing else and is not forwarded."""

@@ -18,6 +18,7 @@ from tests.support.kinds import (
     KINDS,
     PET,
     PET_PIECES,
+    SAID,
     TOOLS,
     Kind,
     engine_events,
@@ -127,6 +128,44 @@ def test_a_call_that_does_not_come_again_is_completed_by_its_schema(at: Asked, n
         assert read(answer)[0]["ends"] == ["tool_calls"]
 
 
+ODD: dict[str, dict[str, Any]] = {
+    "numbered from 1": {"from": 1},
+    "numbered from 7, with a null": {"from": 7, "empty": {"function": None}},
+    "a piece without a function": {"empty": {"id": "", "type": ""}},
+    "a piece of nulls": {"empty": {"id": None, "type": None, "function": {"name": None, "arguments": None}}},
+}
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("odd", ODD)
+def test_calls_with_odd_indices_or_empty_pieces_are_resumed(at: Asked, odd: str, dialect: str, *, again: bool) -> None:
+    """`again`: the calls come again. Otherwise the last one is completed by its schema."""
+    kind = KINDS["two tool calls"]
+    kind = replace(kind, choices=[kind.choices[0] | ODD[odd]])
+    whole = read(ask(at, kind, dialect))
+    empty = 2 * (dialect != "ollama" and "empty" in ODD[odd])
+    cuts = some(range(1 + (dialect != "ollama"), engine_events(kind, dialect) + empty + 1))
+    script = {} if again else {"again": ANOTHER}
+    answers = together([partial(ask, at, kind, dialect, cuts=[it], **script) for it in cuts])
+    for cut, answer in zip(cuts, answers, strict=True):
+        calls = read(answer)[0]["calls"]
+        assert calls == whole[0]["calls"][: len(calls)], (cut, answer.text)
+        assert outcome(answer, whole) == ("whole" if len(calls) == 2 else "other"), (cut, answer.text)
+        assert len(calls) == 2 or not again, (cut, answer.text)
+
+
+def test_forced_calls_that_the_engine_numbers_from_7_are_resumed(at: Asked) -> None:
+    """Their client has them by other indices."""
+    kind = KINDS["a call that vLLM forces"]
+    kind = replace(kind, choices=[kind.choices[0] | ODD["numbered from 7, with a null"]])
+    whole = read(ask(at, kind, "vllm"))
+    assert [it["index"] for it in whole[0]["calls"]] == [0, 1]
+    cuts = some(range(2, engine_events(kind, "vllm") + 3))
+    answers = together([partial(ask, at, kind, "vllm", cuts=[it]) for it in cuts])
+    assert {outcome(it, whole) for it in answers} == {"whole"}
+
+
 def test_a_sampled_call_of_vllm_is_completed_by_its_schema(at: Asked) -> None:
     """It has no seed, so that it would not come the same again."""
     kind = replace(KINDS["a tool call"], asks={"tools": TOOLS})
@@ -228,3 +267,24 @@ def test_a_grammar_that_an_engine_refuses_is_no_reason_to_give_up(at: Asked) -> 
     assert outcome(answer, whole) == "whole", answer.text
     lines = at.gateway.lines(answer.headers["x-request-id"])
     assert [it["way"] for it in lines if it["msg"] == "resume"] == ["rest", "anew"]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp"])
+def test_text_beside_a_malformed_choice_comes_again(at: Asked, dialect: str) -> None:
+    """Its chunk was not forwarded, but the text was taken for sent."""
+    kind = KINDS["two choices"]
+    whole = read(ask(at, kind, dialect))
+    good = {"index": 0, "delta": {"content": SAID[1]}, "finish_reason": None}
+    for bad in ({"index": 1, "delta": {"content": 5}}, {"index": 1, "delta": {"tool_calls": {"a": 1}}}, 5):
+        answer = ask(at, kind, dialect, cuts=[4], how=[["event", {"choices": [good, bad]}], ["end"]])
+        assert outcome(answer, whole) == "whole", answer.text
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp"])
+def test_reasoning_beside_malformed_tool_calls_comes_again(at: Asked, dialect: str) -> None:
+    kind = KINDS["reasoning, then text"]
+    whole = read(ask(at, kind, dialect))
+    name = "reasoning" if dialect == "vllm" else "reasoning_content"
+    bad = {"index": 0, "delta": {name: ",", "tool_calls": {"a": 1}}, "finish_reason": None}
+    answer = ask(at, kind, dialect, cuts=[2], how=[["event", {"choices": [bad]}], ["end"]])
+    assert outcome(answer, whole) == "whole", answer.text

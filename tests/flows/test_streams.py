@@ -52,6 +52,16 @@ def test_a_role_that_the_engine_repeats_reaches_the_client_once_for_each_choice(
         assert "".join(it.get("content", "") for it in deltas) == text
 
 
+def test_an_empty_role_does_not_reach_the_client(gateway: GatewayProcess) -> None:
+    """It took the place of the role that came behind it."""
+    roles = ["", None, "assistant", ""]
+    chunks = [{"choices": [{"index": 0, "delta": {"role": it, "content": "a"}}]} for it in roles]
+    *told, done = events(ask(gateway, [*(["event", it] for it in chunks), ["finish", "stop"], ["done"], ["end"]]).text)
+    assert done == "[DONE]"
+    deltas = [it["choices"][0]["delta"] for it in told]
+    assert [it.get("role", "none") for it in deltas] == ["none", "none", "assistant", "none", "none"]
+
+
 def test_usage_comes_only_when_asked_for_though_the_engine_is_always_asked(
     gateway: GatewayProcess, engine: FakeEngine, mark: str
 ) -> None:

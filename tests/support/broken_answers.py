@@ -50,13 +50,12 @@ def read(answer: httpx.Response) -> dict[int, dict[str, Any]]:
         made["text"] += (delta.get("content") if "delta" in choice else choice["text"]) or ""
         made["thoughts"] += delta.get("reasoning") or delta.get("reasoning_content") or ""
         for piece in delta.get("tool_calls") or ():
-            if piece["index"] == len(made["calls"]):
+            function = piece.get("function") or {}
+            if piece["index"] not in [it["index"] for it in made["calls"]]:
                 assert piece["id"], answer.text
-                assert piece["function"]["name"], answer.text
-                made["calls"].append(
-                    {"index": piece["index"], "function": {"name": piece["function"]["name"], "arguments": ""}}
-                )
-            made["calls"][piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+                made["calls"].append({"index": piece["index"], "function": {"name": function["name"], "arguments": ""}})
+            (call,) = (it for it in made["calls"] if it["index"] == piece["index"])
+            call["function"]["arguments"] += function.get("arguments") or ""
         told = choice.get("logprobs") or {}
         made["tokens"] += [it["token"] for it in told.get("content") or ()] + (told.get("tokens") or [])
         made["ends"] += [choice["finish_reason"]] if choice["finish_reason"] else []

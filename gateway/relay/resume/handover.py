@@ -44,7 +44,7 @@ class Handover:
     raw: str | None = None  # the text, if it is handed over behind the prompt itself
     closes: str = ""  # what ends the reasoning with which the engine goes on there
     skips: dict[str, str] = field(default_factory=dict)  # what an answer made anew has to begin with, by its names
-    calls: tuple[tuple[str, str], ...] = ()  # and its tool calls: their names and arguments
+    calls: dict[int, tuple[str, str]] = field(default_factory=dict)  # and its tool calls: names and arguments by index
     call: int | None = None  # the text is the rest of this tool call's arguments
     ends: str | None = None  # its finish_reason, if nothing is left to be made
     checks: Constraint | None = None  # what the whole text has to be
@@ -240,7 +240,7 @@ def _anew(part: Part, way: Way) -> Handover:
     name, content = "content" if part.exchange.endpoint.chats else "text", part.content
     kept = {name: content.text, **content.reasoning}
     skips = {key: text for key, it in kept.items() if (text := it.getvalue())}
-    calls = tuple((it.name, it.arguments.getvalue()) for _, it in sorted(content.made.items()))
+    calls = {index: (it.name, it.arguments.getvalue()) for index, it in content.made.items()}
     exchange, checks = part.exchange, None
     if way == "nailed" and content.text.tell():
         if _is_said(part):
@@ -251,11 +251,10 @@ def _anew(part: Part, way: Way) -> Handover:
 
 def _arguments(part: Part, dialect: Dialect) -> Handover:
     """The last call's arguments are JSON by its function's schema, and are continued as such."""
-    calls = [part.content.made[it] for it in sorted(part.content.made)]
-    last = calls[-1]
-    text = last.arguments.getvalue()
-    index = len(calls) - 1
-    if not last.name or sorted(part.content.made) != list(range(len(calls))):
+    made = part.content.made
+    index = max(made)
+    last, text = made[index], made[index].arguments.getvalue()
+    if not last.name or list(made) != sorted(made):
         raise UnsupportedError("a tool call has no name, or the calls are not in order")
     if _is_whole(text):
         return Handover(exchange=part.exchange, way="arguments", call=index, ends="tool_calls")

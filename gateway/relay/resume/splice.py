@@ -20,8 +20,8 @@ class Splice:
         self._handover = handover
         self._again = handover.again
         self._skips = dict(handover.skips)
-        self._calls = [[name, arguments] for name, arguments in handover.calls]
-        self._begun = [False] * len(self._calls)  # whether the engine has come to the call
+        self._calls = dict(handover.calls)  # what the engine has not made yet of each, by the engine's index
+        self._begun: set[int] = set()  # the calls that the engine has come to
         self._string = False  # the text that is skipped is within one of JSON's strings
         self._escaped = False
         # What would complete a stop sequence that has begun: the engine, which made the rest alone, can't know.
@@ -36,7 +36,8 @@ class Splice:
     @property
     def skips(self) -> bool:
         """Whether something is missing of what the client has."""
-        return bool(self._skips) or not all(self._begun) or any(arguments for _, arguments in self._calls)
+        begun = len(self._begun) == len(self._calls)
+        return bool(self._skips) or not begun or any(arguments for _, arguments in self._calls.values())
 
     def sew(self, choice: dict[str, Any]) -> bool:
         """Change a choice of a chunk into what the client lacks of it. Returns whether that is anything.
@@ -84,7 +85,7 @@ class Splice:
                 continue
             if name == "tool_calls" and type(value) is list:
                 said[name] = [it for it in value if type(it) is dict and self._skip_call(it)]
-                beyond = beyond or any(it.get("index", 0) >= len(self._calls) for it in said[name])
+                beyond = beyond or any(it.get("index", 0) not in self._calls for it in said[name])
                 continue
             rest = self._behind(name, value)
             beyond = beyond or bool(rest)
@@ -142,16 +143,16 @@ class Splice:
     def _skip_call(self, piece: dict[str, Any]) -> bool:
         """Take off what the client has of a tool call. Returns whether anything is left of the piece."""
         index, function = piece.get("index", 0), piece.get("function")
-        if type(index) is not int or not 0 <= index < len(self._calls):
+        if index not in self._calls:
             return True
         name, left = self._calls[index]
         said = function if type(function) is dict else {}
-        self._begun[index] = True
+        self._begun.add(index)
         told, arguments = said.pop("name", None), said.get("arguments") or ""
         size = min(len(left), len(arguments)) if type(arguments) is str else 0
         if (told and told != name) or type(arguments) is not str or arguments[:size] != left[:size]:
             raise _another()
-        self._calls[index][1] = left[size:]
+        self._calls[index] = name, left[size:]
         piece.clear()  # its id and its type are the first part's
         piece |= {"index": index, "function": {"arguments": arguments[size:]}}
         return size < len(arguments)

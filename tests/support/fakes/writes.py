@@ -5,7 +5,8 @@ that the whole comes once more.
 `["write", {...}]` in a script of tests/support/fakes/engine.py:
     dialect   ollama, vllm or llamacpp
     choices   for each choice {"thinks": [...], "pieces": [...], "calls": [[name, [pieces]], ...]}, all optional; a
-              request for one choice gets the one that its text so far, its prompt or its seed belongs to
+              request for one choice gets the one that its text so far, its prompt or its seed belongs to. Its calls are
+              numbered from `from` (0), and the fields of `empty` are a piece of each call that says nothing
     prompts   the prompts, in the order of their choices
     again     the choices when they are made once more; the same, if it is left out
     disobeys  the choices when a rest is asked for; whatever the engine is to keep to, it does not
@@ -161,11 +162,14 @@ def _line(frame: Frame, index: int, said: Json, request: Json) -> list[Json]:
         offset += len(text)
         events.append(event)
     calls = said.get("calls", [])
-    for number, (name, pieces) in enumerate(calls):
+    for number, (name, pieces) in enumerate(calls, said.get("from", 0)):
         if frame.dialect == "ollama":  # whole, in one event
             events.append(frame.call(number, name, "".join(pieces), index, first=not events))
             continue
         events.append(frame.call(number, name, "", index))
+        if "empty" in said:
+            events.append(frame.call(number, None, "", index))
+            events[-1]["choices"][0]["delta"]["tool_calls"] = [{"index": number} | said["empty"]]
         events += [frame.call(number, None, it, index) for it in pieces]
     return [*events, frame.finish("tool_calls" if calls else "stop", index)]
 
