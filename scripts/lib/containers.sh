@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The stack's containers while `make up` waits for them: what each does, and whether it stops again and again.
+# The stack's containers, for `make up`: since when each runs, what it does, and whether it stops again and again.
 
 # Sets `containers` to a line for each of the stack: its service, state, exit status, number of restarts, health and id. Compose
 # would take ten times as long, and this is repeated every second.
@@ -15,6 +15,15 @@ look() {
 # Prints the field with number $2 of the line of the service $1, and perhaps the one with number $3, or nothing if it has no
 # container.
 about() { awk -v service="$1" -v one="$2" -v two="${3:-}" '$1 == service { print $one (two ? " " $two : "") }' <<<"$containers"; }
+
+# Prints the time at which the container of the service $1 was started, to the second, or nothing if none runs.
+started_at() {
+  local id time
+  id=$(docker compose ps --quiet --status running "$1" 2>/dev/null | head -n 1) || return 0
+  [ -n "$id" ] && time=$(docker inspect --format '{{.State.StartedAt}}' "$id" 2>/dev/null) || return 0
+  time=${time%%[.Z]*}
+  echo "${time/T/ } UTC"
+}
 
 # A service that has ended, or that Docker restarts again and again, will not become ready. Docker says "restarting" only for the
 # moment between an end and the next start, so the restarts since the first look are counted too.

@@ -148,22 +148,22 @@ $(cat)"
 # Has a running gateway read its list and stack.yaml again, if one of them has changed. Its streams go on, and so do the requests that
 # wait.
 reload_models() {
-  local container
-  container=$(docker compose ps --quiet --status running gateway 2>/dev/null) || true
-  [ -n "$container" ] || return 0
-  [ -n "$relisted" ] || reconfigured_since "$(docker inspect --format '{{.State.StartedAt}}' "$container")" || return 0
+  local started
+  started=$(started_at gateway)
+  [ -n "$started" ] || return 0
+  [ -n "$relisted" ] || reconfigured_since "$started" || return 0
   docker compose kill --signal HUP gateway >/dev/null 2>&1 || true
 }
 
-# Whether stack.yaml was written, made or removed since the time $1, as Docker prints it. Nothing here knows of a reload since then,
+# Whether stack.yaml was written, made or removed since the time $1. Nothing here knows of a reload since then,
 # and one more does no harm.
 reconfigured_since() {
-  local directory moment="${1%%.*} UTC"
-  directory=$(config_directory) moment=${moment/T/ }
+  local directory
+  directory=$(config_directory)
   if [ -e "$directory/stack.yaml" ]; then
-    [ -n "$(find -L "$directory/stack.yaml" -newerct "$moment" 2>/dev/null)" ]
+    [ -n "$(find -L "$directory/stack.yaml" -newerct "$1" 2>/dev/null)" ]
   else
-    [ -n "$(find -L "$directory" -prune -newermt "$moment" 2>/dev/null)" ]
+    [ -n "$(find -L "$directory" -prune -newermt "$1" 2>/dev/null)" ]
   fi
 }
 

@@ -21,14 +21,5 @@ renew_secret_readers() {
   done < <(secret_readers)
 }
 
-# Prints the time at which the container of the service $1 was started, to the second, or nothing if none runs.
-started_at() {
-  local id time
-  id=$(docker compose ps --quiet --status running "$1" 2>/dev/null | head -n 1) || return 0
-  [ -n "$id" ] && time=$(docker inspect --format '{{.State.StartedAt}}' "$id" 2>/dev/null) || return 0
-  time=${time%%[.Z]*}
-  echo "${time/T/ } UTC"
-}
-
 # Whether the file $2, or what it links to, has changed since $1. Its ctime also tells of an older file that was moved there.
 changed_since() { [ -f "$2" ] && [ -n "$(find "$2" -newerct "$1" 2>/dev/null)$(find -L "$2" -newerct "$1" 2>/dev/null)" ]; }

@@ -1,6 +1,7 @@
 """One gateway with a console for each file of tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,15 @@ from tests.support.processes import FakeEngine, GatewayProcess
 
 
 @pytest.fixture(scope="module")
-def console(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with console_gateway(tmp_path_factory.mktemp("console") / "log", engine.url) as gateway:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gateway's data directory."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def console(engine: FakeEngine, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    log = tmp_path_factory.mktemp("console") / "log"
+    with console_gateway(log, engine.url, STACK_DATA_DIR=str(data)) as gateway:
         yield gateway
 
 

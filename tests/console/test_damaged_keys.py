@@ -8,25 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.console import Visit, console_gateway, make_key, names_of
+from tests.support.console import Visit, make_key, names_of
 from tests.support.keys import admin
-from tests.support.processes import FakeEngine, GatewayProcess
+from tests.support.processes import GatewayProcess
 
 DAMAGE = ["priority = 0", "labels = '{'", "expires_at = 'soon'", "name = ''", "disabled = 'maybe'", "created_at = -1"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gateway's data directory."""
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def console(engine: FakeEngine, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    log = tmp_path_factory.mktemp("damaged") / "log"
-    with console_gateway(log, engine.url, STACK_DATA_DIR=str(data)) as gateway:
-        yield gateway
-        assert "a bug in the console" not in log.read_text()
+@pytest.fixture(scope="module", autouse=True)
+def _no_bug(console: GatewayProcess) -> Iterator[None]:
+    yield
+    assert "a bug in the console" not in console.log_path.read_text()
 
 
 def damage(data: Path, change: str, where: str, value: str) -> None:

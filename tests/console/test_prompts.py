@@ -9,22 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.console import Visit, change_key, console_gateway, make_key
+from tests.support.console import Visit, change_key, make_key
 from tests.support.keys import admin, ask
-from tests.support.processes import FakeEngine, GatewayProcess, wait_for
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gateway's data directory."""
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def console(engine: FakeEngine, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    log = tmp_path_factory.mktemp("prompts") / "log"
-    with console_gateway(log, engine.url, STACK_DATA_DIR=str(data)) as gateway:
-        yield gateway
+from tests.support.processes import GatewayProcess, wait_for
 
 
 @pytest.fixture(autouse=True)

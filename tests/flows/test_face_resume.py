@@ -28,13 +28,6 @@ from tests.support.processes import (
 )
 from tests.support.rows import Rows
 
-CONFIG = (
-    "engines:\n"
-    + twins.engines()
-    + "models:\n"
-    + twins.models()
-    + "default_model: vllm\nbreaker: {{failures: 1000}}\nretries: {{budget: 1}}\n"
-)
 ANSWER = {"thinks": ["Hm", ",", " so"], "pieces": SAID, "calls": [["sun", ARGUMENTS], ["rain", MORE]]}
 CALLS = (("sun", {"city": "Paris", "days": 3}), ("rain", {"city": "Oslo"}))
 WHOLE = {
@@ -58,7 +51,7 @@ class Setting(NamedTuple):
 @pytest.fixture(scope="module")
 def at(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     directory, metrics = tmp_path_factory.mktemp("face-resume"), free_port()
-    (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url))
+    (directory / "stack.yaml").write_text(twins.CONFIG.format(a=engine.url))
     settings = {"STACK_CONFIG": str(directory / "stack.yaml"), "STACK_WORKERS": "1", "STACK_RESUME": "3"}
     settings |= {"STACK_METRICS_BIND": f"127.0.0.1:{metrics}", "STACK_DATA_DIR": str(directory / "data")}
     with running_gateway(directory / "log", engine.url, **settings) as gateway, gateway.client() as client:

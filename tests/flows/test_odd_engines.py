@@ -20,20 +20,13 @@ CHUNK = {"id": "chatcmpl-fake", "object": "chat.completion.chunk", "created": 1,
 DEEP: Any = {"a": json.loads("[" * 300 + "]" * 300)}
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 FINISHES = {"chat": "tool_calls", "responses": "completed", "messages": "tool_use"}
-CONFIG = (
-    "engines:\n"
-    + twins.engines()
-    + "models:\n"
-    + twins.models()
-    + "default_model: vllm\nbreaker: {{failures: 1000}}\nretries: {{budget: 1}}\n"
-)
 
 
 @pytest.fixture(scope="module")
 def http(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of a gateway before one engine that does as its script says, in each dialect."""
     directory = tmp_path_factory.mktemp("odd")
-    (directory / "stack.yaml").write_text(CONFIG.format(a=engine.url))
+    (directory / "stack.yaml").write_text(twins.CONFIG.format(a=engine.url))
     settings = {"STACK_CONFIG": str(directory / "stack.yaml"), "STACK_WORKERS": "1", "STACK_RESUME": "3"}
     with running_gateway(directory / "log", engine.url, **settings) as gateway, gateway.client() as client:
         yield client

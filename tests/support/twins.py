@@ -27,3 +27,10 @@ def models() -> str:
     """Return the lines of two models for each dialect: `vllm`, and `vllm-alone`, whose engine has one name."""
     both = ((dialect, twins) for dialect in DIALECTS for twins in (True, False))
     return "".join(model(dialect if twins else f"{dialect}-alone", dialect, twins=twins) for dialect, twins in both)
+
+
+# Each model at each dialect, with as many failures and retries as a test needs.
+CONFIG = (
+    f"engines:\n{engines()}models:\n{models()}"
+    "default_model: vllm\nbreaker: {{failures: 1000}}\nretries: {{budget: 1}}\n"
+)
